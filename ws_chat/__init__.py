@@ -1,0 +1,1 @@
+"""Streams chat-model answers over WebSocket and SSE, from any OpenAI-compatible server."""

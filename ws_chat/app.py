@@ -1,0 +1,111 @@
+"""The application, put together. The only file that chooses: which upstream, which store, which limits."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI, Request, Response
+from starlette.routing import WebSocketRoute
+
+from ws_chat.doors.connections import Connections
+from ws_chat.doors.http import install_error_handlers
+from ws_chat.doors.sse import SSEDoor
+from ws_chat.doors.websocket import WebSocketDoor
+from ws_chat.relay import Relay
+from ws_chat.settings import Settings
+from ws_chat.stores.memory import MemoryStore
+from ws_chat.upstreams.demo import DemoUpstream
+from ws_chat.upstreams.openai import OpenAIUpstream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ws_chat.stores.base import Store
+    from ws_chat.upstreams.base import Upstream
+
+logger = logging.getLogger("ws_chat")
+
+
+def create_app(
+    settings: Settings | None = None, *, upstream: Upstream | None = None, store: Store | None = None
+) -> FastAPI:
+    """Return the ASGI application. What is not given is chosen by the settings, and they by the environment.
+
+    Raises SettingsError.
+    """
+    settings = settings or Settings.load()
+    relay = Relay(
+        upstream or choose_upstream(settings),
+        store or MemoryStore(),
+        models=settings.models,
+        max_generations=settings.max_generations,
+    )
+    connections = Connections(settings.max_connections)
+    sockets = WebSocketDoor(
+        relay,
+        connections,
+        max_frame_bytes=settings.max_frame_bytes,
+        max_generations=settings.max_generations_per_connection,
+        new_id=_new_id,
+    )
+    streams = SSEDoor(relay, connections, max_body_bytes=settings.max_frame_bytes, new_id=_new_id)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await relay.close()
+
+    app = FastAPI(title="ws_chat", lifespan=lifespan, routes=[WebSocketRoute("/v1/chat/ws", sockets.serve)])
+    install_error_handlers(app)
+
+    @app.post("/v1/chat/stream", response_class=Response, openapi_extra=_CHAT_REQUEST)
+    async def stream(request: Request) -> Response:
+        """Stream one answer as server-sent events."""
+        return await streams.chat(request)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Tell that the process lives."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, str]:
+        """Tell that the process takes requests."""
+        return {"status": "ok"}
+
+    return app
+
+
+def choose_upstream(settings: Settings) -> Upstream:
+    """Return the upstream that the settings name, and say aloud when that is the demo."""
+    if settings.uses_demo:
+        logger.warning("Answers come from the built-in demo. OPENAI_API_KEY or OPENAI_BASE_URL names a real model.")
+        return DemoUpstream(timeout=settings.upstream_timeout)
+    return OpenAIUpstream(
+        model=settings.model,
+        api_key=settings.openai_api_key,
+        base_url=settings.openai_base_url,
+        timeout=settings.upstream_timeout,
+    )
+
+
+def _new_id() -> str:
+    return secrets.token_urlsafe(16)
+
+
+_CHAT_REQUEST: Final[dict[str, Any]] = {}
+
+
+app: FastAPI
+
+
+def __getattr__(name: str) -> FastAPI:
+    # `uvicorn ws_chat.app:app` asks for it; importing this module alone reads no environment and starts nothing.
+    if name == "app":
+        global app  # noqa: PLW0603  (made once, on first use)
+        app = create_app()
+        return app
+    raise AttributeError(name)

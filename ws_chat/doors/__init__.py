@@ -1,0 +1,1 @@
+"""Where callers come in: bytes in, a decision from the session, bytes out."""

@@ -1,0 +1,208 @@
+"""The SSE door: one request, one answer as `text/event-stream` (WHATWG HTML, section "Server-sent events").
+
+The text format is what a person at a terminal reads; the frames format carries the frames of the WebSocket, one an
+event. Both are the same log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic_core import to_json
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from ws_chat.doors.http import error_response
+from ws_chat.doors.outlet import AwaitedOutlet
+from ws_chat.errors import ChatError
+from ws_chat.event_stream import PING, event
+from ws_chat.frames import Chat, Done, Failed, InvalidFrameError, Token, decode, encode
+from ws_chat.reader import Reader
+from ws_chat.session import Session, StartGeneration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import Receive, Scope, Send
+
+    from ws_chat.doors.connections import Connections
+    from ws_chat.frames import ServerFrame
+    from ws_chat.relay import Relay
+    from ws_chat.stores.base import Log
+
+PING_INTERVAL: Final = 15.0
+"""Seconds of silence after which a comment line keeps proxies from closing the connection."""
+
+
+class TextFormat:
+    """Frames as the tutorial's events: the answer's text, then `[DONE]`."""
+
+    def __init__(self) -> None:
+        self._after_cr = False
+
+    def __call__(self, frame: ServerFrame) -> bytes:
+        """Return a frame's event; nothing for a frame that has no text."""
+        match frame:
+            case Token(delta=delta):
+                return self._text(delta.get("content"))
+            case Done(status="completed"):
+                return event("[DONE]", name="done")
+            case Done():
+                return event("[CANCELLED]", name="done")
+            case Failed(error=error):
+                return event(to_json({"error": error.as_dict()}).decode(), name="error")
+        return b""
+
+    def _text(self, text: Any) -> bytes:
+        if not isinstance(text, str) or not text:
+            return b""
+        # A CRLF may be cut in two by the frames; a reader that sees LF for both would see two line breaks.
+        if self._after_cr and text[0] == "\n":
+            text = text[1:]
+            self._after_cr = False
+            if not text:
+                return b""
+        self._after_cr = text[-1] == "\r"
+        return event(text)
+
+
+def frames_format(frame: ServerFrame) -> bytes:
+    """Return a frame as an event: its type, its seq, and the same JSON as on the WebSocket."""
+    return event(encode(frame).decode(), name=frame.type, event_id=getattr(frame, "seq", None))
+
+
+class SSEDoor:
+    """Serves chats as event streams. Bodies above `max_body_bytes` are `too_large`."""
+
+    def __init__(
+        self, relay: Relay, connections: Connections, *, max_body_bytes: int, new_id: Callable[[], str]
+    ) -> None:
+        self.relay = relay
+        self.connections = connections
+        self._max_body_bytes = max_body_bytes
+        self._new_id = new_id
+
+    async def chat(self, request: Request) -> EventStream:
+        """Read one chat request. Raises ChatError (`invalid_json`, `invalid_request`, `too_large`)."""
+        encoder = _format(request.query_params.get("format", "text"))
+        frame = decode(await self._body(request))
+        if not isinstance(frame, Chat):
+            raise InvalidFrameError("invalid_request", "Only a chat can be sent here.", param="type")
+        action = Session(limit=1, new_id=self._new_id).receive(frame)
+        assert isinstance(action, StartGeneration)  # noqa: S101  (what a chat in a new session always is)
+        return EventStream(self, action, encoder)
+
+    async def _body(self, request: Request) -> bytes:
+        body = bytearray()
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > self._max_body_bytes:
+                    message = f"A request is at most {self._max_body_bytes} bytes."
+                    raise ChatError("too_large", message)
+        except ClientDisconnect:
+            raise ChatError("invalid_request", "The request was cut off.") from None
+        return bytes(body)
+
+
+def _format(name: str) -> Callable[[ServerFrame], bytes]:
+    if name == "text":
+        return TextFormat()
+    if name == "frames":
+        return frames_format
+    raise ChatError("invalid_request", '"format" is "text" or "frames".', param="format")
+
+
+class EventStream(Response):
+    """The response to a chat: it starts the generation, waits for its first delta, and streams it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, door: SSEDoor, start: StartGeneration, encoder: Callable[[ServerFrame], bytes]) -> None:
+        super().__init__(
+            headers={
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+                "X-Generation-Id": start.id,
+            }
+        )
+        del self.headers["Content-Length"]
+        self._door = door
+        self._start = start
+        self._encoder = encoder
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run as an ASGI response. Raises ChatError when it cannot be started."""
+        with self._door.connections.admit():
+            log = await self._door.relay.start(self._start.id, self._start.chat)
+            gone = asyncio.create_task(_gone(receive))
+            try:
+                await _begun(log, gone)
+                if log.last == 0 and isinstance(log.terminal, Failed):
+                    await error_response(log.terminal.error)(scope, receive, send)
+                elif not gone.done():
+                    await self._stream(log, gone, send)
+            finally:
+                self._door.relay.release(self._start.id)
+                gone.cancel()
+
+    async def _stream(self, log: Log, gone: asyncio.Task[None], send: Send) -> None:
+        async def send_batch(batch: list[bytes]) -> None:
+            pings.sent()
+            await send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        outlet = AwaitedOutlet(self._encoder, send_batch)
+        reader = Reader(log, 0, outlet, on_end=outlet.close)
+        pings = _Pings(outlet)
+        writer = asyncio.create_task(outlet.run())
+        try:
+            reader.open()
+            await asyncio.wait({writer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                writer.result()
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            reader.close()
+            pings.stop()
+            writer.cancel()
+
+
+class _Pings:
+    """Writes a comment after each PING_INTERVAL of silence. One timer, whatever the rate of events."""
+
+    def __init__(self, outlet: AwaitedOutlet) -> None:
+        self._outlet = outlet
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(PING_INTERVAL, self._check)
+
+    def sent(self) -> None:
+        self._last = self._loop.time()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        silence = self._loop.time() - self._last
+        if silence >= PING_INTERVAL and self._outlet.writable:
+            self._outlet.write_bytes(PING)
+            silence = 0
+        self._timer = self._loop.call_later(max(PING_INTERVAL - silence, 0.1), self._check)
+
+
+async def _begun(log: Log, gone: asyncio.Task[None]) -> None:
+    """Wait for a log's first delta, its end, or the end of the connection."""
+    begun = asyncio.Event()
+    gone.add_done_callback(lambda _: begun.set())
+    log.watch(begun.set)
+    if log.last == 0 and log.terminal is None:
+        await begun.wait()
+    log.unwatch(begun.set)
+
+
+async def _gone(receive: Receive) -> None:
+    """Wait until the client has gone away; what else it sends is of no interest."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

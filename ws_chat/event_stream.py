@@ -1,0 +1,92 @@
+"""Server-sent events, both ways (WHATWG HTML, section "Server-sent events"): bytes to data, and data to bytes.
+
+Lines end at CRLF, LF or CR and nowhere else: `str.splitlines` would also split at U+2028 and lose text. Knows nothing
+of what the data means.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
+PING: Final = b": ping\n\n"
+
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+_TEXT_LINE_END: Final = re.compile(r"\r\n|\n|\r")
+_FIELDS: Final = (b"data", b"event", b"id", b"retry", b"")  # the last: a comment, ": …"
+
+
+class NotAnEventStreamError(ValueError):
+    """The bytes are no event stream: their first line is no field, or an event grows without end."""
+
+
+class Splitter:
+    """Cuts a byte stream into the data of its events, however the reads fall.
+
+    Of an event only its data matters here; one without data is passed over. Multi-byte characters are never cut,
+    because nothing is decoded before its event is whole.
+    """
+
+    __slots__ = ("_after_cr", "_data", "_line", "_size", "_started")
+
+    def __init__(self) -> None:
+        self._line = b""  # the line that has no end yet
+        self._data: list[bytes] = []  # the data lines of the event that has no end yet
+        self._size = 0  # of these, in bytes
+        self._after_cr = False  # the last read ended in a CR: a LF that comes next belongs to it
+        self._started = False
+
+    def feed(self, read: bytes) -> list[bytes]:
+        """Take one read; return the data of each event that it completes.
+
+        Raises NotAnEventStreamError when the stream's first line is not one of an event stream, or when an event is
+        larger than MAX_EVENT_BYTES.
+        """
+        if not read:
+            return []
+        if self._after_cr and read.startswith(b"\n"):
+            read = read[1:]
+        self._after_cr = read.endswith(b"\r")
+        lines = _LINE_END.split(read)
+        lines[0] = self._line + lines[0]
+        self._line = lines.pop()
+        events = self._take(lines)
+        if self._size + len(self._line) > MAX_EVENT_BYTES:
+            raise NotAnEventStreamError("an event is too large")
+        return events
+
+    def end(self) -> list[bytes]:
+        """Take the end of the stream: servers leave out the blank line, or the line end, after their last event."""
+        lines, self._line = [self._line, b""], b""
+        return self._take(lines)
+
+    def _take(self, lines: list[bytes]) -> list[bytes]:
+        events = []
+        for line in lines:
+            if not line:
+                if self._data:
+                    events.append(b"\n".join(self._data))
+                    self._data = []
+                    self._size = 0
+                continue
+            field, colon, value = line.partition(b":")
+            if not self._started:
+                field = field.removeprefix(b"\xef\xbb\xbf")
+                if field not in _FIELDS or not colon:
+                    raise NotAnEventStreamError("the first line is no field of an event")
+                self._started = True
+            if field == b"data":
+                self._data.append(value.removeprefix(b" "))
+                self._size += len(value)
+        return events
+
+
+def event(data: str, *, name: str | None = None, event_id: int | None = None) -> bytes:
+    """Return one event. Line breaks in `data` (CRLF, LF, CR) become `data:` lines of one event; a reader sees LF."""
+    head = f"event: {name}\n" if name else ""
+    if event_id is not None:
+        head += f"id: {event_id}\n"
+    if "\n" in data or "\r" in data:
+        data = "\ndata: ".join(_TEXT_LINE_END.split(data))
+    return f"{head}data: {data}\n\n".encode()

@@ -1,0 +1,90 @@
+"""A reader: a position in a log, and an outlet to send what comes after it.
+
+Flow control, on one page. A reader has no queue. When the log grows, or when the outlet takes bytes again, it is
+pumped: it sends everything after its position for as long as the outlet takes it. A reader that keeps up sends one
+frame per delta; one that has fallen behind finds many deltas after its position and sends them joined. So the pace of
+one connection costs nobody else anything, and no memory but the log's.
+
+First read, live and replay are the same pump. It knows no event loop: whoever writes or drains calls it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ws_chat.deltas import merge
+from ws_chat.frames import Start, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ws_chat.frames import ServerFrame, Terminal
+    from ws_chat.stores.base import Log
+
+MERGE_LIMIT: Final = 512
+"""How many deltas go into one frame at most, so that a long replay does not become one frame of any size."""
+
+
+class Outlet(Protocol):
+    """Where the frames of one connection leave, in order."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether it takes a frame now."""
+
+    def write(self, frame: ServerFrame) -> None:
+        """Send a frame. Only while `writable`."""
+
+    def when_writable(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, when `writable` is true again; those that wait are called in turn."""
+
+
+class Reader:
+    """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once."""
+
+    __slots__ = ("_closed", "_log", "_on_end", "_outlet", "_seq", "_started")
+
+    def __init__(self, log: Log, after: int, outlet: Outlet, on_end: Callable[[], None]) -> None:
+        """Read `log` after the seq `after`; `on_end` is called once, when the terminal frame is out."""
+        self._log = log
+        self._seq = after
+        self._outlet = outlet
+        self._on_end = on_end
+        self._started = False
+        self._closed = False
+
+    def open(self) -> None:
+        """Start reading."""
+        self._log.watch(self.pump)
+        self.pump()
+
+    def close(self) -> None:
+        """Stop reading. Nothing is sent after this."""
+        self._closed = True
+        self._log.unwatch(self.pump)
+
+    def pump(self) -> None:
+        """Send all that comes after the position, as far as the outlet takes it."""
+        while not self._closed:
+            # First the outlet, then the log: joining deltas for an outlet that is full would be work for nothing.
+            if not self._outlet.writable:
+                self._outlet.when_writable(self.pump)
+                return
+            frame = self._next()
+            if frame is None:
+                return
+            self._outlet.write(frame)
+            if frame is self._log.terminal:
+                self.close()
+                self._on_end()
+
+    def _next(self) -> Start | Token | Terminal | None:
+        start = self._log.start
+        if not self._started:
+            self._started = True
+            return Start(start.id, self._seq, start.model)
+        if deltas := self._log.after(self._seq, MERGE_LIMIT):
+            delta, count = merge(deltas)
+            self._seq += count
+            return Token(start.id, self._seq, delta)
+        return self._log.terminal

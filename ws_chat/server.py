@@ -1,0 +1,68 @@
+"""Run the application under uvicorn, with the settings that suit long answers on many connections."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import resource
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+from uvicorn.config import LOGGING_CONFIG
+
+if TYPE_CHECKING:
+    from ws_chat.settings import Settings
+
+SHUTDOWN_TIMEOUT: Final = 5
+"""Seconds that running requests may take to end after the first signal; a second signal does not wait for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Where and how to listen: what `ws-chat serve` takes as options."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    uds: str | None = None
+    workers: int = 1
+    log_level: str = "info"
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    forwarded_allow_ips: str | None = None
+    root_path: str = ""
+
+
+def run(settings: Settings, binding: Binding) -> None:
+    """Serve until a signal ends it. Exits the process with a status of uvicorn's when it cannot listen."""
+    _raise_file_limit()
+    uvicorn.run("ws_chat.app:app", **_options(settings, binding))
+
+
+def _options(settings: Settings, binding: Binding) -> dict[str, Any]:
+    logging = copy.deepcopy(LOGGING_CONFIG)
+    logging["loggers"]["ws_chat"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
+    return {
+        "host": binding.host,
+        "port": binding.port,
+        "uds": binding.uds,
+        "workers": binding.workers,
+        "log_level": binding.log_level,
+        "log_config": logging,
+        "ssl_keyfile": binding.ssl_keyfile,
+        "ssl_certfile": binding.ssl_certfile,
+        "forwarded_allow_ips": binding.forwarded_allow_ips,
+        "root_path": binding.root_path,
+        "ws": "websockets-sansio",
+        "ws_max_size": settings.max_frame_bytes,
+        # Tokens are a few bytes each: compressing them costs more CPU and memory than it saves on the wire.
+        "ws_per_message_deflate": False,
+        "timeout_graceful_shutdown": SHUTDOWN_TIMEOUT,
+    }
+
+
+def _raise_file_limit() -> None:
+    """Let this process have as many sockets as the system allows it: each generation may need two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # a limit that cannot be raised is the operator's choice
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

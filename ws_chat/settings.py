@@ -1,0 +1,69 @@
+"""The environment, read once into a frozen value. Every setting of docs/protocol.md, its default and its unit."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+UpstreamName = Literal["auto", "openai", "demo"]
+
+
+class SettingsError(ValueError):
+    """The environment does not make sense; the message names each variable and what is wrong with it."""
+
+
+class Settings(BaseModel):
+    """How this process runs. Sizes are bytes, times are seconds."""
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
+
+    openai_api_key: str | None = Field(None, alias="OPENAI_API_KEY", repr=False)
+    openai_base_url: str | None = Field(None, alias="OPENAI_BASE_URL")
+    upstream: UpstreamName = Field("auto", alias="WS_CHAT_UPSTREAM")
+    model: str = Field("gpt-4o-mini", alias="WS_CHAT_MODEL")
+    models: tuple[str, ...] = Field((), alias="WS_CHAT_MODELS")
+    max_frame_bytes: int = Field(4 * 1024 * 1024, alias="WS_CHAT_MAX_FRAME_BYTES", gt=0)
+    max_connections: int = Field(20_000, alias="WS_CHAT_MAX_CONNECTIONS", gt=0)
+    max_generations: int = Field(10_000, alias="WS_CHAT_MAX_GENERATIONS", gt=0)
+    max_generations_per_connection: int = Field(16, alias="WS_CHAT_MAX_GENERATIONS_PER_CONNECTION", gt=0)
+    upstream_timeout: float = Field(120.0, alias="WS_CHAT_UPSTREAM_TIMEOUT", gt=0, allow_inf_nan=False)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        return tuple(part for part in map(str.strip, value.split(",")) if part) if isinstance(value, str) else value
+
+    @property
+    def uses_demo(self) -> bool:
+        """Whether the built-in demo answers: asked for, or nothing else is configured."""
+        if self.upstream == "auto":
+            return not (self.openai_api_key or self.openai_base_url)
+        return self.upstream == "demo"
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Settings:
+        """Read the variables; one that is set to nothing counts as not set.
+
+        Raises SettingsError.
+        """
+        names = {field.alias for field in cls.model_fields.values()}
+        given = {name: value for name, value in environ.items() if name in names and value.strip()}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            faults = [f"{fault['loc'][0]}={fault['input']!r}: {fault['msg']}" for fault in error.errors()]
+            raise SettingsError("; ".join(faults)) from None
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Read the process's environment and the file `.env` of the working directory, which it goes before.
+
+        Raises SettingsError.
+        """
+        return cls.from_environment({**{k: v for k, v in dotenv_values(".env").items() if v}, **os.environ})

@@ -1,0 +1,62 @@
+"""The seam to where generations are kept: a store of append-only logs. The log is the stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ws_chat.deltas import Delta
+    from ws_chat.frames import Start, Terminal
+
+
+class Log(Protocol):
+    """One generation's frames: a start, deltas numbered from 1, a terminal frame.
+
+    It is written by one producer and read by any number of readers, each with a position of its own. A write wakes
+    the readers synchronously; there is no queue per reader.
+    """
+
+    @property
+    def start(self) -> Start:
+        """The first frame, with seq 0."""
+
+    @property
+    def last(self) -> int:
+        """The seq of the last delta, 0 when there is none."""
+
+    @property
+    def terminal(self) -> Terminal | None:
+        """The last frame, once there is one."""
+
+    def after(self, seq: int, limit: int) -> Sequence[Delta]:
+        """Return at most `limit` deltas, from the one after `seq` on."""
+
+    def append(self, deltas: Sequence[Delta]) -> None:
+        """Add deltas and wake the readers."""
+
+    def end(self, terminal: Terminal) -> None:
+        """Add the terminal frame and wake the readers. Nothing is added after it."""
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Call `wake` after every write, until `unwatch`. It must not block and must not raise."""
+
+    def unwatch(self, wake: Callable[[], None]) -> None:
+        """Call `wake` no more."""
+
+
+class Store(Protocol):
+    """Keeps logs by the id of their generation."""
+
+    async def create(self, start: Start) -> Log:
+        """Open a log. Raises KeyError when there is one of that id."""
+
+    async def get(self, generation_id: str) -> Log | None:
+        """Return the log of a generation, or None when it is not kept (any more)."""
+
+    def remove(self, generation_id: str) -> None:
+        """Forget a generation, at once here and soon elsewhere; one that is not kept is no error."""
+
+    async def close(self) -> None:
+        """Let go of everything."""

@@ -1,0 +1,71 @@
+"""Logs in this process's memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ws_chat.deltas import Delta
+    from ws_chat.frames import Start, Terminal
+
+
+class MemoryLog:
+    """A log as a list: the delta with seq n stands at n - 1."""
+
+    __slots__ = ("_deltas", "_wakes", "start", "terminal")
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        self.terminal: Terminal | None = None
+        self._deltas: list[Delta] = []
+        self._wakes: dict[Callable[[], None], None] = {}
+
+    @property
+    def last(self) -> int:  # noqa: D102  (the seam says it)
+        return len(self._deltas)
+
+    def after(self, seq: int, limit: int) -> Sequence[Delta]:  # noqa: D102
+        return self._deltas[seq : seq + limit]
+
+    def append(self, deltas: Sequence[Delta]) -> None:  # noqa: D102
+        self._deltas.extend(deltas)
+        self._wake()
+
+    def end(self, terminal: Terminal) -> None:  # noqa: D102
+        self.terminal = terminal
+        self._wake()
+
+    def watch(self, wake: Callable[[], None]) -> None:  # noqa: D102
+        self._wakes[wake] = None
+
+    def unwatch(self, wake: Callable[[], None]) -> None:  # noqa: D102
+        self._wakes.pop(wake, None)
+
+    def _wake(self) -> None:
+        # A copy: a reader that has sent the terminal frame leaves while it is being woken.
+        for wake in list(self._wakes):
+            wake()
+
+
+class MemoryStore:
+    """Logs by id."""
+
+    def __init__(self) -> None:
+        self._logs: dict[str, MemoryLog] = {}
+
+    async def create(self, start: Start) -> MemoryLog:  # noqa: D102
+        if start.id in self._logs:
+            raise KeyError(start.id)
+        log = self._logs[start.id] = MemoryLog(start)
+        return log
+
+    async def get(self, generation_id: str) -> MemoryLog | None:  # noqa: D102
+        return self._logs.get(generation_id)
+
+    def remove(self, generation_id: str) -> None:  # noqa: D102
+        self._logs.pop(generation_id, None)
+
+    async def close(self) -> None:  # noqa: D102
+        self._logs.clear()

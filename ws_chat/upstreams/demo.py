@@ -1,0 +1,138 @@
+"""The built-in demo: answers without a key, a network or a model, so that everything around it can be tried.
+
+`demo` talks about the user's last message; the others are for whoever builds a front end and wants to see tool calls,
+reasoning, failures and silence on demand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ws_chat.deltas import Chunk
+from ws_chat.errors import ChatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ws_chat.upstreams.base import Emit
+
+
+@dataclass(frozen=True, slots=True)
+class _Behaviour:
+    """How one demo model answers: `rate` deltas per second (0: no pacing), and what it does besides."""
+
+    rate: float = 30.0
+    reasons: bool = False
+    calls_tools: bool = False
+    length: int | None = None
+    fails: bool = False
+    breaks: bool = False
+    falls_silent: bool = False
+
+
+MODELS: Final = {
+    "demo": _Behaviour(),
+    "demo-fast": _Behaviour(rate=0),
+    "demo-slow": _Behaviour(rate=3),
+    "demo-long": _Behaviour(rate=200, length=2000),
+    "demo-tools": _Behaviour(calls_tools=True),
+    "demo-reasoning": _Behaviour(reasons=True),
+    "demo-error": _Behaviour(fails=True),
+    "demo-break": _Behaviour(breaks=True),
+    "demo-silent": _Behaviour(falls_silent=True),
+}
+FEW: Final = 5
+"""How many deltas come before a break or a silence."""
+
+_PIECE: Final = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uff00-\uffef]|\s*[^\s\u3040-\u30ff\u3400-\u9fff\uff00-\uffef]+|\s+"
+)
+_CALLS: Final = (("get_weather", {"city": "Kyoto", "unit": "celsius"}), ("get_time", {"zone": "Asia/Tokyo"}))
+
+
+class DemoUpstream:
+    """Answers of our own. `timeout` is how many seconds `demo-silent` is silent before it counts as timed out."""
+
+    def __init__(self, *, timeout: float = 120.0) -> None:
+        self._timeout = timeout
+
+    def resolve(self, model: str | None) -> str:
+        """Return the demo model of that name; `demo` answers for every other."""
+        return model if model in MODELS else "demo"
+
+    async def generate(self, request: Mapping[str, Any], emit: Emit) -> None:
+        """Answer the last message. Raises ChatError where the model is one that fails."""
+        behaviour = MODELS[request["model"]]
+        if behaviour.fails:
+            raise ChatError("upstream_unavailable", "This is the demo model that always fails.")
+        pause = 1 / behaviour.rate if behaviour.rate else 0
+        count = 0
+        last = request["messages"][-1]
+        for chunk in _answer(behaviour, last):
+            if count == FEW and behaviour.breaks:
+                return
+            if count == FEW and behaviour.falls_silent:
+                await asyncio.sleep(self._timeout)
+                raise ChatError("upstream_timeout", "This is the demo model that falls silent.")
+            await asyncio.sleep(pause)
+            emit([chunk])
+            count += 1
+        emit([Chunk(finish_reason="tool_calls" if _calls_tools(behaviour, last) else "stop")])
+        asked = 1 + sum(len(_text(message)) for message in request["messages"]) // 4  # as OpenAI's rule of thumb has it
+        emit([Chunk(usage={"prompt_tokens": asked, "completion_tokens": count, "total_tokens": asked + count})])
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _answer(behaviour: _Behaviour, last: Mapping[str, Any]) -> Iterator[Chunk]:
+    if behaviour.length:
+        for number in range(1, behaviour.length + 1):
+            yield Chunk({"content": f"{number}" + ("\n" if number % 20 == 0 else " ")})
+        return
+    if _calls_tools(behaviour, last):
+        yield from _tool_calls()
+        return
+    if behaviour.reasons:
+        for piece in _PIECE.findall("The user wants to see reasoning. So I think a little, aloud, and then I answer."):
+            yield Chunk({"reasoning_content": piece})
+    for piece in _PIECE.findall(_reply(last)):
+        yield Chunk({"content": piece})
+
+
+def _calls_tools(behaviour: _Behaviour, last: Mapping[str, Any]) -> bool:
+    return behaviour.calls_tools and last["role"] != "tool"
+
+
+def _tool_calls() -> Iterator[Chunk]:
+    """Two parallel calls, in pieces, as OpenAI streams them: the head of each, then its arguments."""
+    for index, (name, arguments) in enumerate(_CALLS):
+        head = {"index": index, "id": f"call_demo_{index}", "type": "function"}
+        yield Chunk({"tool_calls": [{**head, "function": {"name": name, "arguments": ""}}]})
+        for piece in re.findall(r".{1,8}", json.dumps(arguments)):
+            yield Chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
+
+
+def _reply(last: Mapping[str, Any]) -> str:
+    said = _text(last).strip()
+    quoted = said if len(said) <= 200 else said[:200] + "…"
+    heard = f"The tool says: {quoted}" if last["role"] == "tool" else f"You said: “{quoted}”"
+    return (
+        f"{heard}\n\n"
+        f"That is {len(said)} character{'' if len(said) == 1 else 's'}. "
+        "I am the built-in demo, so no model has seen them: これはデモの返事です 🎈\n"
+        "Set OPENAI_API_KEY or OPENAI_BASE_URL, start the server again, and a real model answers here."
+    )
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """Return the text of a message: its content, or the text parts of it."""
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = (part.get("text") for part in content if isinstance(part, dict))
+        return " ".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
