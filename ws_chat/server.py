@@ -36,10 +36,11 @@ class Binding:
 def run(settings: Settings, binding: Binding) -> None:
     """Serve until a signal ends it. Exits the process with a status of uvicorn's when it cannot listen."""
     _raise_file_limit()
-    uvicorn.run("ws_chat.app:app", **_options(settings, binding))
+    uvicorn.run("ws_chat.app:app", **options(settings, binding))
 
 
-def _options(settings: Settings, binding: Binding) -> dict[str, Any]:
+def options(settings: Settings, binding: Binding) -> dict[str, Any]:
+    """Return the keyword arguments of `uvicorn.run` and `uvicorn.Config`."""
     logging = copy.deepcopy(LOGGING_CONFIG)
     logging["loggers"]["ws_chat"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
     return {

@@ -16,24 +16,22 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpx2
 import openai
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic_core import to_json
 
 from ws_chat.errors import ChatError
 from ws_chat.event_stream import NotAnEventStreamError
 from ws_chat.upstreams.answer import Answer, error_message
+from ws_chat.upstreams.pool import Clients
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
+    from openai import AsyncOpenAI
+
     from ws_chat.upstreams.base import Emit
 
-CONNECT_TIMEOUT: Final = 10.0
 DRAIN_TIMEOUT: Final = 0.05
 """Seconds that a stream may take to end after its [DONE], so that its connection can serve another request."""
-KEEPALIVE_CONNECTIONS: Final = 1000
-NO_KEY: Final = "none"
-"""What is sent as a key when none is configured: the SDK insists on one, servers that need none ignore it."""
 
 # Foreign errors and what they are called here, first match; the SDK's timeout is one of its connection errors.
 _FAULTS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
@@ -53,24 +51,16 @@ _FAULTS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
 class OpenAIUpstream:
     """Answers from an OpenAI-compatible server.
 
-    `timeout` is how many seconds it may be silent, before the answer's first byte and between bytes. A `client` of
-    the caller's is used as it is, and stays open on `close`.
+    `timeout` is how many seconds it may be silent, before the answer's first byte and between bytes.
     """
 
     def __init__(
-        self,
-        *,
-        model: str,
-        api_key: str | None = None,
-        base_url: str | None = None,
-        timeout: float = 120.0,
-        client: AsyncOpenAI | None = None,
+        self, *, model: str, api_key: str | None = None, base_url: str | None = None, timeout: float = 120.0
     ) -> None:
         self._model = model
         self._timeout = timeout
-        self._owned = client is None
-        self._client = client or _client(api_key, base_url, timeout)
-        self._mask = _masking(self._client.api_key)
+        self._clients = Clients(api_key, base_url, timeout)
+        self._mask = _masking(api_key)
         self._asks_for_usage = True
 
     def resolve(self, model: str | None) -> str:
@@ -88,49 +78,38 @@ class OpenAIUpstream:
                 raise self._translate(error) from None
 
     async def close(self) -> None:
-        """Close the pool of connections."""
-        if self._owned:
-            await self._client.close()
+        """Close every connection."""
+        await self._clients.close()
 
     async def _relay(self, request: Mapping[str, Any], answer: Answer) -> None:
-        # The SDK's own timeout is per try; this one is for the caller, who waits for all tries together.
-        async with asyncio.timeout(self._timeout):
-            response = await self._open(request)
-        try:
-            async with contextlib.aclosing(response.aiter_bytes()) as reads:
-                async for read in reads:
-                    answer.feed(read)
-                    if answer.done:
-                        await _drain(reads)
-                        return
-            answer.end()
-        finally:
-            await response.aclose()
+        with self._clients.lease() as client:
+            # The SDK's own timeout is per try; this one is for the caller, who waits for all tries together.
+            async with asyncio.timeout(self._timeout):
+                response = await self._open(client, request)
+            try:
+                async with contextlib.aclosing(response.aiter_bytes()) as reads:
+                    async for read in reads:
+                        answer.feed(read)
+                        if answer.done:
+                            await _drain(reads)
+                            return
+                answer.end()
+            finally:
+                await response.aclose()
 
-    async def _open(self, request: Mapping[str, Any]) -> httpx2.Response:
+    async def _open(self, client: AsyncOpenAI, request: Mapping[str, Any]) -> httpx2.Response:
         """Send the request, asking for usage; without asking, where the server refuses that."""
         options = request.get("stream_options", {})
         if not self._asks_for_usage or not isinstance(options, dict) or "include_usage" in options:
-            return await self._post(request)
+            return await _post(client, request)
         try:
-            return await self._post({**request, "stream_options": {**options, "include_usage": True}})
+            return await _post(client, {**request, "stream_options": {**options, "include_usage": True}})
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if not _refuses_usage(error):
                 raise
-        response = await self._post(request)
+        response = await _post(client, request)
         self._asks_for_usage = False
         return response
-
-    async def _post(self, body: Mapping[str, Any]) -> httpx2.Response:
-        # The documented way to any endpoint. `chat.completions.create` walks every message of the history first.
-        response = await self._client.post(
-            "/chat/completions",
-            cast_to=httpx2.Response,
-            content=to_json({**body, "stream": True}),
-            stream=True,
-            stream_cls=openai.AsyncStream[object],
-        )
-        return cast("httpx2.Response", response)  # what `cast_to` asks for; the overloads do not say so
 
     def _translate(self, error: Exception) -> ChatError:
         if isinstance(error, openai.APIStatusError):
@@ -153,6 +132,18 @@ class OpenAIUpstream:
         return ChatError("upstream_unavailable", said)
 
 
+async def _post(client: AsyncOpenAI, body: Mapping[str, Any]) -> httpx2.Response:
+    # The documented way to any endpoint. `chat.completions.create` walks every message of the history first.
+    response = await client.post(
+        "/chat/completions",
+        cast_to=httpx2.Response,
+        content=to_json({**body, "stream": True}),
+        stream=True,
+        stream_cls=openai.AsyncStream[object],
+    )
+    return cast("httpx2.Response", response)  # what `cast_to` asks for; the overloads do not say so
+
+
 async def _drain(reads: AsyncIterator[bytes]) -> None:
     """Read the stream to its end, which is next after [DONE]: only then can its connection serve another request."""
     with contextlib.suppress(TimeoutError, httpx2.HTTPError):
@@ -161,31 +152,19 @@ async def _drain(reads: AsyncIterator[bytes]) -> None:
                 pass
 
 
-def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncOpenAI:
-    # The SDK's own pool ends at 1,000 connections; how many generations run is the relay's to limit.
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=KEEPALIVE_CONNECTIONS)
-    timeouts = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None)
-    return AsyncOpenAI(
-        api_key=api_key or NO_KEY,
-        base_url=base_url,
-        timeout=timeouts,
-        http_client=DefaultAsyncHttpxClient(limits=limits, timeout=timeouts),
-    )
-
-
 def _refuses_usage(error: openai.APIStatusError) -> bool:
     return "stream_options" in error.response.text or "include_usage" in error.response.text
 
 
-def _masking(api_key: str) -> Callable[[str], str]:
+def _masking(api_key: str | None) -> Callable[[str], str]:
     """Return a function that masks this key and whatever else looks like one of the operator's secrets."""
     patterns = [
-        r"\bBearer\s+\S+",
+        r"\bBearer\s+[^\s,;]+",
         r"\b(?:sk|pk|rk|gsk|xai)-[\w*.-]{4,}",
         r"\b(?:org|proj)[-_]\w{8,}",
         r"\S*\*{3}\S*",
     ]
-    if api_key != NO_KEY:
+    if api_key:
         patterns.insert(0, re.escape(api_key))
     secrets = re.compile("|".join(patterns), re.IGNORECASE)
     return lambda message: secrets.sub("***", message)

@@ -1,0 +1,169 @@
+"""What the tests stand on: a real server under uvicorn, in front of the real SDK, in front of the fake upstream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import uvicorn
+from fake_openai import FakeOpenAI
+from websockets.asyncio.client import ClientConnection, connect
+
+from ws_chat import app as application
+from ws_chat.server import Binding, options
+from ws_chat.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from fastapi import FastAPI
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeOpenAI]:
+    server = FakeOpenAI()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+class Socket:
+    """A WebSocket client that speaks frames."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    async def send(self, frame: Any) -> None:
+        await self.connection.send(frame if isinstance(frame, str | bytes) else json.dumps(frame))
+
+    async def receive(self, patience: float = 20) -> dict[str, Any]:
+        async with asyncio.timeout(patience):
+            return json.loads(await self.connection.recv())
+
+    async def until_end(self, generation_id: str | None = None) -> list[dict[str, Any]]:
+        """Return the frames of one generation (or all) up to its terminal frame."""
+        frames = []
+        while True:
+            frame = await self.receive()
+            if generation_id in (None, frame.get("id")):
+                frames.append(frame)
+                if frame["type"] in ("done", "error"):
+                    return frames
+
+    async def chat(self, **request: Any) -> list[dict[str, Any]]:
+        """Send a chat and return all of its frames."""
+        await self.send({"messages": HELLO, **request})
+        return await self.until_end()
+
+    async def ask(self, frame: Any) -> dict[str, Any]:
+        """Send a frame and return the next one."""
+        await self.send(frame)
+        return await self.receive()
+
+
+@dataclass
+class Service:
+    """A running server."""
+
+    url: str
+    app: FastAPI
+    server: uvicorn.Server
+
+    @property
+    def ws_url(self) -> str:
+        return self.url.replace("http", "ws") + "/v1/chat/ws"
+
+    @property
+    def stream_url(self) -> str:
+        return self.url + "/v1/chat/stream"
+
+    @contextlib.asynccontextmanager
+    async def socket(self, **connecting: Any) -> AsyncIterator[Socket]:
+        async with connect(self.ws_url, max_size=None, **connecting) as connection:
+            yield Socket(connection)
+
+    async def post(self, body: Any = None, *, query: str = "", **headers: str) -> httpx.Response:
+        """Send a chat over SSE and return the whole response."""
+        content = body if isinstance(body, bytes) else json.dumps(body or {"messages": HELLO}).encode()
+        async with httpx.AsyncClient(timeout=20) as client:
+            return await client.post(self.stream_url + query, content=content, headers=headers)
+
+    async def frames(self, **request: Any) -> list[dict[str, Any]]:
+        """Send a chat over SSE in the frames format; return its frames, whose events must agree with them."""
+        response = await self.post({"messages": HELLO, **request}, query="?format=frames")
+        frames = []
+        for event in events(response.content):
+            frame = json.loads(event["data"])
+            assert event["event"] == frame["type"]
+            assert event["id"] == str(frame["seq"])
+            frames.append(frame)
+        return frames
+
+
+def events(body: bytes) -> list[dict[str, str]]:
+    """Read an event stream as the WHATWG standard says, in a way of its own: line by line, as text."""
+    found: list[dict[str, str]] = []
+    current: dict[str, str] = {}
+    for line in body.decode().replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        if not line:
+            if "data" in current:
+                found.append(current)
+            current = {}
+        elif not line.startswith(":"):
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            current[name] = f"{current[name]}\n{value}" if name == "data" and "data" in current else value
+    return found
+
+
+def joined(frames: list[dict[str, Any]], key: str = "content") -> str:
+    return "".join(frame.get(key, "") for frame in frames if frame["type"] == "token")
+
+
+@contextlib.asynccontextmanager
+async def running(app: FastAPI, settings: Settings, **config: Any) -> AsyncIterator[Service]:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen(8192)
+    chosen = options(settings, Binding(log_level="warning")) | {"log_config": None, "access_log": False, **config}
+    for name in ("host", "port"):
+        chosen.pop(name)
+    server = uvicorn.Server(uvicorn.Config(app, **chosen))
+    task = asyncio.create_task(server.serve(sockets=[sock]))
+    try:
+        yield Service(f"http://127.0.0.1:{sock.getsockname()[1]}", app, server)
+    finally:
+        server.should_exit = True
+        await task
+        sock.close()
+
+
+@pytest.fixture
+async def serve(fake: FakeOpenAI) -> AsyncIterator[Callable[..., Any]]:
+    """Return a function that starts a server in front of the fake upstream, with these settings."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(**given: Any) -> Service:
+            values = {"openai_base_url": fake.base_url, "openai_api_key": "sk-operator-key", **given}
+            settings = Settings(**values)
+            return await stack.enter_async_context(running(application.create_app(settings), settings))
+
+        yield start
+
+
+@pytest.fixture
+async def service(serve: Callable[..., Any]) -> Service:
+    return await serve()

@@ -1,0 +1,319 @@
+"""Every way an upstream can fail, at both doors: before the first delta and after it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from conftest import events, joined
+from fake_openai import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text
+
+from ws_chat.errors import CODES
+
+pytestmark = pytest.mark.anyio
+
+JSON = {"Content-Type": "application/json"}
+NO_RETRY = {**JSON, "x-should-retry": "false"}
+
+
+@dataclass
+class Fault:
+    """What the upstream does, and the error that it becomes. `said` is text that must be relayed before it."""
+
+    reply: Reply
+    code: str
+    status: int | None = None
+    message: str | None = None
+    retry_after: str | None = None
+    said: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def stream(*steps: Any) -> Reply:
+    return Reply(list(steps))
+
+
+def status(number: int, body: bytes, headers: dict[str, str] | None = None) -> Reply:
+    return Reply([body], number, headers or NO_RETRY)
+
+
+A = sse(chunk({"content": "a"}))
+QUICK = {"upstream_timeout": 0.3}
+
+FAULTS = {
+    "400 with a message": Fault(
+        status(400, error_body("bad temperature")), "upstream_rejected", 400, "bad temperature"
+    ),
+    "404 of a model": Fault(status(404, error_body("no such model")), "upstream_rejected", 404, "no such model"),
+    "422 of FastAPI": Fault(
+        status(422, b'{"detail":[{"msg":"field required"}]}'), "upstream_rejected", 422, "field required"
+    ),
+    "413 in plain text": Fault(
+        status(413, b"too much", {"Content-Type": "text/plain"}), "upstream_rejected", 413, "too much"
+    ),
+    "404 as a page": Fault(
+        status(404, b"<html>nginx</html>", {"Content-Type": "text/html"}), "upstream_rejected", 404, "status 404"
+    ),
+    "the key in a message": Fault(
+        status(
+            400, error_body("key sk-operator-key, Bearer sk-operator-key, sk-proj-ab***yz of org-1234567890 is odd")
+        ),
+        "upstream_rejected",
+        400,
+        "key ***, ***, *** of *** is odd",
+    ),
+    "401": Fault(
+        status(401, error_body("Incorrect API key provided: sk-operator-key")), "upstream_auth", 502, "credentials"
+    ),
+    "403": Fault(status(403, error_body("country")), "upstream_auth", 502, "credentials"),
+    "429 with seconds": Fault(
+        status(429, error_body("slow down"), {**NO_RETRY, "Retry-After": "7"}),
+        "upstream_rate_limited",
+        429,
+        "slow down",
+        retry_after="7",
+    ),
+    "429 with a date of the past": Fault(
+        status(429, error_body("slow down"), {**NO_RETRY, "Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+        "upstream_rate_limited",
+        429,
+        retry_after="0",
+    ),
+    "429 with nonsense": Fault(
+        status(429, error_body("slow down"), {**NO_RETRY, "Retry-After": "soon"}), "upstream_rate_limited", 429
+    ),
+    "500": Fault(status(500, b"Traceback (most recent call last)"), "upstream_unavailable", 502, "status 500"),
+    "closed without an answer": Fault(Reply(head_after=[Cut()]), "upstream_unavailable", 502),
+    "reset without an answer": Fault(Reply(head_after=[Reset()]), "upstream_unavailable", 502),
+    "silence without an answer": Fault(Reply(head_after=[Hang()]), "upstream_timeout", 504, settings=QUICK),
+    "silence after the head": Fault(stream(Hang()), "upstream_timeout", 504, settings=QUICK),
+    "HTML with 200": Fault(
+        Reply([b"<!doctype html>\n<html>\n\nhi</html>"], headers={"Content-Type": "text/html"}), "upstream_malformed"
+    ),
+    "HTML as event stream": Fault(stream(b"<html>one line, no end"), "upstream_malformed"),
+    "JSON with 200": Fault(Reply([b'{"choices":[]}'], headers=JSON), "upstream_malformed"),
+    "nothing with 200": Fault(stream(), "upstream_incomplete"),
+    "only [DONE]": Fault(stream(DONE), "upstream_incomplete"),
+    "error object first": Fault(stream(sse({"error": {"message": "boom"}})), "upstream_unavailable", 502, "boom"),
+    "error object after a delta": Fault(
+        stream(A, sse({"error": {"message": "out of sk-operator-key"}}), *text("b")),
+        "upstream_unavailable",
+        502,
+        "out of ***",
+        said="a",
+    ),
+    "error object in the same read": Fault(
+        stream(A + sse({"error": "boom"})), "upstream_unavailable", message="boom", said="a"
+    ),
+    "end without a finish_reason": Fault(stream(A), "upstream_incomplete", 502, said="a"),
+    "[DONE] without a finish_reason": Fault(stream(A, DONE), "upstream_incomplete", 502, said="a"),
+    "cut in mid-stream": Fault(stream(A, Cut()), "upstream_incomplete", 502, said="a"),
+    "cut in mid-event": Fault(stream(A, A[:20]), "upstream_incomplete", 502, said="a"),
+    "cut in mid-event and mid-stream": Fault(stream(A, A[:20], Cut()), "upstream_incomplete", 502, said="a"),
+    "silence in mid-stream": Fault(stream(A, Hang()), "upstream_timeout", 504, said="a", settings=QUICK),
+    "bad JSON": Fault(stream(A, b"data: {nonsense\n\n", *text("b")), "upstream_malformed", 502, said="a"),
+    "bad JSON in the same read": Fault(stream(A + b"data: {nonsense\n\n"), "upstream_malformed", 502, said="a"),
+    "NaN": Fault(stream(A, b'data: {"choices":[],"x":NaN}\n\n'), "upstream_malformed", 502, said="a"),
+    "no object": Fault(stream(A, b"data: 42\n\n"), "upstream_malformed", 502, said="a"),
+    "choices no list": Fault(stream(A, b'data: {"choices":{"a":1}}\n\n'), "upstream_malformed", said="a"),
+    "a choice no object": Fault(stream(A, b'data: {"choices":[7]}\n\n'), "upstream_malformed", said="a"),
+    "delta no object": Fault(stream(A, b'data: {"choices":[{"delta":"b"}]}\n\n'), "upstream_malformed", said="a"),
+    "finish_reason no string": Fault(
+        stream(A, b'data: {"choices":[{"delta":{},"finish_reason":1}]}\n\n'), "upstream_malformed", said="a"
+    ),
+    "invalid UTF-8": Fault(stream(A, b'data: {"x":"\xff"}\n\n'), "upstream_malformed", said="a"),
+    "broken transfer coding": Fault(stream(A, Garbage()), "upstream_malformed", said="a"),
+    "broken gzip": Fault(
+        Reply([b"no gzip"], headers={"Content-Type": "text/event-stream", "Content-Encoding": "gzip"}),
+        "upstream_malformed",
+    ),
+}
+
+
+def check(fault: Fault, error: dict[str, Any]) -> None:
+    kind = CODES[fault.code]
+    assert error == {
+        "type": kind.type,
+        "code": fault.code,
+        "message": error["message"],
+        "param": None,
+        "status": fault.status or kind.status,
+        "retryable": kind.retryable,
+    }
+    assert fault.message is None or fault.message in error["message"]
+    assert "sk-operator-key" not in error["message"]
+    assert "Traceback" not in error["message"]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_becomes_its_error_at_every_door(name, serve, fake):
+    fault = FAULTS[name]
+    fake.default = fault.reply
+    service = await serve(**fault.settings)
+
+    async with service.socket() as socket:
+        start, *tokens, failed = await socket.chat()
+        assert (await socket.ask({"type": "ping"})) == {"type": "pong"}
+    over_sse = await service.post(query="?format=frames")
+    as_text = await service.post()
+
+    assert (start["type"], failed["type"]) == ("start", "error")
+    assert joined(tokens) == fault.said
+    assert failed["seq"] == len(fault.said) + 1
+    check(fault, failed["error"])
+    if fault.said:
+        assert over_sse.status_code == as_text.status_code == 200
+        assert [event["event"] for event in events(over_sse.content)][-1] == "error"
+        assert events(as_text.content)[0] == {"data": fault.said}
+        assert [event.get("event") for event in events(as_text.content)] == [None, "error"]
+        last = events(as_text.content)[-1]["data"]
+        check(fault, json.loads(last)["error"])
+    else:
+        for response in (over_sse, as_text):
+            assert response.status_code == failed["error"]["status"]
+            assert response.headers["content-type"] == "application/json"
+            assert response.headers.get("retry-after") == fault.retry_after
+            check(fault, response.json()["error"])
+
+
+async def test_a_refused_connection_is_unavailable(serve, fake):
+    service = await serve(openai_base_url="http://127.0.0.1:9/v1")
+
+    async with service.socket() as socket:
+        _, failed = await socket.chat()
+
+    assert failed["error"]["code"] == "upstream_unavailable"
+    assert (await service.post()).status_code == 502
+
+
+@pytest.mark.parametrize("end", [Cut(), Reset(), Hang(), Garbage()])
+async def test_what_breaks_after_the_finish_reason_breaks_no_answer(end, serve, fake):
+    fake.default = stream(A, sse(chunk({}, "stop")), end)
+    service = await serve(**QUICK)
+
+    async with service.socket() as socket:
+        _, *tokens, done = await socket.chat()
+
+    assert (done["status"], done["finish_reason"], done["usage"]) == ("completed", "stop", None)
+    assert joined(tokens) == "a"
+
+
+async def test_a_failing_upstream_is_tried_again_before_the_first_delta(service, fake):
+    fake.refuse(500, "not yet")
+    fake.reply(text("a"))
+
+    async with service.socket() as socket:
+        frames = await socket.chat()
+
+    assert joined(frames) == "a"
+    assert len(fake.requests) == 2
+
+
+async def test_a_failing_upstream_is_not_tried_again_after_the_first_delta(service, fake):
+    fake.reply([A, Reset()])
+
+    async with service.socket() as socket:
+        *_, failed = await socket.chat()
+
+    assert failed["error"]["code"] == "upstream_unavailable"
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, error_body("Unrecognized request argument supplied: stream_options")),
+        (422, b'{"detail":[{"loc":["body","stream_options"],"msg":"extra fields not permitted"}]}'),
+        (400, error_body("include_usage is not supported")),
+    ],
+)
+async def test_a_server_that_refuses_stream_options_is_asked_without_and_remembered(status, body, service, fake):
+    fake.reply([body], status, JSON)
+    fake.default = Reply(text("a", usage=False))
+
+    async with service.socket() as socket:
+        *_, first = await socket.chat()
+        *_, second = await socket.chat()
+
+    assert (first["status"], first["usage"]) == ("completed", None)
+    assert second["status"] == "completed"
+    assert ["stream_options" in request.body for request in fake.requests] == [True, False, False]
+
+
+async def test_a_refusal_of_something_else_leaves_usage_asked_for(service, fake):
+    fake.refuse(400, "bad temperature")
+
+    async with service.socket() as socket:
+        *_, failed = await socket.chat()
+        *_, done = await socket.chat()
+
+    assert failed["error"]["code"] == "upstream_rejected"
+    assert done["usage"]
+    assert ["stream_options" in request.body for request in fake.requests] == [True, True]
+
+
+async def test_a_refusal_in_both_ways_is_told_and_not_remembered(service, fake):
+    fake.refuse(400, "stream_options are odd")
+    fake.refuse(400, "temperature too")
+
+    async with service.socket() as socket:
+        *_, failed = await socket.chat()
+        *_, done = await socket.chat()
+
+    assert failed["error"]["message"] == "temperature too"
+    assert done["usage"]
+
+
+async def test_stream_options_of_the_client_are_passed_on_and_kept(service, fake):
+    async with service.socket() as socket:
+        await socket.chat(stream_options={"include_obfuscation": False})
+        await socket.chat(stream_options={"include_usage": False})
+        await socket.chat(stream_options="odd")
+
+    assert [request.body["stream_options"] for request in fake.requests] == [
+        {"include_obfuscation": False, "include_usage": True},
+        {"include_usage": False},
+        "odd",
+    ]
+
+
+async def test_a_connection_serves_one_answer_after_another(service, fake):
+    async with service.socket() as socket:
+        for _ in range(5):
+            await socket.chat()
+
+    assert fake.accepted == 1
+
+
+async def test_five_thousand_generations_run_at_once(serve, fake):
+    gate = asyncio.Event()
+    fake.default = Reply([A, Wait(gate), *text("b")])
+    service = await serve(max_generations_per_connection=500)
+    sockets = []
+
+    async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+
+        async def one_socket() -> list[list[dict[str, Any]]]:
+            async with service.socket() as socket:
+                for _ in range(500):
+                    await socket.send({"messages": [{"role": "user", "content": "hi"}]})
+                frames: dict[str, list[dict[str, Any]]] = {}
+                ends = 0
+                while ends < 500:
+                    frame = await socket.receive(patience=120)
+                    frames.setdefault(frame["id"], []).append(frame)
+                    ends += frame["type"] in ("done", "error")
+                return list(frames.values())
+
+        sockets = [group.create_task(one_socket()) for _ in range(10)]
+        await fake.request(5000)
+        gate.set()
+
+    for task in sockets:
+        for frames in task.result():
+            assert joined(frames) == "ab"
+            assert frames[-1]["type"] == "done"
+    assert fake.accepted == 5000
