@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from ws_chat.doors.connections import Connections
+    from ws_chat.relay import Relay
+
 HELLO = [{"role": "user", "content": "hi"}]
 
 
@@ -81,6 +84,14 @@ class Service:
     url: str
     app: FastAPI
     server: uvicorn.Server
+
+    @property
+    def relay(self) -> Relay:
+        return self.app.state.relay
+
+    @property
+    def connections(self) -> Connections:
+        return self.app.state.connections
 
     @property
     def ws_url(self) -> str:

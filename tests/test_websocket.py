@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
+
 import pytest
 from conftest import HELLO, joined
+from fake_openai import Hang, Reply, Wait, chunk, sse, text
+from test_frames import BAD_FRAMES, BAD_JSON
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 pytestmark = pytest.mark.anyio
+
+A = sse(chunk({"content": "a"}))
 
 
 async def test_relays_an_answer_frame_by_frame(service, fake):
@@ -12,7 +21,7 @@ async def test_relays_an_answer_frame_by_frame(service, fake):
 
     assert start == {"type": "start", "id": start["id"], "seq": 0, "model": "gpt-4o-mini"}
     assert [(t["seq"], t["content"]) for t in tokens] == [(1, "Hel"), (2, "lo")]
-    assert all(set(token) == {"type", "id", "seq", "content"} for token in tokens)
+    assert all(list(token) == ["type", "id", "seq", "content"] for token in tokens)
     assert done == {
         "type": "done",
         "id": start["id"],
@@ -24,10 +33,259 @@ async def test_relays_an_answer_frame_by_frame(service, fake):
         "timing": done["timing"],
     }
     assert 0 <= done["timing"]["ttft_ms"] <= done["timing"]["total_ms"]
-    assert fake.requests[0].body == {
-        "messages": HELLO,
-        "model": "gpt-4o-mini",
-        "stream": True,
-        "stream_options": {"include_usage": True},
+
+
+async def test_the_request_reaches_the_upstream_as_it_is(service, fake):
+    request = {
+        "model": "m-1",
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}], "x": None}],
+        "temperature": 0.25,
+        "seed": 123456789012345678901234567890,
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        "response_format": {"type": "json_object"},
+        "extra_headers": {"Authorization": "Bearer stolen"},
+        "extra_query": {"a": 1},
+        "extra_body": {"b": 2},
+        "timeout": 0.0001,
+        "stop": None,
     }
-    assert joined(tokens) == "Hello"
+    async with service.socket() as socket:
+        start, *_ = await socket.chat(type="chat", stream=True, **request)
+
+    (sent,) = fake.requests
+    assert sent.path == "/v1/chat/completions"
+    assert sent.headers["authorization"] == "Bearer sk-operator-key"
+    assert sent.headers["content-type"] == "application/json"
+    assert sent.body == request | {"stream": True, "stream_options": {"include_usage": True}}
+    assert start["model"] == "m-1"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [HELLO, {"messages": HELLO}, {"type": "chat", "messages": HELLO}, json.dumps({"messages": HELLO}).encode()],
+)
+async def test_a_chat_in_every_form(frame, service, fake):
+    async with service.socket() as socket:
+        await socket.send(frame)
+        frames = await socket.until_end()
+
+    assert joined(frames) == "Hello"
+    assert fake.requests[0].body["messages"] == HELLO
+    assert fake.requests[0].body["model"] == "gpt-4o-mini"
+
+
+async def test_start_comes_before_the_upstream_answers(service, fake):
+    fake.default = Reply(head_after=[Hang()])
+    async with service.socket() as socket:
+        assert (await socket.ask({"messages": HELLO}))["type"] == "start"
+
+
+async def test_each_delta_leaves_the_moment_it_arrives(service, fake):
+    gates = [asyncio.Event() for _ in range(5)]
+    steps = [step for gate in gates for step in (Wait(gate), A)]
+    fake.default = Reply([*steps, *text()])
+    async with service.socket() as socket:
+        await socket.send({"messages": HELLO})
+        await socket.receive()
+        for seq, gate in enumerate(gates, 1):
+            gate.set()
+            assert (await socket.receive())["seq"] == seq
+
+
+async def test_many_generations_interleave_on_one_socket(service, fake):
+    fake.default = Reply(text(*"abcdefgh"))
+    async with service.socket() as socket:
+        for _ in range(16):
+            await socket.send({"messages": HELLO})
+        frames: dict[str, list] = {}
+        while sum(f[-1]["type"] == "done" for f in frames.values()) < 16:
+            frame = await socket.receive()
+            frames.setdefault(frame["id"], []).append(frame)
+
+    for own in frames.values():
+        assert [frame["type"] for frame in own].count("done") == 1
+        assert joined(own) == "abcdefgh"
+
+
+async def test_a_socket_has_so_many_generations_and_no_more(serve, fake):
+    fake.default = Reply([A, Hang()])
+    service = await serve(max_generations_per_connection=2)
+    async with service.socket() as socket, service.socket() as other:
+        await socket.ask({"messages": HELLO})
+        await socket.receive()
+        await socket.ask({"messages": HELLO})
+        await socket.receive()
+        refused = await socket.ask({"messages": HELLO})
+        assert (await other.ask({"messages": HELLO}))["type"] == "start"
+
+    assert refused["error"]["code"] == "too_many_generations"
+    assert refused["error"]["status"] == 429
+    assert refused["error"]["type"] == "rate_limit_error"
+    assert refused["error"]["retryable"] is True
+    assert "seq" not in refused
+
+
+async def test_a_process_has_so_many_generations_and_no_more(serve, fake):
+    fake.default = Reply([A, Hang()])
+    service = await serve(max_generations=1)
+    async with service.socket() as socket:
+        await socket.ask({"messages": HELLO})
+        await socket.receive()
+        refused = await socket.ask({"messages": HELLO})
+        over_sse = await service.post()
+        await socket.ask({"type": "cancel"})
+        assert (await socket.ask({"messages": HELLO}))["type"] == "start"
+
+    assert refused["error"]["code"] == "overloaded"
+    assert (over_sse.status_code, over_sse.headers["retry-after"]) == (503, "1")
+    assert over_sse.json()["error"] == refused["error"]
+
+
+async def test_a_process_has_so_many_connections_and_no_more(serve, fake):
+    service = await serve(max_connections=1)
+    async with service.socket() as socket:
+        with pytest.raises(InvalidStatus) as caught:
+            async with service.socket():
+                pass
+        over_sse = await service.post()
+        assert joined(await socket.chat()) == "Hello"
+    while service.connections.open:
+        await asyncio.sleep(0.01)
+    assert (await service.post()).status_code == 200
+
+    response = caught.value.response
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    assert json.loads(response.body)["error"]["code"] == "overloaded"
+    assert over_sse.status_code == 503
+
+
+async def test_models_that_are_not_allowed_are_refused(serve, fake):
+    service = await serve(models=("gpt-4*", "o?"))
+    async with service.socket() as socket:
+        refused = await socket.ask({"messages": HELLO, "model": "davinci"})
+        for model in ("gpt-4o", "o3"):
+            assert (await socket.chat(model=model))[-1]["type"] == "done"
+        assert (await socket.chat())[0]["model"] == "gpt-4o-mini"
+
+    assert refused["error"]["code"] == "model_not_allowed"
+    assert (refused["error"]["status"], refused["error"]["param"]) == (403, "model")
+    assert (await service.post({"messages": HELLO, "model": "davinci"})).status_code == 403
+
+
+async def test_a_request_with_an_id_is_refused_for_now(service, fake):
+    async with service.socket() as socket:
+        for frame, param in [
+            ({"messages": HELLO, "id": "r1"}, "id"),
+            ({"messages": HELLO, "previous_id": "r1"}, "previous_id"),
+            ({"type": "resume", "id": "r1"}, "id"),
+        ]:
+            refused = await socket.ask(frame)
+            assert refused["error"]["code"] == "invalid_request"
+            assert refused["error"]["param"] == param
+            assert refused.get("id") == frame.get("id")
+            assert "seq" not in refused
+    assert fake.requests == []
+
+
+async def test_no_frame_closes_the_socket_or_disturbs_a_generation(service, fake, caplog):
+    caplog.set_level(logging.INFO)
+    gate = asyncio.Event()
+    fake.default = Reply([A, Wait(gate), *text("b")])
+    frames = list(BAD_JSON.values()) + [data for data, _ in BAD_FRAMES.values()]
+    async with service.socket() as socket:
+        await socket.send({"messages": HELLO})
+        start = await socket.receive()
+        await socket.receive()
+        for frame in frames:
+            if isinstance(frame, str) and not frame.isprintable() and "\ud800" in frame:
+                continue  # no client can put this into a text frame
+            refused = await socket.ask(frame)
+            assert refused["type"] == "error"
+            assert refused["error"]["code"] in ("invalid_json", "invalid_request")
+            assert "seq" not in refused
+        assert await socket.ask({"type": "ping"}) == {"type": "pong"}
+        gate.set()
+        *tokens, done = await socket.until_end(start["id"])
+
+    assert joined(tokens) == "b"
+    assert done["status"] == "completed"
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_client_that_asks_without_reading_is_slowed_down_and_loses_nothing(service, fake):
+    async with service.socket(ping_interval=None) as socket:
+        for _ in range(20_000):
+            await socket.send('{"type":"ping"}')
+        pongs = [await socket.receive() for _ in range(20_000)]
+        assert joined(await socket.chat()) == "Hello"
+
+    assert pongs == [{"type": "pong"}] * 20_000
+
+
+@pytest.mark.parametrize(("data", "code"), [("x" * 1001, 1009), (b"x" * 1001, 1009)])
+async def test_a_frame_that_is_too_big_closes_the_socket(data, code, serve, fake):
+    service = await serve(max_frame_bytes=1000)
+    async with service.socket() as socket:
+        assert await socket.ask('{"type":"ping"}' + " " * 985) == {"type": "pong"}
+        await socket.send(data)
+        with pytest.raises(ConnectionClosed) as caught:
+            await socket.receive()
+
+    assert caught.value.rcvd.code == code
+
+
+async def test_text_that_is_not_utf8_closes_the_socket(service, fake):
+    async with service.socket() as socket:
+        await socket.connection.send(b"\xff\xfe", text=True)
+        with pytest.raises(ConnectionClosed) as caught:
+            await socket.receive()
+
+    assert caught.value.rcvd.code == 1007
+
+
+async def test_a_slow_reader_gets_the_same_text_in_fewer_frames_and_delays_nobody(service, fake):
+    words = [f"{number:06} " * 1500 for number in range(2000)]  # more than the kernel's buffers hold
+    fake.default = Reply(text(*words))
+    async with service.socket(max_queue=1, write_limit=1, ping_interval=None) as slow, service.socket() as quick:
+        await slow.send({"messages": HELLO})
+        await slow.receive()
+        slow.connection.transport.pause_reading()
+        assert joined(await quick.chat()) == "".join(words)
+        slow.connection.transport.resume_reading()
+        *tokens, done = await slow.until_end()
+
+    assert joined(tokens) == "".join(words)
+    assert len(tokens) < 2000
+    assert (done["status"], done["seq"]) == ("completed", 2001)
+
+
+async def test_an_error_of_our_own_is_told_without_its_details(service, fake, caplog, monkeypatch):
+    async def broken(*_: object) -> None:
+        raise RuntimeError("sk-secret")
+
+    monkeypatch.setattr(service.relay._upstream, "generate", broken)
+    async with service.socket() as socket:
+        _, failed = await socket.chat()
+    over_sse = await service.post()
+
+    assert failed["error"]["code"] == "internal_error"
+    assert (over_sse.status_code, over_sse.json()["error"]) == (500, failed["error"])
+    assert "sk-secret" not in failed["error"]["message"]
+    assert "sk-secret" in caplog.text
+
+
+async def test_an_error_in_the_door_closes_the_socket_with_1011(service, fake, caplog, monkeypatch):
+    async def broken(*_: object) -> None:
+        raise RuntimeError("sk-secret")
+
+    monkeypatch.setattr(service.relay, "start", broken)
+    async with service.socket() as socket:
+        await socket.send({"messages": HELLO})
+        with pytest.raises(ConnectionClosed) as caught:
+            await socket.receive()
+    over_sse = await service.post()
+
+    assert caught.value.rcvd.code == 1011
+    assert (over_sse.status_code, over_sse.json()["error"]["code"]) == (500, "internal_error")
+    assert "sk-secret" in caplog.text
+    assert "sk-secret" not in over_sse.text

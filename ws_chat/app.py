@@ -59,6 +59,8 @@ def create_app(
         await relay.close()
 
     app = FastAPI(title="ws_chat", lifespan=lifespan, routes=[WebSocketRoute("/v1/chat/ws", sockets.serve)])
+    app.state.relay = relay
+    app.state.connections = connections
     install_error_handlers(app)
 
     @app.post("/v1/chat/stream", response_class=Response, openapi_extra=_CHAT_REQUEST)

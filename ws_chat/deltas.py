@@ -138,9 +138,8 @@ def _join_call(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         before = old.get(key)
         if key in _CALL_CONSTANTS:
             # Another id under the same index is another call: only separate frames keep the two apart.
-            if before and value and before != value:
+            if value and before != value:
                 raise _UnjoinableError
-            joined[key] = before or value
         elif isinstance(before, dict) and isinstance(value, dict):
             joined[key] = _join_call(before, value)
         else:

@@ -24,7 +24,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
 
     openai_api_key: str | None = Field(None, alias="OPENAI_API_KEY", repr=False)
-    openai_base_url: str | None = Field(None, alias="OPENAI_BASE_URL")
+    openai_base_url: str | None = Field(None, alias="OPENAI_BASE_URL", pattern=r"^https?://")
     upstream: UpstreamName = Field("auto", alias="WS_CHAT_UPSTREAM")
     model: str = Field("gpt-4o-mini", alias="WS_CHAT_MODEL")
     models: tuple[str, ...] = Field((), alias="WS_CHAT_MODELS")

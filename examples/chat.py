@@ -1,0 +1,58 @@
+"""Ask over the WebSocket and print the answer as it comes. Ctrl-C cancels the answer, not the connection.
+
+python examples/chat.py "Why is the sky blue?"
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+
+from websockets.asyncio.client import connect
+
+
+async def ask(url: str, question: str, model: str | None) -> int:
+    """Print one answer; return the exit status."""
+    request = {"messages": [{"role": "user", "content": question}]} | ({"model": model} if model else {})
+    async with connect(url, max_size=None) as websocket:
+        loop = asyncio.get_running_loop()
+        cancels = []
+
+        def cancel() -> None:
+            loop.remove_signal_handler(signal.SIGINT)  # a second Ctrl-C ends the program
+            cancels.append(asyncio.create_task(websocket.send('{"type":"cancel"}')))
+
+        loop.add_signal_handler(signal.SIGINT, cancel)
+        await websocket.send(json.dumps(request))
+        async for message in websocket:
+            frame = json.loads(message)
+            match frame["type"]:
+                case "token":
+                    print(frame.get("content", ""), end="", flush=True)
+                case "done":
+                    print()
+                    if frame["status"] == "cancelled":
+                        print(f"(cancelled after {frame['seq'] - 1} deltas)", file=sys.stderr)
+                    return 0
+                case "error":
+                    print(f"\n{frame['error']['code']}: {frame['error']['message']}", file=sys.stderr)
+                    return 1
+    print("The connection was closed before the answer was complete.", file=sys.stderr)
+    return 1
+
+
+def main() -> int:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("question", nargs="?", default="やっほ")
+    parser.add_argument("--url", default="ws://127.0.0.1:8000/v1/chat/ws")
+    parser.add_argument("--model")
+    options = parser.parse_args()
+    return asyncio.run(ask(options.url, options.question, options.model))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Ask over the WebSocket with websocat, and see the frames as they come.
+# By hand: `websocat ws://127.0.0.1:8000/v1/chat/ws`, then type a frame and Enter.
+set -euo pipefail
+
+# A pipe that stays open: when its standard input ends, websocat closes the socket at once.
+coproc SOCKET { exec websocat -t - "${URL:-ws://127.0.0.1:8000/v1/chat/ws}"; }
+printf '%s\n' '{"messages":[{"role":"user","content":"やっほ"}]}' >&"${SOCKET[1]}"
+status=1
+while IFS= read -r frame; do
+  printf '%s\n' "$frame"
+  case $frame in
+    '{"type":"done"'*) status=0; break ;;
+    '{"type":"error"'*) break ;;
+  esac
+done <&"${SOCKET[0]}"
+kill "$SOCKET_PID" 2>/dev/null || true
+exit "$status"

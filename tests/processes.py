@@ -1,0 +1,91 @@
+"""Programs that the tests run: found, or named and skipped aloud; with CI set, a missing one is an error."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ROOT = Path(__file__).parents[1]
+
+
+def need(program: str) -> str:
+    """Return the path of a program."""
+    path = shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if path is None:
+        message = f"{program} is not installed"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return an environment without any setting of ours but these, with the programs of this virtual environment."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WS_CHAT_", "OPENAI_"))}
+    return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", **variables}
+
+
+async def output(*command: str, **variables: str) -> tuple[int, bytes, bytes]:
+    """Run a program to its end; return its status, standard output and standard error."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=environment(**variables),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(30):
+            out, err = await process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert process.returncode is not None
+    return process.returncode, out, err
+
+
+class Running:
+    """A server in a process of its own: its log so far, and where it listens."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.log = ""
+
+    async def until_logged(self, pattern: str) -> re.Match[str]:
+        """Read the log until something in it matches."""
+        assert self.process.stderr
+        async with asyncio.timeout(30):
+            while not (match := re.search(pattern, self.log)):
+                line = await self.process.stderr.readline()
+                assert line, self.log
+                self.log += line.decode()
+        return match
+
+
+@contextlib.asynccontextmanager
+async def program(*command: str, **variables: str) -> AsyncIterator[Running]:
+    """Run a server until the block ends."""
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment(**variables), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    running = Running(process)
+    try:
+        yield running
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        async with asyncio.timeout(20):
+            assert process.stderr
+            running.log += (await process.stderr.read()).decode()
+            await process.wait()

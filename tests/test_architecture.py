@@ -1,0 +1,112 @@
+"""The floors of the house: imports go down only, and the pure files know no event loop, no framework, no clock."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ws_chat
+
+PACKAGE = Path(ws_chat.__file__).parent
+FLOORS = [
+    {"errors", "settings", "deltas", "event_stream"},
+    {"frames"},
+    {"generation", "session", "upstreams.base", "stores.base"},
+    {"reader", "upstreams.answer", "upstreams.pool", "stores.memory"},
+    {"relay", "upstreams.openai", "upstreams.demo"},
+    {"doors.connections", "doors.http", "doors.outlet"},
+    {"doors.websocket", "doors.sse"},
+    {"app"},
+    {"server"},
+    {"cli"},
+    {"__main__"},
+]
+PURE = {
+    "errors",
+    "deltas",
+    "event_stream",
+    "frames",
+    "generation",
+    "session",
+    "reader",
+    "stores.memory",
+    "upstreams.answer",
+}
+IMPURE = {
+    "asyncio",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "openai",
+    "httpx2",
+    "time",
+    "datetime",
+    "random",
+    "secrets",
+    "os",
+}
+FORBIDDEN = {
+    "relay": {"fastapi", "starlette", "uvicorn", "openai", "httpx2", "json", "pydantic_core", "redis"},
+    "upstreams.openai": {"fastapi", "starlette", "uvicorn"},
+    "upstreams.demo": {"fastapi", "starlette", "uvicorn", "openai"},
+    "doors.websocket": {"openai", "httpx2", "uvicorn"},
+    "doors.sse": {"openai", "httpx2", "uvicorn"},
+    "app": {"openai", "httpx2", "uvicorn"},
+    "cli": {"fastapi", "starlette", "uvicorn", "openai"},
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if not name.endswith("__init__"):
+            found[name] = ast.parse(path.read_text())
+    return found
+
+
+def imports(tree: ast.Module) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+MODULES = modules()
+
+
+def test_every_module_has_its_floor():
+    assert set(MODULES) == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down_only(name):
+    floor = next(place for place, floor in enumerate(FLOORS) if name in floor)
+    below = set().union(*FLOORS[:floor])
+    ours = {module.removeprefix("ws_chat.") for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
+
+    assert ours <= below
+    if name.startswith("doors."):
+        assert not {module for module in ours if module.startswith("upstreams.") or module == "stores.memory"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_knows_only_what_its_floor_may_know(name):
+    known = {module.split(".")[0] for module in imports(MODULES[name])}
+
+    assert not known & (IMPURE if name in PURE else FORBIDDEN.get(name, set()))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_room_is_small(name):
+    assert len((PACKAGE / (name.replace(".", "/") + ".py")).read_text().splitlines()) <= 300
+
+
+def test_package_markers_hold_nothing():
+    for path in PACKAGE.rglob("__init__.py"):
+        assert len(ast.parse(path.read_text()).body) == 1, "a docstring and nothing else"

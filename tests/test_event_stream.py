@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from conftest import events
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ws_chat import event_stream
+from ws_chat.event_stream import NotAnEventStreamError, Splitter, event
+
+STREAM = "data: a\n\n: comment\n\nevent: x\ndata:b\ndata\ndata:  c\nid: 4\n\ndata: ☃é\u2028x\n\ndata:\n\n".encode()
+FOUND = [b"a", b"b\n\n c", "☃é\u2028x".encode(), b""]
+
+
+def split(reads: list[bytes]) -> list[bytes]:
+    splitter = Splitter()
+    return [data for read in reads for data in splitter.feed(read)] + splitter.end()
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@given(cuts=st.lists(st.integers(0, len(STREAM) * 2)))
+def test_the_same_events_however_the_reads_fall(end, cuts):
+    stream = STREAM.replace(b"\n", end)
+    places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+
+    assert split([stream[a:b] for a, b in itertools.pairwise(places)]) == FOUND
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5), st.integers(1, 9))
+def test_what_is_written_is_what_is_read(texts, size):
+    stream = b"".join(event(text, name="x", event_id=1) for text in texts)
+    lf = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
+
+    assert split([stream[at : at + size] for at in range(0, len(stream), size)]) == [text.encode() for text in lf]
+    assert [found["data"] for found in events(stream)] == lf
+
+
+def test_an_event_is_told_as_soon_as_it_is_whole():
+    splitter = Splitter()
+
+    assert splitter.feed(b"data: a\n") == []
+    assert splitter.feed(b"\ndata: b") == [b"a"]
+    assert splitter.feed(b"\r\r") == [b"b"]
+    assert splitter.feed(b"\n") == []
+    assert splitter.feed(b"data: c\r\n\r") == [b"c"]
+    assert splitter.feed(b"\ndata: d\n\n") == [b"d"]
+
+
+def test_the_last_event_needs_no_blank_line():
+    assert split([b"data: a\n\ndata: b\n"]) == [b"a", b"b"]
+    assert split([b"data: a\n\ndata: b"]) == [b"a", b"b"]
+    assert split([b""]) == []
+
+
+@pytest.mark.parametrize("start", [b"<html>\n", b"{}\n", b"hello: x\n", b"data\n", b" data: x\n", b"Data: x\n"])
+def test_what_is_no_event_stream_is_refused(start):
+    with pytest.raises(NotAnEventStreamError):
+        split([start])
+
+
+@pytest.mark.parametrize("read", [b"x", b"data: xxx\n"])
+def test_an_event_does_not_grow_without_end(read, monkeypatch):
+    monkeypatch.setattr(event_stream, "MAX_EVENT_BYTES", 1000)
+    splitter = Splitter()
+    splitter.feed(b"data: ok\n\ndata: ")
+    with pytest.raises(NotAnEventStreamError):
+        [splitter.feed(read) for _ in range(1001)]
+
+
+def test_an_event_is_written_as_the_standard_says():
+    assert event("Hel") == b"data: Hel\n\n"
+    assert event(" a\r\nb\rc\n", name="x", event_id=0) == b"event: x\nid: 0\ndata:  a\ndata: b\ndata: c\ndata: \n\n"
+    assert event("a\u2028b\x0bc\x85") == "data: a\u2028b\x0bc\x85\n\n".encode()

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from conftest import HELLO, events
+from fake_openai import Hang, Reply, Wait, chunk, sse, text
+from test_frames import BAD_FRAMES, BAD_JSON
+
+from ws_chat.doors import sse as door
+from ws_chat.doors.sse import TextFormat
+from ws_chat.event_stream import PING
+from ws_chat.frames import Done, Token
+
+pytestmark = pytest.mark.anyio
+
+A = sse(chunk({"content": "a"}))
+
+
+async def test_the_text_format_byte_for_byte(service, fake):
+    response = await service.post()
+
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert len(response.headers["x-generation-id"]) == 22
+    assert response.content == b"data: Hel\n\ndata: lo\n\nevent: done\ndata: [DONE]\n\n"
+
+
+async def test_the_frames_format_byte_for_byte(service, fake):
+    response = await service.post(query="?format=frames")
+
+    generation = response.headers["x-generation-id"]
+    head = f'"id":"{generation}","seq"'
+    *_, done = events(response.content)
+    assert response.content.decode() == (
+        f'event: start\nid: 0\ndata: {{"type":"start",{head}:0,"model":"gpt-4o-mini"}}\n\n'
+        f'event: token\nid: 1\ndata: {{"type":"token",{head}:1,"content":"Hel"}}\n\n'
+        f'event: token\nid: 2\ndata: {{"type":"token",{head}:2,"content":"lo"}}\n\n'
+        f"event: done\nid: 3\ndata: {done['data']}\n\n"
+    )
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_the_body_is_json_whatever_it_says_it_is(content_type, service, fake):
+    response = await service.post(json.dumps(HELLO).encode(), **{"Content-Type": content_type})
+
+    assert response.status_code == 200
+    assert fake.requests[0].body["messages"] == HELLO
+
+
+async def test_a_bad_body_is_400(service, fake):
+    for name in [*BAD_JSON, *BAD_FRAMES]:
+        data, param = (BAD_JSON[name], None) if name in BAD_JSON else BAD_FRAMES[name]
+        response = await service.post(data.encode(errors="surrogatepass") if isinstance(data, str) else data)
+
+        assert response.status_code == 400, name
+        assert response.json()["error"]["code"] == ("invalid_json" if name in BAD_JSON else "invalid_request"), name
+        assert response.json()["error"]["param"] == param, name
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize(
+    ("body", "query", "param"),
+    [
+        ({"messages": HELLO}, "?format=xml", "format"),
+        ({"messages": HELLO}, "?format=", "format"),
+        ({"messages": HELLO, "id": "r1"}, "", "id"),
+        ({"messages": HELLO, "previous_id": "r1"}, "", "previous_id"),
+        ({"type": "ping"}, "", "type"),
+        ({"type": "cancel", "id": "r1"}, "", "type"),
+        ({"type": "resume", "id": "r1"}, "", "type"),
+    ],
+)
+async def test_what_cannot_be_asked_here_is_400(body, query, param, service, fake):
+    response = await service.post(body, query=query)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_request"
+    assert response.json()["error"]["param"] == param
+    assert fake.requests == []
+
+
+async def test_a_body_that_is_too_large_is_413(serve, fake):
+    service = await serve(max_frame_bytes=1000)
+
+    async def in_parts():
+        for _ in range(3):
+            yield b" " * 500
+
+    assert (await service.post(json.dumps(HELLO).encode().ljust(1000))).status_code == 200
+    declared = await service.post(b" " * 1001)
+    async with httpx.AsyncClient() as client:
+        streamed = await client.post(service.stream_url, content=in_parts())
+
+    for response in (declared, streamed):
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/chat/stream/nobody", 404, "not_found"),
+        ("DELETE", "/v1/chat/stream/nobody", 404, "not_found"),
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/v1/chat/stream", 405, "invalid_request"),
+        ("PUT", "/v1/chat/stream", 405, "invalid_request"),
+    ],
+)
+async def test_what_is_not_there_is_answered_with_the_error_object(method, path, status, code, service):
+    async with httpx.AsyncClient() as client:
+        response = await client.request(method, service.url + path)
+
+    assert response.status_code == response.json()["error"]["status"] == status
+    assert response.json()["error"]["code"] == code
+
+
+async def test_health(service):
+    async with httpx.AsyncClient() as client:
+        for path in ("/healthz", "/readyz"):
+            assert (await client.get(service.url + path)).status_code == 200
+
+
+async def test_the_status_line_waits_for_the_first_delta(service, fake):
+    gate = asyncio.Event()
+    fake.default = Reply([sse(chunk({"role": "assistant", "content": ""})), Wait(gate), A, *text()])
+    async with httpx.AsyncClient() as client:
+        sending = asyncio.create_task(
+            client.send(client.build_request("POST", service.stream_url, json={"messages": HELLO}), stream=True)
+        )
+        await fake.request()
+        _, pending = await asyncio.wait({sending}, timeout=0.2)
+        assert pending, "answered before the first delta"
+        gate.set()
+        response = await sending
+        assert response.status_code == 200
+        await response.aclose()
+
+
+async def test_a_comment_is_sent_in_silence(service, fake, monkeypatch):
+    monkeypatch.setattr(door, "PING_INTERVAL", 0.05)
+    gate = asyncio.Event()
+    fake.default = Reply([A, Wait(gate), *text("b")])
+    received = b""
+    async with (
+        httpx.AsyncClient() as client,
+        client.stream("POST", service.stream_url, json={"messages": HELLO}) as response,
+    ):
+        async for part in response.aiter_raw():
+            received += part
+            if received.count(PING) == 2:
+                gate.set()
+
+    assert received.startswith(b"data: a\n\n: ping\n\n: ping\n\n")
+    assert [event["data"] for event in events(received)] == ["a", "b", "[DONE]"]
+
+
+async def test_only_content_appears_as_text(service, fake):
+    fake.default = Reply(
+        [sse(chunk({"reasoning_content": "hm"})), sse(chunk({"refusal": "no"})), *text("a", finish_reason="length")]
+    )
+
+    assert (await service.post()).content == b"data: a\n\nevent: done\ndata: [DONE]\n\n"
+
+
+async def test_an_answer_without_text_is_just_done(service, fake):
+    fake.default = Reply(text())
+
+    assert (await service.post()).content == b"event: done\ndata: [DONE]\n\n"
+
+
+def rendered(*frames) -> bytes:
+    encoder = TextFormat()
+    return b"".join(encoder(frame) for frame in frames)
+
+
+def token(content) -> Token:
+    return Token("r1", 1, {"content": content})
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (["a\r", "\nb"], "a\nb"),
+        (["a\r", "\n", "b"], "a\nb"),
+        (["a\r", "\r", "\nb"], "a\n\nb"),
+        (["a\r\n", "\nb"], "a\n\nb"),
+        (["a\r", "b\n"], "a\nb\n"),
+        (["\r", "\n\n"], "\n\n"),
+    ],
+)
+def test_a_line_break_cut_in_two_is_one_line_break(pieces, text):
+    assert "".join(event["data"] for event in events(rendered(*map(token, pieces)))) == text
+
+
+def test_a_cancelled_answer_says_so():
+    cancelled = Done("r1", 2, "cancelled", None, "m", None, None, 1.0)
+
+    assert rendered(token("a"), cancelled) == b"data: a\n\nevent: done\ndata: [CANCELLED]\n\n"
+
+
+def test_content_that_is_no_text_does_not_appear():
+    assert rendered(token([{"type": "text"}]), token(None)) == b""
+
+
+async def test_a_slow_reader_over_sse_gets_the_same_text(service, fake):
+    words = [f"{number:06} " * 1500 for number in range(2000)]  # more than the kernel's buffers hold
+    fake.default = Reply(text(*words))
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"), limit=4096)
+    body = json.dumps({"messages": HELLO}).encode()
+    writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
+    writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+    await fake.request()
+    while service.relay.running:
+        await asyncio.sleep(0.01)
+    raw = await reader.read(-1)
+    writer.close()
+
+    head, _, chunked = raw.partition(b"\r\n\r\n")
+    assert b"200 OK" in head
+    stream = b""
+    while chunked:
+        size, _, chunked = chunked.partition(b"\r\n")
+        stream, chunked = stream + chunked[: int(size, 16)], chunked[int(size, 16) + 2 :]
+    *texts, done = events(stream)
+    assert "".join(event["data"] for event in texts) == "".join(words)
+    assert len(texts) < 2000
+    assert done == {"event": "done", "data": "[DONE]"}
+
+
+async def test_hanging_upstreams_do_not_hold_up_others(service, fake):
+    fake.reply([A, Hang()])
+    async with (
+        httpx.AsyncClient() as client,
+        client.stream("POST", service.stream_url, json={"messages": HELLO}) as response,
+    ):
+        assert response.status_code == 200
+        assert (await service.post()).status_code == 200
