@@ -110,7 +110,8 @@ class Relay:
         if error is None:
             return generation.finish(now)
         if isinstance(error, ChatError):
-            logger.warning("Generation %s failed: %s: %s", generation.id, error.info.code, error.info.message)
+            # Not the message: it may quote what was asked.
+            logger.warning("Generation %s failed: %s", generation.id, error.info.code)
             return generation.fail(error.info)
         logger.error("Generation %s failed", generation.id, exc_info=error)
         return generation.fail(ErrorInfo("internal_error", "Something went wrong inside the server."))
