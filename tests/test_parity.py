@@ -48,7 +48,7 @@ STREAM = b"".join(text(*WORDS))
 LOGPROBS = [{"token": t, "logprob": -0.5, "bytes": [1], "top_logprobs": []} for t in ("a", "b")]
 
 CASES = {
-    "one event a read": Case(text(*WORDS), WHOLE, usage=used(9), frames=9),
+    "one event a read": Case(text(*WORDS), WHOLE, usage=used(9)),
     "all in one read": Case([STREAM], WHOLE, usage=used(9), frames=1),
     "cut into single bytes": Case([s for b in split(STREAM, 1) for s in (b, Pause(0))], WHOLE, usage=used(9)),
     "cut in odd places": Case([s for b in split(STREAM, 7) for s in (b, Pause(0))], WHOLE, usage=used(9)),
@@ -83,7 +83,6 @@ CASES = {
         ],
         "ab",
         finish_reason="length",
-        frames=2,
     ),
     "usage on every chunk": Case(
         [sse(chunk({"content": "a"}, usage={"total_tokens": 1})), sse(chunk({}, "stop", usage=USAGE)), DONE],
@@ -141,7 +140,6 @@ CASES = {
         ],
         "ab",
         logprobs=LOGPROBS,
-        frames=2,
     ),
     "an empty answer": Case(text(), "", usage=used(0)),
     "a large delta": Case(text("x" * 300_000, "ä" * 200_000), "x" * 300_000 + "ä" * 200_000, usage=used(2)),

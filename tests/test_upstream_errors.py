@@ -282,10 +282,11 @@ async def test_stream_options_of_the_client_are_passed_on_and_kept(service, fake
 
 async def test_a_connection_serves_one_answer_after_another(service, fake):
     async with service.socket() as socket:
-        for _ in range(5):
+        for _ in range(20):
             await socket.chat()
 
-    assert fake.accepted == 1
+    # The end of a response may come after the next request has begun; then there are two, taken in turn.
+    assert fake.accepted <= 2
 
 
 async def test_five_thousand_generations_run_at_once(serve, fake):

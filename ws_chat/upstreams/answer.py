@@ -36,12 +36,18 @@ class Answer:
         self.finished = False  # a finish_reason has come
         self.done = False  # [DONE] has come
 
-    def feed(self, read: bytes) -> None:
-        """Take one read. Raises ChatError and NotAnEventStreamError, after what came before the fault was emitted."""
+    def feed(self, read: bytes) -> bool:
+        """Take one read; return whether that was all: [DONE] has come.
+
+        Raises ChatError and NotAnEventStreamError, after what came before the fault was emitted.
+        """
         self._take(self._splitter.feed(read))
+        return self.done
 
     def end(self) -> None:
         """Take the end of the stream. An event that was cut off in its middle was never sent."""
+        if self.done:
+            return
         whole = []
         for data in self._splitter.end():
             with contextlib.suppress(ValueError):

@@ -69,7 +69,9 @@ class DemoUpstream:
         behaviour = MODELS[request["model"]]
         if behaviour.fails:
             raise ChatError("upstream_unavailable", "This is the demo model that always fails.")
+        loop = asyncio.get_running_loop()
         pause = 1 / behaviour.rate if behaviour.rate else 0
+        due = loop.time()
         count = 0
         last = request["messages"][-1]
         for chunk in _answer(behaviour, last):
@@ -78,7 +80,8 @@ class DemoUpstream:
             if count == FEW and behaviour.falls_silent:
                 await asyncio.sleep(self._timeout)
                 raise ChatError("upstream_timeout", "This is the demo model that falls silent.")
-            await asyncio.sleep(pause)
+            due += pause
+            await asyncio.sleep(due - loop.time())
             emit([chunk])
             count += 1
         emit([Chunk(finish_reason="tool_calls" if _calls_tools(behaviour, last) else "stop")])

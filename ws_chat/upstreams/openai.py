@@ -9,29 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import time
+import urllib.request
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpx2
 import openai
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic_core import to_json
 
 from ws_chat.errors import ChatError
 from ws_chat.event_stream import NotAnEventStreamError
 from ws_chat.upstreams.answer import Answer, error_message
-from ws_chat.upstreams.pool import Clients
+from ws_chat.upstreams.transport import PUSHED, PushTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
-
-    from openai import AsyncOpenAI
+    from collections.abc import Callable, Mapping
 
     from ws_chat.upstreams.base import Emit
 
-DRAIN_TIMEOUT: Final = 0.05
-"""Seconds that a stream may take to end after its [DONE], so that its connection can serve another request."""
+logger = logging.getLogger("ws_chat.upstream")
+
+CONNECT_TIMEOUT: Final = 10.0
 
 # Foreign errors and what they are called here, first match; the SDK's timeout is one of its connection errors.
 _FAULTS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
@@ -59,7 +61,7 @@ class OpenAIUpstream:
     ) -> None:
         self._model = model
         self._timeout = timeout
-        self._clients = Clients(api_key, base_url, timeout)
+        self._client = _client(api_key, base_url, timeout)
         self._mask = _masking(api_key)
         self._asks_for_usage = True
 
@@ -75,41 +77,64 @@ class OpenAIUpstream:
         except (openai.APIError, httpx2.HTTPError, TimeoutError, NotAnEventStreamError) as error:
             # What breaks after a finish_reason breaks a connection, not the answer.
             if not answer.finished:
+                self._log(error)
                 raise self._translate(error) from None
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._clients.close()
+        await self._client.close()
 
     async def _relay(self, request: Mapping[str, Any], answer: Answer) -> None:
-        with self._clients.lease() as client:
-            # The SDK's own timeout is per try; this one is for the caller, who waits for all tries together.
-            async with asyncio.timeout(self._timeout):
-                response = await self._open(client, request)
-            try:
+        # The SDK's own timeout is per try; this one is for the caller, who waits for all tries together.
+        async with asyncio.timeout(self._timeout):
+            response = await self._open(request)
+        try:
+            body = response.extensions.get(PUSHED)
+            if body is not None and "content-encoding" not in response.headers:
+                await body.push(answer.feed)
+            else:
                 async with contextlib.aclosing(response.aiter_bytes()) as reads:
                     async for read in reads:
-                        answer.feed(read)
-                        if answer.done:
-                            await _drain(reads)
-                            return
-                answer.end()
-            finally:
-                await response.aclose()
+                        if answer.feed(read):
+                            break
+            answer.end()
+        finally:
+            await response.aclose()
 
-    async def _open(self, client: AsyncOpenAI, request: Mapping[str, Any]) -> httpx2.Response:
+    async def _open(self, request: Mapping[str, Any]) -> httpx2.Response:
         """Send the request, asking for usage; without asking, where the server refuses that."""
         options = request.get("stream_options", {})
         if not self._asks_for_usage or not isinstance(options, dict) or "include_usage" in options:
-            return await _post(client, request)
+            return await self._post(request)
         try:
-            return await _post(client, {**request, "stream_options": {**options, "include_usage": True}})
+            return await self._post({**request, "stream_options": {**options, "include_usage": True}})
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if not _refuses_usage(error):
                 raise
-        response = await _post(client, request)
+        response = await self._post(request)
         self._asks_for_usage = False
         return response
+
+    async def _post(self, body: Mapping[str, Any]) -> httpx2.Response:
+        # The documented way to any endpoint. `chat.completions.create` walks every message of the history first.
+        response = await self._client.post(
+            "/chat/completions",
+            cast_to=httpx2.Response,
+            content=to_json({**body, "stream": True}),
+            stream=True,
+            stream_cls=openai.AsyncStream[object],
+        )
+        return cast("httpx2.Response", response)  # what `cast_to` asks for; the overloads do not say so
+
+    def _log(self, error: Exception) -> None:
+        """Tell the operator what the client is not told: where, and the innermost cause. Never what was said."""
+        if isinstance(error, openai.APIStatusError):
+            logger.warning("%s answered with status %d", self._client.base_url, error.status_code)
+            return
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        logger.warning("%s: %s: %s", self._client.base_url, type(cause).__name__, self._mask(str(cause)))
 
     def _translate(self, error: Exception) -> ChatError:
         if isinstance(error, openai.APIStatusError):
@@ -132,24 +157,16 @@ class OpenAIUpstream:
         return ChatError("upstream_unavailable", said)
 
 
-async def _post(client: AsyncOpenAI, body: Mapping[str, Any]) -> httpx2.Response:
-    # The documented way to any endpoint. `chat.completions.create` walks every message of the history first.
-    response = await client.post(
-        "/chat/completions",
-        cast_to=httpx2.Response,
-        content=to_json({**body, "stream": True}),
-        stream=True,
-        stream_cls=openai.AsyncStream[object],
-    )
-    return cast("httpx2.Response", response)  # what `cast_to` asks for; the overloads do not say so
-
-
-async def _drain(reads: AsyncIterator[bytes]) -> None:
-    """Read the stream to its end, which is next after [DONE]: only then can its connection serve another request."""
-    with contextlib.suppress(TimeoutError, httpx2.HTTPError):
-        async with asyncio.timeout(DRAIN_TIMEOUT):
-            async for _ in reads:
-                pass
+def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncOpenAI:
+    timeouts = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None)
+    if urllib.request.getproxies():
+        # Through a proxy of the environment httpx2 finds its own way. How many run is the relay's to limit.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        http_client = DefaultAsyncHttpxClient(limits=limits, timeout=timeouts)
+    else:
+        http_client = DefaultAsyncHttpxClient(transport=PushTransport(), timeout=timeouts)
+    # The SDK insists on a key; servers that need none ignore it.
+    return AsyncOpenAI(api_key=api_key or "none", base_url=base_url, timeout=timeouts, http_client=http_client)
 
 
 def _refuses_usage(error: openai.APIStatusError) -> bool:

@@ -1,0 +1,278 @@
+"""One HTTP/1.1 connection to an upstream (RFC 9112): a request out, a response pushed in as it arrives.
+
+Reading through awaits costs a wake-up of a task for every token. Here the bytes of a body go from the event loop
+through the parser into a function, in the same turn. It serves one request at a time; TLS is the transport's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+import httptools
+import httpx2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    Sink: TypeAlias = Callable[[bytes], bool]
+
+BUFFER_LIMIT: Final = 256 * 1024
+"""Bytes that wait for whoever reads a body piece by piece, before the connection is read no further."""
+DRAIN_TIMEOUT: Final = 0.05
+"""Seconds that a body may take to end after its last needed byte, so that the connection can serve another request."""
+
+
+class StaleConnectionError(Exception):
+    """A connection that had served before was closed before it answered: the server had given it up."""
+
+
+class Head(NamedTuple):
+    """A response's status line and headers."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+
+
+class Body(httpx2.AsyncByteStream):
+    """A response's body: pushed into a function, or read piece by piece as any httpx2 stream."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._reads: list[bytes] = []
+        self._size = 0
+        self._sink: Sink | None = None
+        self._enough = False
+        self._ended = False
+        self._error: Exception | None = None
+        self._changed: asyncio.Future[None] | None = None
+
+    async def push(self, sink: Sink) -> None:
+        """Give every read to `sink` as it arrives; return at the end, or when it says True: it has enough.
+
+        Raises what `sink` raises, and httpx2's errors.
+        """
+        for read in self._take():
+            self._enough = self._enough or sink(read)
+        self._sink = sink
+        while not (self._enough or self._ended):
+            await self._change()
+        if self._error and not self._enough:
+            raise self._error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield what arrives, read by read. Raises httpx2's errors."""
+        while True:
+            for read in self._take():
+                yield read
+            if self._reads:
+                continue
+            if self._error:
+                raise self._error
+            if self._ended:
+                return
+            await self._change()
+
+    async def aclose(self) -> None:
+        """Let go of the response. One that is not at its end takes its connection with it."""
+        if not self._ended:
+            self._connection.give_up(linger=self._enough)
+
+    def feed(self, read: bytes) -> None:
+        """Take what has arrived, from the connection."""
+        if self._enough:
+            return
+        if self._sink:
+            self._enough = self._sink(read)
+            if not self._enough:
+                return
+        else:
+            self._reads.append(read)
+            self._size += len(read)
+            if self._size > BUFFER_LIMIT:
+                self._connection.pause()
+        self._wake()
+
+    def end(self, error: Exception | None = None) -> None:
+        """Take the end, or what ended it, from the connection."""
+        if not self._ended:
+            self._ended = True
+            self._error = error
+            self._wake()
+
+    def _take(self) -> list[bytes]:
+        reads, self._reads = self._reads, []
+        if self._size > BUFFER_LIMIT and not self._ended:
+            self._connection.resume()
+        self._size = 0
+        return reads
+
+    async def _change(self) -> None:
+        self._changed = asyncio.get_running_loop().create_future()
+        await self._changed
+
+    def _wake(self) -> None:
+        if self._changed and not self._changed.done():
+            self._changed.set_result(None)
+
+
+class Connection(asyncio.Protocol):
+    """A connection. `on_idle` is called when it can serve another request, `on_lost` when it never can."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, on_idle: Callable[[Connection], None], on_lost: Callable[[Connection], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_idle = on_idle
+        self._on_lost = on_lost
+        self._served = 0
+        self._last = 0.0  # loop time of the last read
+        self._timeout = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._head: asyncio.Future[Head] | None = None
+        self._body: Body | None = None
+        self.idle_since = 0.0
+
+    async def exchange(self, request: bytes, timeout: float | None) -> tuple[Head, Body]:  # noqa: ASYNC109  (of each read)
+        """Send a request and wait for the head of its response; `timeout` (seconds) is for that and for each read.
+
+        Being cancelled closes the connection. Raises httpx2's errors, and StaleConnectionError.
+        """
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._parts: list[bytes] = []
+        self._heard = self._complete = self._keep_alive = self._ends_with_connection = False
+        self._head = self._loop.create_future()
+        self._body = body = Body(self)
+        self._last = self._loop.time()
+        if timeout is not None:
+            self._timeout = timeout
+            self._timer = self._loop.call_later(timeout, self._check_silence)
+        self._transport.write(request)
+        try:
+            return await self._head, body
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close at once, whatever is under way."""
+        self._stop_timer()
+        self._transport.abort()
+
+    def give_up(self, *, linger: bool) -> None:
+        """Stop caring about the response. With `linger` its rest is read past, for a moment, to keep the connection."""
+        if not linger:
+            self.close()
+            return
+        self._stop_timer()
+        self._timer = self._loop.call_later(DRAIN_TIMEOUT, self.close)
+
+    def pause(self) -> None:
+        """Read no further."""
+        self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._last = self._loop.time()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # The event loop calls these.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
+        self._transport = transport  # type: ignore[assignment]  # uvloop's transports are no asyncio.Transport
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102
+        if self._body is None:
+            self.close()  # nothing was asked
+            return
+        self._last = self._loop.time()
+        self._heard = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(httpx2.RemoteProtocolError(str(error)))
+            return
+        body = self._body
+        if self._parts:
+            read, self._parts = b"".join(self._parts), []
+            try:
+                body.feed(read)
+            except Exception as error:  # noqa: BLE001  (the sink's: it belongs to whoever awaits the body)
+                self._fail(error)
+                return
+        if self._complete:
+            self._release()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
+        self._on_lost(self)
+        if self._head and not self._head.done():
+            if not self._heard and self._served:
+                self._fail(StaleConnectionError())
+            elif exc:
+                self._fail(httpx2.ReadError(str(exc)))
+            else:
+                self._fail(httpx2.RemoteProtocolError("Server disconnected without sending a response."))
+        elif self._body:
+            if exc:
+                self._fail(httpx2.ReadError(str(exc)))
+            elif self._ends_with_connection:
+                self._release()
+            else:
+                self._fail(httpx2.RemoteProtocolError("peer closed connection in the middle of a response"))
+
+    # The parser calls these.
+
+    def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:  # noqa: D102
+        status = self._parser.get_status_code()
+        if status >= 200 and self._head and not self._head.done():
+            names = {name.lower() for name, _ in self._headers}
+            self._ends_with_connection = not names & {b"content-length", b"transfer-encoding"}
+            self._head.set_result(Head(status, self._headers))
+        self._headers = []  # what comes next belongs to the final response, or is a trailer
+
+    def on_body(self, body: bytes) -> None:  # noqa: D102
+        if not self._complete:
+            self._parts.append(body)
+
+    def on_message_complete(self) -> None:  # noqa: D102
+        self._complete = self._head is not None and self._head.done()
+        self._keep_alive = self._parser.should_keep_alive()  # only here does the parser know
+
+    def _release(self) -> None:
+        """Take the end of a response: its connection may serve another, and nothing of it can hit that one."""
+        self._stop_timer()
+        body, self._body, self._head = self._body, None, None
+        self._served += 1
+        if body:
+            body.end()
+        if self._keep_alive and not self._transport.is_closing():
+            self.idle_since = self._loop.time()
+            self._on_idle(self)
+        else:
+            self._transport.abort()
+
+    def _fail(self, error: Exception) -> None:
+        self.close()
+        body, head = self._body, self._head
+        self._body = self._head = None
+        if head and not head.done():
+            head.set_exception(error)
+        if body:
+            body.end(error)
+
+    def _check_silence(self) -> None:
+        remaining = self._last + self._timeout - self._loop.time()
+        if remaining <= 0:
+            self._fail(httpx2.ReadTimeout("The server was silent for too long."))
+        else:
+            self._timer = self._loop.call_later(remaining, self._check_silence)
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,104 @@
+"""The transport given to the SDK for direct connections: HTTP/1.1, with and without TLS, bodies pushed as they arrive.
+
+It connects, keeps idle connections, and speaks httpx2's errors. Everything else about HTTP (redirects, headers,
+retries, proxies) is left to httpx2 and the SDK.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Final
+
+import httpx2
+
+from ws_chat.upstreams.connection import Connection, StaleConnectionError
+
+KEEPALIVE: Final = 15.0
+"""Seconds after which an idle connection is not used again: something on its way may have forgotten it silently."""
+PUSHED: Final = "pushed_body"
+"""The response extension that holds the Body, for whoever wants it pushed."""
+
+Origin = tuple[bool, str, int]
+
+
+class PushTransport(httpx2.AsyncBaseTransport):
+    """An httpx2 transport with a pool that costs the same however many connections are open."""
+
+    def __init__(self) -> None:
+        self._ssl = httpx2.create_ssl_context()
+        self._ssl.set_alpn_protocols(["http/1.1"])
+        self._idle: dict[Origin, list[Connection]] = {}
+        self._open: set[Connection] = set()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request and return its response, body to come. Raises httpx2's errors."""
+        url = request.url
+        secure = url.scheme == "https"
+        origin = (secure, url.host, url.port or (443 if secure else 80))
+        timeouts = request.extensions.get("timeout", {})
+        message = _message(request, await request.aread())
+        while True:
+            connection = self._take_idle(origin) or await self._connect(origin, timeouts.get("connect"))
+            try:
+                head, body = await connection.exchange(message, timeouts.get("read"))
+            except StaleConnectionError:
+                continue  # it was never read: another connection may be asked
+            return httpx2.Response(
+                head.status,
+                headers=head.headers,
+                stream=body,
+                extensions={"http_version": b"HTTP/1.1", PUSHED: body},
+            )
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for connection in list(self._open):
+            connection.close()
+
+    def _take_idle(self, origin: Origin) -> Connection | None:
+        idle = self._idle.get(origin, [])
+        youngest = asyncio.get_running_loop().time() - KEEPALIVE
+        while idle:
+            connection = idle.pop()  # the last one in is the least likely to have been given up
+            if connection.idle_since > youngest:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, origin: Origin, timeout: float | None) -> Connection:  # noqa: ASYNC109  (httpx2's own)
+        secure, host, port = origin
+
+        def on_idle(connection: Connection) -> None:
+            idle = self._idle.setdefault(origin, [])
+            idle.append(connection)
+            if idle[0].idle_since < connection.idle_since - KEEPALIVE:  # the oldest is the first
+                idle.pop(0).close()
+
+        def on_lost(connection: Connection) -> None:
+            self._open.discard(connection)
+            idle = self._idle.get(origin, [])
+            if connection in idle:
+                idle.remove(connection)
+
+        try:
+            async with asyncio.timeout(timeout):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: Connection(on_idle, on_lost),
+                    host,
+                    port,
+                    ssl=self._ssl if secure else None,
+                    server_hostname=host if secure else None,
+                )
+        except TimeoutError:
+            raise httpx2.ConnectTimeout("The server could not be reached in time.", request=None) from None
+        except (OSError, ssl.SSLError) as error:
+            raise httpx2.ConnectError(str(error)) from error
+        self._open.add(connection)
+        return connection
+
+
+def _message(request: httpx2.Request, body: bytes) -> bytes:
+    lines = [b"%s %s HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
+    lines += [b"%s: %s" % header for header in request.headers.raw]
+    return b"\r\n".join([*lines, b"", body])
