@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.routing import WebSocketRoute
 
 from ws_chat.doors.connections import Connections
-from ws_chat.doors.http import install_error_handlers
-from ws_chat.doors.sse import SSEDoor
+from ws_chat.doors.http import error_response, install_error_handlers
+from ws_chat.doors.outlet import STOP
+from ws_chat.doors.sse import CHAT_OPERATION, SSEDoor
 from ws_chat.doors.websocket import WebSocketDoor
+from ws_chat.errors import ErrorInfo
 from ws_chat.relay import Relay
-from ws_chat.settings import Settings
+from ws_chat.settings import Settings, SettingsError
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import DemoUpstream
 from ws_chat.upstreams.openai import OpenAIUpstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from starlette.websockets import WebSocket
 
     from ws_chat.stores.base import Store
     from ws_chat.upstreams.base import Upstream
@@ -54,26 +59,32 @@ def create_app(
     streams = SSEDoor(relay, connections, max_body_bytes=settings.max_frame_bytes, new_id=_new_id)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        yield {STOP: relay.stop}
         await relay.close()
 
-    app = FastAPI(title="ws_chat", lifespan=lifespan, routes=[WebSocketRoute("/v1/chat/ws", sockets.serve)])
+    sockets_anywhere_else = WebSocketRoute("/{path:path}", _no_socket_here)
+    app = FastAPI(
+        title="ws_chat",
+        description=__doc__,
+        lifespan=lifespan,
+        routes=[WebSocketRoute("/v1/chat/ws", sockets.serve), sockets_anywhere_else],
+    )
     app.state.relay = relay
     app.state.connections = connections
     install_error_handlers(app)
 
-    @app.post("/v1/chat/stream", response_class=Response, openapi_extra=_CHAT_REQUEST)
+    @app.post("/v1/chat/stream", response_class=Response, openapi_extra=CHAT_OPERATION)
     async def stream(request: Request) -> Response:
         """Stream one answer as server-sent events."""
         return await streams.chat(request)
 
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> dict[str, str]:
         """Tell that the process lives."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> dict[str, str]:
         """Tell that the process takes requests."""
         return {"status": "ok"}
@@ -82,10 +93,13 @@ def create_app(
 
 
 def choose_upstream(settings: Settings) -> Upstream:
-    """Return the upstream that the settings name, and say aloud when that is the demo."""
+    """Return the upstream that the settings name, and say which."""
     if settings.uses_demo:
-        logger.warning("Answers come from the built-in demo. OPENAI_API_KEY or OPENAI_BASE_URL names a real model.")
+        hint = "" if settings.upstream == "demo" else " OPENAI_API_KEY or OPENAI_BASE_URL names a real model."
+        logger.warning("Answers come from the built-in demo.%s", hint)
         return DemoUpstream(timeout=settings.upstream_timeout)
+    server = settings.openai_base_url or "OpenAI"
+    logger.info("Answers come from %s, by %s where a request names no model.", server, settings.model)
     return OpenAIUpstream(
         model=settings.model,
         api_key=settings.openai_api_key,
@@ -94,11 +108,12 @@ def choose_upstream(settings: Settings) -> Upstream:
     )
 
 
+async def _no_socket_here(websocket: WebSocket) -> None:
+    await websocket.send_denial_response(error_response(ErrorInfo("not_found", "There is no WebSocket here.")))
+
+
 def _new_id() -> str:
     return secrets.token_urlsafe(16)
-
-
-_CHAT_REQUEST: Final[dict[str, Any]] = {}
 
 
 app: FastAPI
@@ -108,6 +123,9 @@ def __getattr__(name: str) -> FastAPI:
     # `uvicorn ws_chat.app:app` asks for it; importing this module alone reads no environment and starts nothing.
     if name == "app":
         global app  # noqa: PLW0603  (made once, on first use)
-        app = create_app()
+        try:
+            app = create_app()
+        except SettingsError as error:
+            sys.exit(f"ws_chat: {error}")
         return app
     raise AttributeError(name)

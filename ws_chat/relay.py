@@ -10,10 +10,10 @@ import asyncio
 import logging
 import time
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ws_chat.errors import ChatError, ErrorInfo
-from ws_chat.frames import Start
+from ws_chat.frames import Failed, Start
 from ws_chat.generation import Generation
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Relay:
         self._max_generations = max_generations
         self._clock = clock
         self._producers: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
 
     @property
     def running(self) -> int:
@@ -55,8 +56,10 @@ class Relay:
     async def start(self, generation_id: str, chat: Chat) -> Log:
         """Start a generation and return its log, before the upstream has answered.
 
-        Raises ChatError (`model_not_allowed`, `overloaded`), with nothing started.
+        Raises ChatError (`model_not_allowed`, `overloaded`, `draining`), with nothing started.
         """
+        if self._stopping:
+            raise ChatError(_DRAINING.code, _DRAINING.message, retry_after=_DRAINING.retry_after)
         self._check_model(chat.model)
         if len(self._producers) >= self._max_generations:
             raise ChatError("overloaded", "The server runs as many generations as it can.", retry_after=1)
@@ -88,12 +91,17 @@ class Relay:
         self.cancel(generation_id)
         self._store.remove(generation_id)
 
-    async def close(self) -> None:
-        """Cancel what runs, wait until it has ended, and close the upstream and the store."""
+    async def stop(self) -> None:
+        """End what runs with the error `draining`, and start nothing more."""
+        self._stopping = True
         producers = list(self._producers.values())
         for producer in producers:
             producer.cancel()
         await asyncio.gather(*producers, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop, and close the upstream and the store."""
+        await self.stop()
         await self._upstream.close()
         await self._store.close()
 
@@ -104,14 +112,21 @@ class Relay:
 
     def _terminal(self, generation: Generation, producer: asyncio.Task[None]) -> Terminal:
         now = self._clock()
-        if producer.cancelled():
+        if producer.cancelled() and not self._stopping:
             return generation.cancel(now)
-        error = producer.exception()
-        if error is None:
-            return generation.finish(now)
-        if isinstance(error, ChatError):
+        if producer.cancelled():
+            terminal: Terminal = generation.fail(_DRAINING)
+        elif (error := producer.exception()) is None:
+            terminal = generation.finish(now)
+        elif isinstance(error, ChatError):
+            terminal = generation.fail(error.info)
+        else:
+            logger.error("Generation %s failed", generation.id, exc_info=error)
+            return generation.fail(ErrorInfo("internal_error", "Something went wrong inside the server."))
+        if isinstance(terminal, Failed):
             # Not the message: it may quote what was asked.
-            logger.warning("Generation %s failed: %s", generation.id, error.info.code)
-            return generation.fail(error.info)
-        logger.error("Generation %s failed", generation.id, exc_info=error)
-        return generation.fail(ErrorInfo("internal_error", "Something went wrong inside the server."))
+            logger.warning("Generation %s failed: %s", generation.id, terminal.error.code)
+        return terminal
+
+
+_DRAINING: Final = ErrorInfo("draining", "The server is about to stop.", retry_after=1)

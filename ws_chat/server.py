@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import resource
+import socket
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ws_chat.settings import Settings
 
 SHUTDOWN_TIMEOUT: Final = 5
@@ -36,7 +41,8 @@ class Binding:
 def run(settings: Settings, binding: Binding) -> None:
     """Serve until a signal ends it. Exits the process with a status of uvicorn's when it cannot listen."""
     _raise_file_limit()
-    uvicorn.run("ws_chat.app:app", **options(settings, binding))
+    with _own_socket_file(binding.uds):
+        uvicorn.run("ws_chat.app:app", **options(settings, binding))
 
 
 def options(settings: Settings, binding: Binding) -> dict[str, Any]:
@@ -54,12 +60,33 @@ def options(settings: Settings, binding: Binding) -> dict[str, Any]:
         "ssl_certfile": binding.ssl_certfile,
         "forwarded_allow_ips": binding.forwarded_allow_ips,
         "root_path": binding.root_path,
-        "ws": "websockets-sansio",
+        "http": "ws_chat.protocols:DirectHTTPProtocol",
+        "ws": "ws_chat.protocols:DirectWebSocketProtocol",
         "ws_max_size": settings.max_frame_bytes,
         # Tokens are a few bytes each: compressing them costs more CPU and memory than it saves on the wire.
         "ws_per_message_deflate": False,
         "timeout_graceful_shutdown": SHUTDOWN_TIMEOUT,
     }
+
+
+@contextlib.contextmanager
+def _own_socket_file(path: str | None) -> Iterator[None]:
+    """Refuse a socket file that a running server listens on, which uvicorn would take from it; remove ours at the end.
+
+    Exits with a message when it cannot be used.
+    """
+    if path is None:
+        yield
+        return
+    if not Path(path).absolute().parent.is_dir():
+        sys.exit(f"ws-chat: there is no folder for the socket {path}")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe, contextlib.suppress(OSError):
+        probe.connect(path)
+        sys.exit(f"ws-chat: a server is running on {path}")
+    try:
+        yield
+    finally:
+        Path(path).unlink(missing_ok=True)
 
 
 def _raise_file_limit() -> None:

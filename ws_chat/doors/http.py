@@ -12,6 +12,8 @@ from starlette.responses import Response
 from ws_chat.errors import ChatError, ErrorInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fastapi import FastAPI
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
@@ -19,9 +21,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ws_chat.http")
 
 
-def error_response(error: ErrorInfo) -> Response:
-    """Return `{"error": …}` with the error's status."""
-    headers = {} if error.retry_after is None else {"Retry-After": str(math.ceil(error.retry_after))}
+def error_response(error: ErrorInfo, headers: Mapping[str, str] | None = None) -> Response:
+    """Return `{"error": …}` with the error's status, and `headers` with what it knows besides."""
+    headers = dict(headers or {})
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.code == "too_large":
+        headers["Connection"] = "close"  # the rest of the body is not read
     return Response(to_json({"error": error.as_dict()}), error.status, headers, "application/json")
 
 

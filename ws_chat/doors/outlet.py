@@ -1,14 +1,16 @@
-"""Where the frames of one connection leave, under any ASGI server: one task that awaits the server's `send`.
+"""Where the frames of one connection leave, in order.
 
-What is written waits here until the task comes round, at most HIGH_WATER bytes and one frame; a server whose socket is
-full keeps `send` waiting, and then readers wait with their position and find more in the log later.
+Flow control: nothing is queued here for a reader. An outlet takes a frame or it does not; a reader that finds it full
+waits with its position, is called when there is room, and finds more in the log by then. There are two: one writes
+directly to a transport of ours, the other awaits the `send` of any ASGI server.
 """
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -16,35 +18,55 @@ if TYPE_CHECKING:
     from ws_chat.frames import ServerFrame
 
 HIGH_WATER: Final = 64 * 1024
+WIRE: Final = "ws_chat.wire"
+"""The extension of an ASGI scope under which our own protocol classes offer a Wire."""
+
+STOP: Final = "ws_chat.stop"
+"""The key of the lifespan's state under which the application says how to end what runs before connections close."""
 
 
-class AwaitedOutlet:
-    """An outlet over an awaitable `send`, which takes what `encode` made of frames, in order, several at a time."""
+class Wire(Protocol):
+    """A connection that can be written to synchronously."""
 
-    def __init__(self, encode: Callable[[ServerFrame], bytes], send: Callable[[list[bytes]], Awaitable[None]]) -> None:
+    on_writable: Callable[[], None] | None
+
+    def takes_bytes(self) -> bool:
+        """Whether `write_direct` may be called now."""
+
+    def write_direct(self, data: bytes) -> None:
+        """Send one frame's bytes."""
+
+
+class Outlet(ABC):
+    """An outlet that sends what `encode` makes of frames. `ended` is done when all is sent after `close`."""
+
+    def __init__(self, encode: Callable[[ServerFrame], bytes]) -> None:
         self._encode = encode
-        self._send = send
-        self._pending: list[bytes] = []
-        self._size = 0
         self._waiting: dict[Callable[[], None], None] = {}
-        self._wake = asyncio.Event()
         self._closed = False
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
+    @abstractmethod
     def writable(self) -> bool:
         """Whether it takes a frame now."""
-        return self._size < HIGH_WATER and not self._closed
+
+    @abstractmethod
+    def write_bytes(self, data: bytes) -> None:
+        """Send what is no frame (a comment of an event stream). Only while `writable`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take nothing more, and end when all that was written is sent."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """End at once."""
 
     def write(self, frame: ServerFrame) -> None:
         """Send a frame. Only while `writable`."""
-        self.write_bytes(self._encode(frame))
-
-    def write_bytes(self, data: bytes) -> None:
-        """Send what is no frame (a comment of an event stream). Only while `writable`."""
-        if data:
-            self._pending.append(data)
-            self._size += len(data)
-            self._wake.set()
+        if data := self._encode(frame):
+            self.write_bytes(data)
 
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, when it is writable again, after those that wait already."""
@@ -63,25 +85,6 @@ class AwaitedOutlet:
             await turn.wait()
         self.write(frame)
 
-    def close(self) -> None:
-        """Let `run` return once all that was written is sent."""
-        self._closed = True
-        self._wake.set()
-
-    async def run(self) -> None:
-        """Send what is written, until closed. Raises what `send` raises when the connection is gone."""
-        try:
-            while self._pending or not self._closed:
-                await self._wake.wait()
-                self._wake.clear()
-                while self._pending:
-                    batch, self._pending, self._size = self._pending, [], 0
-                    await self._send(batch)
-                    self._call_waiting()
-        finally:
-            self._closed = True
-            self._call_waiting()
-
     def _call_waiting(self) -> None:
         waiting = deque(self._waiting)
         self._waiting.clear()
@@ -89,3 +92,91 @@ class AwaitedOutlet:
             waiting.popleft()()
         # Those that found no room this time are first the next time.
         self._waiting = dict.fromkeys([*waiting, *self._waiting])
+
+
+class DirectOutlet(Outlet):
+    """Writes to a wire in the same turn of the event loop, with no task in between."""
+
+    def __init__(self, encode: Callable[[ServerFrame], bytes], wire: Wire) -> None:
+        super().__init__(encode)
+        self._wire = wire
+        wire.on_writable = self._call_waiting
+
+    @property
+    def writable(self) -> bool:  # noqa: D102
+        return self._wire.takes_bytes() and not self._closed
+
+    def write_bytes(self, data: bytes) -> None:  # noqa: D102
+        self._wire.write_direct(data)
+
+    def close(self) -> None:  # noqa: D102
+        self._closed = True
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    async def stop(self) -> None:  # noqa: D102
+        self.close()
+        self._wire.on_writable = None
+        self._call_waiting()
+
+
+class AwaitedOutlet(Outlet):
+    """Awaits `send` in a task of its own, several frames at a time.
+
+    What is written waits until the task comes round, at most HIGH_WATER bytes and one frame.
+    """
+
+    def __init__(self, encode: Callable[[ServerFrame], bytes], send: Callable[[list[bytes]], Awaitable[None]]) -> None:
+        super().__init__(encode)
+        self._send = send
+        self._pending: list[bytes] = []
+        self._size = 0
+        self._wake = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._end)
+
+    @property
+    def writable(self) -> bool:  # noqa: D102
+        return self._size < HIGH_WATER and not self._closed
+
+    def write_bytes(self, data: bytes) -> None:  # noqa: D102
+        self._pending.append(data)
+        self._size += len(data)
+        self._wake.set()
+
+    def close(self) -> None:  # noqa: D102
+        self._closed = True
+        self._wake.set()
+
+    async def stop(self) -> None:  # noqa: D102
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        while self._pending or not self._closed:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._pending:
+                batch, self._pending, self._size = self._pending, [], 0
+                await self._send(batch)
+                self._call_waiting()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._closed = True
+        self._call_waiting()
+        if self.ended.done():
+            return
+        if task.cancelled() or isinstance(task.exception(), OSError):
+            self.ended.set_result(None)  # the connection is gone, which its door learns from `receive`
+        elif error := task.exception():
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)
+
+
+def outlet(
+    encode: Callable[[ServerFrame], bytes], scope: Any, send: Callable[[list[bytes]], Awaitable[None]]
+) -> Outlet:
+    """Return the direct outlet where the server offers a wire, and else one that awaits `send`."""
+    wire = scope.get("extensions", {}).get(WIRE)
+    return DirectOutlet(encode, wire) if wire else AwaitedOutlet(encode, send)

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ws_chat.doors.http import error_response
-from ws_chat.doors.outlet import AwaitedOutlet
+from ws_chat.doors.outlet import outlet
 from ws_chat.errors import ChatError
 from ws_chat.event_stream import PING, event
 from ws_chat.frames import Chat, Done, Failed, InvalidFrameError, Token, decode, encode
@@ -27,12 +27,48 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from ws_chat.doors.connections import Connections
+    from ws_chat.doors.outlet import Outlet
     from ws_chat.frames import ServerFrame
     from ws_chat.relay import Relay
     from ws_chat.stores.base import Log
 
 PING_INTERVAL: Final = 15.0
 """Seconds of silence after which a comment line keeps proxies from closing the connection."""
+
+
+CHAT_OPERATION: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "format",
+            "in": "query",
+            "schema": {"type": "string", "enum": ["text", "frames"], "default": "text"},
+            "description": "What an event is: the answer's text, or a frame as on the WebSocket.",
+        }
+    ],
+    "requestBody": {
+        "required": True,
+        "description": "A chat: `messages` and any parameter of the OpenAI chat-completions reference.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["messages"],
+                    "properties": {
+                        "messages": {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}},
+                        "model": {"type": "string"},
+                    },
+                    "additionalProperties": True,
+                },
+                "example": {"messages": [{"role": "user", "content": "hi"}]},
+            }
+        },
+    },
+    "responses": {
+        "200": {"description": "The answer, as it comes", "content": {"text/event-stream": {}}},
+        "default": {"description": 'An error before the answer: `{"error": …}`', "content": {"application/json": {}}},
+    },
+}
+"""What the OpenAPI document says of the chat request, whose body is read here and not by the framework."""
 
 
 class TextFormat:
@@ -140,56 +176,60 @@ class EventStream(Response):
             try:
                 await _begun(log, gone)
                 if log.last == 0 and isinstance(log.terminal, Failed):
-                    await error_response(log.terminal.error)(scope, receive, send)
+                    headers = {"X-Generation-Id": self._start.id}
+                    await error_response(log.terminal.error, headers)(scope, receive, send)
                 elif not gone.done():
-                    await self._stream(log, gone, send)
+                    await self._stream(log, gone, scope, send)
             finally:
                 self._door.relay.release(self._start.id)
                 gone.cancel()
 
-    async def _stream(self, log: Log, gone: asyncio.Task[None], send: Send) -> None:
+    async def _stream(self, log: Log, gone: asyncio.Task[None], scope: Scope, send: Send) -> None:
         async def send_batch(batch: list[bytes]) -> None:
-            pings.sent()
             await send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        outlet = AwaitedOutlet(self._encoder, send_batch)
-        reader = Reader(log, 0, outlet, on_end=outlet.close)
-        pings = _Pings(outlet)
-        writer = asyncio.create_task(outlet.run())
+        pings = _Pings(self._encoder)
+        way_out = pings.outlet = outlet(pings.encode, scope, send_batch)
+        reader = Reader(log, 0, way_out, on_end=way_out.close)
         try:
             reader.open()
-            await asyncio.wait({writer, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if writer.done():
-                writer.result()
+            await asyncio.wait({way_out.ended, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if way_out.ended.done():
+                way_out.ended.result()
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             reader.close()
             pings.stop()
-            writer.cancel()
+            await way_out.stop()
 
 
 class _Pings:
-    """Writes a comment after each PING_INTERVAL of silence. One timer, whatever the rate of events."""
+    """Writes a comment after each PING_INTERVAL of silence. One timer, whatever the rate of frames."""
 
-    def __init__(self, outlet: AwaitedOutlet) -> None:
-        self._outlet = outlet
+    outlet: Outlet
+
+    def __init__(self, encoder: Callable[[ServerFrame], bytes]) -> None:
+        self._encoder = encoder
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
         self._timer = self._loop.call_later(PING_INTERVAL, self._check)
 
-    def sent(self) -> None:
+    def encode(self, frame: ServerFrame) -> bytes:
+        """Encode a frame, and remember when."""
         self._last = self._loop.time()
+        return self._encoder(frame)
 
     def stop(self) -> None:
         self._timer.cancel()
 
     def _check(self) -> None:
         silence = self._loop.time() - self._last
-        if silence >= PING_INTERVAL and self._outlet.writable:
-            self._outlet.write_bytes(PING)
+        if silence >= PING_INTERVAL:
+            if self.outlet.writable:
+                self.outlet.write_bytes(PING)
             silence = 0
-        self._timer = self._loop.call_later(max(PING_INTERVAL - silence, 0.1), self._check)
+        self._timer = self._loop.call_later(PING_INTERVAL - silence, self._check)
 
 
 async def _begun(log: Log, gone: asyncio.Task[None]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING
 
 from starlette.websockets import WebSocketDisconnect
 
 from ws_chat.doors.http import error_response
-from ws_chat.doors.outlet import AwaitedOutlet
+from ws_chat.doors.outlet import outlet
 from ws_chat.errors import ChatError
 from ws_chat.frames import InvalidFrameError, Refused, decode, encode
 from ws_chat.reader import Reader
@@ -67,11 +66,10 @@ class _Socket:
         self._relay = door.relay
         self._max_frame_bytes = door.max_frame_bytes
         self._session = session
-        self._outlet = AwaitedOutlet(encode, self._send)
+        self._outlet = outlet(encode, websocket.scope, self._send)
         self._readers: dict[str, Reader] = {}
 
     async def run(self) -> None:
-        writer = asyncio.create_task(self._outlet.run())
         try:
             await self._receive_all()
         except WebSocketDisconnect:
@@ -84,8 +82,7 @@ class _Socket:
             for generation_id, reader in self._readers.items():
                 reader.close()
                 self._relay.release(generation_id)
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            await self._outlet.stop()
 
     async def _receive_all(self) -> None:
         # Receiving never waits for a generation: a server that is not asked for messages misses pongs and disconnects.
@@ -133,5 +130,8 @@ class _Socket:
         reader.open()
 
     async def _send(self, batch: list[bytes]) -> None:
-        for data in batch:
-            await self._websocket.send_text(data.decode())
+        try:
+            for data in batch:
+                await self._websocket.send_text(data.decode())
+        except WebSocketDisconnect as error:
+            raise ConnectionError from error

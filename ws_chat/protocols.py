@@ -1,0 +1,123 @@
+"""uvicorn's WebSocket and HTTP protocols with a direct way out for the frames of a stream.
+
+An ASGI `send` per token costs a wake-up of a task and a walk through several layers. These classes offer the door a
+wire, as an extension of the scope: a synchronous write to the transport, and word of when it takes bytes again. All
+else stays uvicorn's: handshake, closing, pings, limits. Under any other server the extension is not there, and the door
+awaits `send`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode
+from websockets.protocol import OPEN
+
+from ws_chat.doors.outlet import STOP, WIRE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvicorn._types import ASGISendEvent
+    from websockets.http11 import Request
+
+# Unmasked, unfragmented text frames (RFC 6455, section 5.2) of up to 125 bytes: their two bytes of header.
+_SHORT_HEADERS = [bytes((0x81, length)) for length in range(126)]
+
+
+def _after_stop(protocol: DirectWebSocketProtocol | DirectHTTPProtocol, shutdown: Callable[[], None]) -> None:
+    """Shut a connection down after the application's generations have ended: else their ends would find it closed."""
+    stop = protocol.app_state.get(STOP)
+    if stop is None:
+        shutdown()
+        return
+    task = protocol.loop.create_task(stop())
+    protocol.tasks.add(task)  # the server waits for it
+    task.add_done_callback(protocol.tasks.discard)
+    task.add_done_callback(lambda _: shutdown())
+
+
+class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
+    """A WebSocket whose text frames can be written directly. Only without compression."""
+
+    on_writable: Callable[[], None] | None = None
+
+    def handle_connect(self, event: Request) -> None:
+        """Offer the wire to the application."""
+        super().handle_connect(event)
+        if not self.close_sent and not self.config.ws_per_message_deflate:
+            cast("dict[str, Any]", self.scope["extensions"])[WIRE] = self
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Take a message of the application."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True  # refused: else it would be logged as an application that did nothing
+
+    def send_receive_event_to_app(self) -> None:
+        """Give a message to the application; close on one that is not UTF-8, which is the client's fault."""
+        if self.curr_msg_data_type == "text":
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.conn.send_close(CloseCode.INVALID_DATA)
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
+    def shutdown(self) -> None:
+        """Close, when what runs has ended and said so."""
+        _after_stop(self, super().shutdown)
+
+    def resume_writing(self) -> None:
+        """Tell that the transport takes bytes again."""
+        super().resume_writing()
+        if self.on_writable:
+            self.on_writable()
+
+    def takes_bytes(self) -> bool:
+        """Whether a frame may be written now."""
+        return self.writable.is_set() and not self.disconnected and self.conn.state is OPEN
+
+    def write_direct(self, data: bytes) -> None:
+        """Write a text frame. Only while it takes bytes."""
+        length = len(data)
+        if length < 126:
+            header = _SHORT_HEADERS[length]
+        elif length < 65536:
+            header = b"\x81\x7e" + length.to_bytes(2, "big")
+        else:
+            header = b"\x81\x7f" + length.to_bytes(8, "big")
+        self.transport.write(header + data)
+
+
+class DirectHTTPProtocol(HttpToolsProtocol):
+    """An HTTP connection to which the chunks of a response can be written directly."""
+
+    on_writable: Callable[[], None] | None = None
+
+    def on_message_begin(self) -> None:
+        """Offer the wire to the application."""
+        super().on_message_begin()
+        extensions: dict[str, Any] = {WIRE: self}
+        self.scope["extensions"] = extensions
+
+    def shutdown(self) -> None:
+        """Close, when what runs has ended and said so."""
+        _after_stop(self, super().shutdown)
+
+    def resume_writing(self) -> None:
+        """Tell that the transport takes bytes again."""
+        super().resume_writing()
+        if self.on_writable:
+            self.on_writable()
+
+    def takes_bytes(self) -> bool:
+        """Whether a chunk may be written now."""
+        return not self.flow.write_paused and not self.transport.is_closing()
+
+    def write_direct(self, data: bytes) -> None:
+        """Write a chunk (RFC 9112, section 7.1). Only while it takes bytes, after the head of a chunked response."""
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
