@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from ws_chat.server import Binding, run
@@ -18,32 +19,30 @@ LOG_LEVELS: Final = ("critical", "error", "warning", "info", "debug", "trace")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status (2: the options or the environment are wrong)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] not in ("serve", "-h", "--help"):
-        given.insert(0, "serve")
-    options = vars(_parser().parse_args(given))
-    del options["command"]
+    if given and given[0] == "serve":
+        del given[0]
+    options = _parser().parse_args(given)
     try:
         settings = Settings.load()
     except SettingsError as error:
         print(f"ws-chat: {error}", file=sys.stderr)
         return 2
-    run(settings, Binding(**options))
+    run(settings, Binding(**vars(options)))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ws-chat",
-        description="Streams chat-model answers over WebSocket and SSE, from any OpenAI-compatible server.",
-        epilog="Without a command: serve. Everything else is set in the environment, see docs/protocol.md.",
+    serve = argparse.ArgumentParser(
+        prog="ws-chat serve",
+        description="Streams chat-model answers over WebSocket and SSE. Everything but this is set in the environment.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command")
     default = Binding()
-    serve = commands.add_parser("serve", help="run the server", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    serve.add_argument("--version", action="version", version=f"ws_chat {version('ws-chat')}")
     serve.add_argument("--host", default=default.host, help="address to listen on")
-    serve.add_argument("--port", type=int, default=default.port, help="port to listen on; 0 takes a free one")
+    serve.add_argument("--port", type=_port, default=default.port, help="port to listen on; 0 takes a free one")
     serve.add_argument("--uds", metavar="PATH", help="listen on this Unix domain socket instead")
-    serve.add_argument("--workers", type=int, default=default.workers, help="processes that serve the address")
+    serve.add_argument("--workers", type=_count, default=default.workers, help="processes that serve the address")
     serve.add_argument("--log-level", choices=LOG_LEVELS, default=default.log_level, help="what is logged")
     serve.add_argument("--ssl-keyfile", metavar="FILE", help="private key, for https and wss")
     serve.add_argument("--ssl-certfile", metavar="FILE", help="certificate chain, for https and wss")
@@ -53,4 +52,18 @@ def _parser() -> argparse.ArgumentParser:
         help="proxies whose X-Forwarded headers count, comma-separated",
     )
     serve.add_argument("--root-path", default=default.root_path, help="path prefix that a proxy takes off")
-    return parser
+    return serve
+
+
+def _port(text: str) -> int:
+    return _whole_number(text, 0, 65535)
+
+
+def _count(text: str) -> int:
+    return _whole_number(text, 1, 1024)
+
+
+def _whole_number(text: str, least: int, most: int) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+    return int(text)

@@ -6,10 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pydantic_core import ErrorDetails
 
 UpstreamName = Literal["auto", "openai", "demo"]
 
@@ -23,7 +25,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
 
-    openai_api_key: str | None = Field(None, alias="OPENAI_API_KEY", repr=False)
+    openai_api_key: str | None = Field(None, alias="OPENAI_API_KEY", repr=False, pattern=r"^[!-~]+$")
     openai_base_url: str | None = Field(None, alias="OPENAI_BASE_URL", pattern=r"^https?://")
     upstream: UpstreamName = Field("auto", alias="WS_CHAT_UPSTREAM")
     model: str = Field("gpt-4o-mini", alias="WS_CHAT_MODEL")
@@ -46,6 +48,18 @@ class Settings(BaseModel):
             return not (self.openai_api_key or self.openai_base_url)
         return self.upstream == "demo"
 
+    @field_validator("openai_api_key", mode="before")
+    @classmethod
+    def _no_line_break(cls, value: Any) -> Any:
+        # A key read from a file ends in a line break; anything else that a header cannot hold is a mistake.
+        return value.strip() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_an_upstream(self) -> Settings:
+        if self.upstream == "openai" and not (self.openai_api_key or self.openai_base_url):
+            raise ValueError("WS_CHAT_UPSTREAM=openai needs OPENAI_API_KEY or OPENAI_BASE_URL")
+        return self
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
         """Read the variables; one that is set to nothing counts as not set.
@@ -57,8 +71,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            faults = [f"{fault['loc'][0]}={fault['input']!r}: {fault['msg']}" for fault in error.errors()]
-            raise SettingsError("; ".join(faults)) from None
+            raise SettingsError("; ".join(map(_told, error.errors()))) from None
 
     @classmethod
     def load(cls) -> Settings:
@@ -66,4 +79,16 @@ class Settings(BaseModel):
 
         Raises SettingsError.
         """
-        return cls.from_environment({**{k: v for k, v in dotenv_values(".env").items() if v}, **os.environ})
+        try:
+            file = dotenv_values(".env")
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"the file .env is not UTF-8: {error}") from None
+        return cls.from_environment({**{name: value for name, value in file.items() if value}, **os.environ})
+
+
+def _told(fault: ErrorDetails) -> str:
+    if not fault["loc"]:
+        return fault["msg"]
+    name = fault["loc"][0]
+    value = "" if name == "OPENAI_API_KEY" else f"={fault['input']!r}"
+    return f"{name}{value}: {fault['msg']}"
