@@ -12,12 +12,13 @@ import signal
 import sys
 
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 
 async def ask(url: str, question: str, model: str | None) -> int:
     """Print one answer; return the exit status."""
     request = {"messages": [{"role": "user", "content": question}]} | ({"model": model} if model else {})
-    async with connect(url, max_size=None) as websocket:
+    async with connect(url, max_size=None, close_timeout=1) as websocket:
         loop = asyncio.get_running_loop()
         cancels = []
 
@@ -40,7 +41,6 @@ async def ask(url: str, question: str, model: str | None) -> int:
                 case "error":
                     print(f"\n{frame['error']['code']}: {frame['error']['message']}", file=sys.stderr)
                     return 1
-    print("The connection was closed before the answer was complete.", file=sys.stderr)
     return 1
 
 
@@ -51,7 +51,15 @@ def main() -> int:
     parser.add_argument("--url", default="ws://127.0.0.1:8000/v1/chat/ws")
     parser.add_argument("--model")
     options = parser.parse_args()
-    return asyncio.run(ask(options.url, options.question, options.model))
+    try:
+        return asyncio.run(ask(options.url, options.question, options.model))
+    except ConnectionClosed as error:
+        print(f"\nThe connection was closed before the answer was complete: {error}", file=sys.stderr)
+    except (OSError, InvalidStatus) as error:
+        print(f"{options.url}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

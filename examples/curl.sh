@@ -5,7 +5,7 @@
 #   URL='http://127.0.0.1:8000/v1/chat/stream?format=frames' examples/curl.sh
 set -euo pipefail
 
-curl -sN --fail-with-body \
+curl -sSN --fail-with-body \
   -H "Content-Type: application/json" \
   -d '{"messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"やっほ"}]}' \
   "${URL:-http://127.0.0.1:8000/v1/chat/stream}"

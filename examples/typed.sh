@@ -2,7 +2,7 @@
 # Ask over SSE and print the answer as it is typed: the tutorial's reading loop, with its line breaks and its errors.
 set -euo pipefail
 
-curl -sN \
+curl -sSN \
   -H "Content-Type: application/json" \
   -d '{"messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"やっほ"}]}' \
   "${URL:-http://127.0.0.1:8000/v1/chat/stream}" |

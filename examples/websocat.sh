@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Ask over the WebSocket with websocat, and see the frames as they come.
 # By hand: `websocat ws://127.0.0.1:8000/v1/chat/ws`, then type a frame and Enter.
-set -euo pipefail
+set -eo pipefail
 
 # A pipe that stays open: when its standard input ends, websocat closes the socket at once.
 coproc SOCKET { exec websocat -t - "${URL:-ws://127.0.0.1:8000/v1/chat/ws}"; }
-printf '%s\n' '{"messages":[{"role":"user","content":"やっほ"}]}' >&"${SOCKET[1]}"
+exec {from}<&"${SOCKET[0]}" {to}>&"${SOCKET[1]}"
+printf '%s\n' '{"messages":[{"role":"user","content":"やっほ"}]}' >&"$to"
 status=1
 while IFS= read -r frame; do
   printf '%s\n' "$frame"
@@ -13,6 +14,6 @@ while IFS= read -r frame; do
     '{"type":"done"'*) status=0; break ;;
     '{"type":"error"'*) break ;;
   esac
-done <&"${SOCKET[0]}"
-kill "$SOCKET_PID" 2>/dev/null || true
+done <&"$from"
+kill "$SOCKET_PID" 2>/dev/null || true    # it may have ended by itself
 exit "$status"

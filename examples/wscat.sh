@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Ask over the WebSocket with wscat, and see the frames as they come.
 # By hand: `wscat -c ws://127.0.0.1:8000/v1/chat/ws`, then type a frame and Enter.
-set -euo pipefail
+set -eo pipefail
 
 # Its standard input stays open: when that ends, wscat closes the socket at once and prints nothing.
 coproc SOCKET {
   exec wscat -c "${URL:-ws://127.0.0.1:8000/v1/chat/ws}" -x '{"messages":[{"role":"user","content":"やっほ"}]}' -w 600
 }
+exec {from}<&"${SOCKET[0]}"
 status=1
 while IFS= read -r frame; do
   frame=${frame#< }
@@ -15,6 +16,6 @@ while IFS= read -r frame; do
     '{"type":"done"'*) status=0; break ;;
     '{"type":"error"'*) break ;;
   esac
-done <&"${SOCKET[0]}"
-kill "$SOCKET_PID" 2>/dev/null || true
+done <&"$from"
+kill "$SOCKET_PID" 2>/dev/null || true    # it may have ended by itself
 exit "$status"

@@ -72,6 +72,18 @@ class Running:
                 self.log += line.decode()
         return match
 
+    async def port(self) -> int:
+        """Wait until it takes connections, and return the port."""
+        port = int((await self.until_logged(r"running on https?://127\.0\.0\.1:(\d+)"))[1])
+        await self.until_logged("Application startup complete")
+        async with asyncio.timeout(30):
+            while True:
+                with contextlib.suppress(ConnectionRefusedError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    writer.close()
+                    return port
+                await asyncio.sleep(0.01)
+
 
 @contextlib.asynccontextmanager
 async def program(*command: str, **variables: str) -> AsyncIterator[Running]:

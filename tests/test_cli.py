@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import ssl
 import sys
@@ -10,13 +12,14 @@ import httpx
 import pytest
 from conftest import HELLO, events
 from processes import need, output, program
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from ws_chat import cli
 from ws_chat.server import Binding
 
 pytestmark = pytest.mark.anyio
 
-LISTENING = r"running on (https?)://127\.0\.0\.1:(\d+)"
 CHAT = {"messages": HELLO, "model": "demo-fast"}
 
 
@@ -41,8 +44,7 @@ def typed(response: httpx.Response) -> str:
 )
 async def test_it_is_started_without_a_key(command):
     async with program(*command) as server:
-        _, port = (await server.until_logged(LISTENING)).groups()
-        await server.until_logged("Application startup complete")
+        port = await server.port()
         async with httpx.AsyncClient() as client:
             assert "“hi”" in typed(await client.post(f"http://127.0.0.1:{port}/v1/chat/stream", json=CHAT))
 
@@ -67,15 +69,14 @@ async def test_it_speaks_tls(tmp_path):
     )
     assert made == 0, err
     async with program("ws-chat", "--port", "0", "--ssl-keyfile", key, "--ssl-certfile", certificate) as server:
-        scheme, port = (await server.until_logged(LISTENING)).groups()
+        port = await server.port()
         async with httpx.AsyncClient(verify=ssl.create_default_context(cafile=certificate)) as client:
-            assert "“hi”" in typed(await client.post(f"{scheme}://127.0.0.1:{port}/v1/chat/stream", json=CHAT))
-    assert scheme == "https"
+            assert "“hi”" in typed(await client.post(f"https://127.0.0.1:{port}/v1/chat/stream", json=CHAT))
 
 
 async def test_a_signal_ends_it_while_an_answer_is_typed():
     async with program("ws-chat", "serve", "--port", "0") as server:
-        _, port = (await server.until_logged(LISTENING)).groups()
+        port = await server.port()
         async with (
             httpx.AsyncClient() as client,
             client.stream("POST", f"http://127.0.0.1:{port}/v1/chat/stream", json=CHAT | {"model": "demo"}) as response,
@@ -84,13 +85,39 @@ async def test_a_signal_ends_it_while_an_answer_is_typed():
             server.process.send_signal(signal.SIGINT)
             body = b"".join([part async for part in response.aiter_raw()])
 
-    assert events(body)[-1] == {"event": "done", "data": "[DONE]"}
+    last = events(body)[-1]
+    assert last["event"] == "error"
+    assert json.loads(last["data"])["error"]["code"] == "draining"
     assert "Traceback" not in server.log
+    assert "ERROR" not in server.log
+
+
+async def closing(websocket):
+    """Yield messages until the connection is closed, however."""
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            yield await websocket.recv()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_signal_ends_what_runs_on_sockets(workers):
+    async with program("ws-chat", "serve", "--port", "0", "--workers", workers) as server:
+        port = await server.port()
+        async with connect(f"ws://127.0.0.1:{port}/v1/chat/ws") as websocket:
+            await websocket.send(json.dumps(CHAT | {"model": "demo-slow"}))
+            await websocket.recv()
+            server.process.send_signal(signal.SIGTERM)
+            frames = [json.loads(message) async for message in closing(websocket)]
+
+    assert (frames[-1]["type"], frames[-1]["error"]["code"]) == ("error", "draining")
+    assert websocket.close_code == 1012
+    assert "Traceback" not in server.log
+    assert "ERROR" not in server.log
 
 
 async def test_it_relays_a_server_named_in_the_environment(fake):
     async with program("ws-chat", "--port", "0", OPENAI_BASE_URL=fake.base_url) as server:
-        _, port = (await server.until_logged(LISTENING)).groups()
+        port = await server.port()
         async with httpx.AsyncClient() as client:
             assert typed(await client.post(f"http://127.0.0.1:{port}/v1/chat/stream", json=CHAT)) == "Hello"
 
@@ -105,11 +132,34 @@ async def test_a_wrong_environment_is_named():
     assert b"Traceback" not in err
 
 
-async def test_wrong_options_are_named():
-    status, _, err = await output("ws-chat", "serve", "--port", "many")
+async def test_a_wrong_environment_is_named_by_uvicorn_too():
+    status, _, err = await output("uvicorn", "ws_chat.app:app", WS_CHAT_MAX_CONNECTIONS="many")
+
+    assert status == 1
+    assert b"WS_CHAT_MAX_CONNECTIONS" in err
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "given", [["--port", "many"], ["--port", "99999"], ["--port", "-1"], ["--workers", "0"], ["--prot", "1"], ["frob"]]
+)
+async def test_wrong_options_are_named(given):
+    status, _, err = await output("ws-chat", "serve", *given)
 
     assert status == 2
-    assert b"--port" in err
+    assert given[0].encode() in err
+    assert b"[--port PORT]" in err
+
+
+async def test_a_socket_file_that_cannot_be_used_is_named(tmp_path):
+    status, _, err = await output("ws-chat", "--uds", str(tmp_path / "nowhere/s"))
+    assert (status, b"no folder" in err) == (1, True)
+
+    path = str(tmp_path / "s")
+    async with program("ws-chat", "--uds", path) as server:
+        await server.until_logged("running on unix socket")
+        status, _, err = await output("ws-chat", "--uds", path)
+    assert (status, b"a server is running" in err) == (1, True)
 
 
 def test_every_option_arrives(monkeypatch):

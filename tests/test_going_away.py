@@ -196,10 +196,17 @@ async def test_nothing_is_left_when_all_have_gone(service, fake):
 async def test_shutdown_ends_what_runs(serve, fake):
     fake.default = Reply([A, Hang()])
     service = await serve()
-    request = asyncio.create_task(service.post())
-    await fake.request()
-    async with asyncio.timeout(5):
+    async with (
+        asyncio.timeout(5),
+        httpx.AsyncClient() as client,
+        client.stream("POST", service.stream_url, json={"messages": HELLO}) as response,
+    ):
         await service.relay.close()
-        body = (await request).content
+        body = b"".join([part async for part in response.aiter_raw()])
 
-    assert events(body)[-1] == {"event": "done", "data": "[CANCELLED]"}
+    last = events(body)[-1]
+    assert last["event"] == "error"
+    assert json.loads(last["data"])["error"]["code"] == "draining"
+    refused = await service.post()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+    assert refused.headers["retry-after"] == "1"

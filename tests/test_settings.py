@@ -55,7 +55,7 @@ def test_a_variable_set_to_nothing_is_not_set():
         ({}, True),
         ({"OPENAI_API_KEY": "sk-1"}, False),
         ({"OPENAI_BASE_URL": "http://x/v1"}, False),
-        ({"WS_CHAT_UPSTREAM": "openai"}, False),
+        ({"WS_CHAT_UPSTREAM": "openai", "OPENAI_API_KEY": "sk-1\n"}, False),
         ({"WS_CHAT_UPSTREAM": "demo", "OPENAI_API_KEY": "sk-1"}, True),
     ],
 )
@@ -83,6 +83,28 @@ def test_what_makes_no_sense_is_named(name, value):
 
     assert name in str(caught.value)
     assert value in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk-ünïcode", "sk-a b", "sk-a\nb"])
+def test_a_key_that_no_header_can_hold_is_named_and_not_told(key):
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"OPENAI_API_KEY": key})
+
+    assert "OPENAI_API_KEY" in str(caught.value)
+    assert "sk-" not in str(caught.value)
+
+
+def test_an_upstream_without_an_address_or_a_key_is_named():
+    with pytest.raises(SettingsError, match="needs OPENAI_API_KEY or OPENAI_BASE_URL"):
+        Settings.from_environment({"WS_CHAT_UPSTREAM": "openai"})
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_bytes(b"OPENAI_API_KEY=\xff\n")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SettingsError, match=r"\.env is not UTF-8"):
+        Settings.load()
 
 
 def test_a_file_is_read_and_the_environment_goes_before_it(tmp_path, monkeypatch):

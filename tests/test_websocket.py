@@ -8,6 +8,7 @@ import pytest
 from conftest import HELLO, joined
 from fake_openai import Hang, Reply, Wait, chunk, sse, text
 from test_frames import BAD_FRAMES, BAD_JSON
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 pytestmark = pytest.mark.anyio
@@ -234,13 +235,24 @@ async def test_a_frame_that_is_too_big_closes_the_socket(data, code, serve, fake
     assert caught.value.rcvd.code == code
 
 
-async def test_text_that_is_not_utf8_closes_the_socket(service, fake):
+async def test_text_that_is_not_utf8_closes_the_socket(service, fake, caplog):
     async with service.socket() as socket:
         await socket.connection.send(b"\xff\xfe", text=True)
         with pytest.raises(ConnectionClosed) as caught:
             await socket.receive()
 
     assert caught.value.rcvd.code == 1007
+    assert caplog.records == []
+
+
+async def test_a_socket_anywhere_else_is_404(service, caplog):
+    with pytest.raises(InvalidStatus) as caught:
+        async with connect(service.url.replace("http", "ws") + "/v1/chat"):
+            pass
+
+    assert caught.value.response.status_code == 404
+    assert json.loads(caught.value.response.body)["error"]["code"] == "not_found"
+    assert caplog.records == []
 
 
 async def test_a_slow_reader_gets_the_same_text_in_fewer_frames_and_delays_nobody(service, fake):
