@@ -71,6 +71,13 @@ def test_neighbours_become_one(deltas, joined, count):
     assert deltas == before, "the log's own deltas are never changed"
 
 
+def test_a_joined_delta_does_not_grow_to_any_size():
+    for delta in ({"content": "x" * 1000}, {"logprobs": {"content": [{"token": "x" * 1000}]}}):
+        joined, count = merge([delta] * 512)
+        assert 256 <= count < 300
+        assert 255 * 1000 <= len(str(joined)) < 300 * 1024
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(0, 3) | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),

@@ -54,13 +54,18 @@ def test_the_last_event_needs_no_blank_line():
     assert split([b""]) == []
 
 
-@pytest.mark.parametrize("start", [b"<html>\n", b"{}\n", b"hello: x\n", b"data\n", b" data: x\n", b"Data: x\n"])
+@pytest.mark.parametrize("start", [b"<html>\n", b"{}\n", b"hello: x\n", b" data: x\n", b"Data: x", b"<html>" * 9])
 def test_what_is_no_event_stream_is_refused(start):
     with pytest.raises(NotAnEventStreamError):
         split([start])
 
 
-@pytest.mark.parametrize("read", [b"x", b"data: xxx\n"])
+@pytest.mark.parametrize("start", [b"foo: bar\ndata: x\n\n", b"data\ndata: x\n\n", b"\n\n\ndata: x\n\n"])
+def test_fields_that_nobody_knows_are_passed_over(start):
+    assert b"".join(split([start])).strip() == b"x"
+
+
+@pytest.mark.parametrize("read", [b"x", b"data: xxx\n", b"data:\n"])
 def test_an_event_does_not_grow_without_end(read, monkeypatch):
     monkeypatch.setattr(event_stream, "MAX_EVENT_BYTES", 1000)
     splitter = Splitter()

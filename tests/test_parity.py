@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from conftest import events, joined
+from conftest import both_paths, events, joined
 from fake_openai import DONE, Pause, chunk, sse, text, usage_chunk
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, both_paths]
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 
@@ -66,6 +66,7 @@ CASES = {
         [b'data: {"choices":\ndata: [{"delta":{"content":"a"}}]}\n\n', *text("b")], "ab", usage=used(1)
     ),
     "no [DONE]": Case(text("a", done=False), "a", usage=used(1)),
+    "[DONE] with spaces": Case([b.replace(b"[DONE]", b" [DONE] ") for b in text("a")], "a", usage=used(1)),
     "no last line end": Case([b"".join(text("a"))[:-2]], "a", usage=used(1)),
     "nothing after [DONE] counts": Case([*text("a"), sse(chunk({"content": "b"}))], "a", usage=used(1)),
     "no usage": Case(text("a", usage=False), "a", usage=None),
@@ -76,12 +77,12 @@ CASES = {
             sse(chunk({"content": "", "tool_calls": []})),
             sse(chunk({"role": "assistant", "content": "a"})),
             sse(chunk(None), {**chunk(), "choices": []}, {"object": "chat.completion.chunk"}, {"choices": None}),
-            sse({"choices": [{"index": 0, "delta": None}]}),
+            sse({"choices": [{"index": 0, "delta": None}]}, {"choices": [{"index": None, "delta": {"content": "-"}}]}),
             sse({"choices": [{"index": 1, "delta": {"content": "other"}, "finish_reason": "length"}]}),
             sse(chunk({"content": "b"}, "length")),
             DONE,
         ],
-        "ab",
+        "a-b",
         finish_reason="length",
     ),
     "usage on every chunk": Case(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Delta: TypeAlias = dict[str, Any]
 
+MERGE_SIZE: Final = 256 * 1024
+"""How large a joined delta may grow before it is left at that, in characters, more or less."""
+
 # `role` is the same in every delta of an answer and some servers repeat it in each; the others are a frame's own keys.
 _NEVER_SENT: Final = frozenset({"role", "type", "id", "seq"})
 _EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
@@ -38,16 +41,16 @@ def substance(delta: Mapping[str, Any]) -> Delta:
 def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
     """Join as many leading deltas as can be joined without loss.
 
-    Returns the joined delta and how many went into it (at least one; `deltas` must not be empty). It stops before a
-    delta whose fields cannot be joined exactly, such as another number under the same key: whatever the pace of a
-    reader, joining the fields of all its frames gives the same.
+    Returns the joined delta and how many went into it (at least one; `deltas` must not be empty). It stops when the
+    joined delta is larger than MERGE_SIZE, and before a delta whose fields cannot be joined exactly, such as another
+    number under the same key: whatever the pace of a reader, joining the fields of all its frames gives the same.
     """
     if len(deltas) == 1:
         return deltas[0], 1
     joined = _Joined(deltas[0])
     count = 1
     for delta in deltas[1:]:
-        if not joined.add(delta):
+        if joined.size > MERGE_SIZE or not joined.add(delta):
             break
         count += 1
     return joined.result(), count
@@ -63,6 +66,7 @@ class _Joined:
     def __init__(self, first: Delta) -> None:
         self._fields = dict(first)
         self._texts = {key: [value] for key, value in first.items() if isinstance(value, str)}
+        self.size = _size(first)
 
     def add(self, delta: Delta) -> bool:
         """Join one more; False, with nothing changed, when that cannot be done exactly."""
@@ -80,6 +84,7 @@ class _Joined:
                     others[key] = _join(self._fields[key], value)
         except _UnjoinableError:
             return False
+        self.size += _size(delta)
         for key, value in texts:
             self._texts[key].append(value)
         for key, value in others.items():
@@ -92,6 +97,16 @@ class _Joined:
         for key, parts in self._texts.items():
             self._fields[key] = "".join(parts)
         return self._fields
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values())) + 8 * len(value)
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    return 8
 
 
 def _join(old: Any, new: Any) -> Any:

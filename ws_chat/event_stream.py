@@ -14,11 +14,11 @@ PING: Final = b": ping\n\n"
 
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _TEXT_LINE_END: Final = re.compile(r"\r\n|\n|\r")
-_FIELDS: Final = (b"data", b"event", b"id", b"retry", b"")  # the last: a comment, ": …"
+_FIELDS: Final = frozenset({b"data", b"event", b"id", b"retry", b""})  # the last: a comment, ": …"
 
 
 class NotAnEventStreamError(ValueError):
-    """The bytes are no event stream: their first line is no field, or an event grows without end."""
+    """The bytes are no event stream: they end without a field of one, or an event grows without end."""
 
 
 class Splitter:
@@ -28,57 +28,75 @@ class Splitter:
     because nothing is decoded before its event is whole.
     """
 
-    __slots__ = ("_after_cr", "_data", "_line", "_size", "_started")
+    __slots__ = ("_after_cr", "_alien", "_data", "_line", "_size", "_started")
 
     def __init__(self) -> None:
-        self._line = b""  # the line that has no end yet
-        self._data: list[bytes] = []  # the data lines of the event that has no end yet
-        self._size = 0  # of these, in bytes
+        self._line: list[bytes] = []  # the pieces of a line that has no end yet
+        self._data: list[bytes] = []  # the data lines of an event that has no end yet
+        self._size = 0  # of both, in bytes
         self._after_cr = False  # the last read ended in a CR: a LF that comes next belongs to it
-        self._started = False
+        self._started = False  # a field has been seen
+        self._alien = False  # something else has
 
     def feed(self, read: bytes) -> list[bytes]:
         """Take one read; return the data of each event that it completes.
 
-        Raises NotAnEventStreamError when the stream's first line is not one of an event stream, or when an event is
-        larger than MAX_EVENT_BYTES.
+        Raises NotAnEventStreamError when an event is larger than MAX_EVENT_BYTES.
         """
-        if not read:
-            return []
+        if self._started and not (self._line or self._data or self._after_cr) and b"\r" not in read:
+            # Nearly every read: whole events of one data line each, ended by LF.
+            *whole, rest = read.split(b"\n\n")
+            if all(part.startswith(b"data: ") and b"\n" not in part for part in whole):
+                if rest:
+                    self._take(rest)
+                return [part[6:] for part in whole]
+        return self._take(read)
+
+    def end(self) -> list[bytes]:
+        """Take the end of the stream: servers leave out the blank line, or the line end, after their last event.
+
+        Raises NotAnEventStreamError when there was something, and no field of an event stream in it.
+        """
+        events = self._take(b"\n\n")
+        if self._alien and not self._started:
+            raise NotAnEventStreamError("there is no field of an event in it")
+        return events
+
+    def _take(self, read: bytes) -> list[bytes]:
         if self._after_cr and read.startswith(b"\n"):
             read = read[1:]
+            self._after_cr = False
+        if not read:
+            return []
         self._after_cr = read.endswith(b"\r")
         lines = _LINE_END.split(read)
-        lines[0] = self._line + lines[0]
-        self._line = lines.pop()
-        events = self._take(lines)
-        if self._size + len(self._line) > MAX_EVENT_BYTES:
+        self._size += len(read)
+        if len(lines) > 1:
+            lines[0] = b"".join([*self._line, lines[0]])
+            self._line = []
+        if rest := lines.pop():
+            self._line.append(rest)
+        events = self._events(lines)
+        if self._size > MAX_EVENT_BYTES:
             raise NotAnEventStreamError("an event is too large")
         return events
 
-    def end(self) -> list[bytes]:
-        """Take the end of the stream: servers leave out the blank line, or the line end, after their last event."""
-        lines, self._line = [self._line, b""], b""
-        return self._take(lines)
-
-    def _take(self, lines: list[bytes]) -> list[bytes]:
+    def _events(self, lines: list[bytes]) -> list[bytes]:
         events = []
         for line in lines:
             if not line:
+                self._size = 0
                 if self._data:
                     events.append(b"\n".join(self._data))
                     self._data = []
-                    self._size = 0
                 continue
-            field, colon, value = line.partition(b":")
+            field, _, value = line.partition(b":")
             if not self._started:
                 field = field.removeprefix(b"\xef\xbb\xbf")
-                if field not in _FIELDS or not colon:
-                    raise NotAnEventStreamError("the first line is no field of an event")
-                self._started = True
+                self._started = field in _FIELDS
+                self._alien = True
             if field == b"data":
                 self._data.append(value.removeprefix(b" "))
-                self._size += len(value)
         return events
 
 

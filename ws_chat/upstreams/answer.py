@@ -6,10 +6,10 @@ mid-stream. All of it has its answer here; what is not the protocol at all raise
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic_core import from_json, to_json
+import msgspec
+from pydantic_core import from_json
 
 from ws_chat.deltas import Chunk
 from ws_chat.errors import ChatError
@@ -22,6 +22,29 @@ if TYPE_CHECKING:
 
 MESSAGE_LIMIT: Final = 1000
 """Characters of an upstream's own message that are passed on."""
+MANY_BRACKETS: Final = 150
+"""An event with more opening brackets than this may be nested too deeply to be encoded again."""
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int | None = 0
+    delta: dict[str, Any] | None = None
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    """What is of use in a chat completion chunk, and in what stands in its place when something went wrong."""
+
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    model: Any = None
+    error: Any = None
+    object: Any = None
+    message: Any = None
+
+
+_decode: Final = msgspec.json.Decoder(_Event).decode
 
 
 class Answer:
@@ -39,30 +62,29 @@ class Answer:
     def feed(self, read: bytes) -> bool:
         """Take one read; return whether that was all: [DONE] has come.
 
-        Raises ChatError and NotAnEventStreamError, after what came before the fault was emitted.
+        Raises ChatError, and NotAnEventStreamError, after what came before the fault was emitted.
         """
         self._take(self._splitter.feed(read))
         return self.done
 
     def end(self) -> None:
-        """Take the end of the stream. An event that was cut off in its middle was never sent."""
-        if self.done:
-            return
-        whole = []
-        for data in self._splitter.end():
-            with contextlib.suppress(ValueError):
-                from_json(data)
-                whole.append(data)
-        self._take(whole)
+        """Take the end of the stream. An event that was cut off in its middle was never sent.
+
+        Raises ChatError and NotAnEventStreamError.
+        """
+        if not self.done:
+            self._take([data for data in self._splitter.end() if _is_whole(data)])
 
     def _take(self, events: Sequence[bytes]) -> None:
         chunks: list[Chunk] = []
         try:
             for data in events:
-                if data == b"[DONE]":
+                if data.startswith(b"{"):
+                    chunks.append(self._chunk(data))
+                elif data.strip() == b"[DONE]":
                     self.done = True
                     return
-                if data:
+                elif data.strip():
                     chunks.append(self._chunk(data))
         finally:
             # What came before an error in the same read was said, and is relayed.
@@ -71,53 +93,50 @@ class Answer:
 
     def _chunk(self, data: bytes) -> Chunk:
         try:
-            value = from_json(data, allow_inf_nan=False)
-        except ValueError:
+            event = _decode(data)
+            if data.count(b"[") + data.count(b"{") > MANY_BRACKETS:
+                from_json(data)  # refuses deep nesting
+        except msgspec.ValidationError:
+            raise ChatError("upstream_malformed", "The upstream sent an event that is no chat completion.") from None
+        except (ValueError, RecursionError):
             raise ChatError("upstream_malformed", "The upstream sent an event that is not JSON.") from None
-        if not isinstance(value, dict):
-            raise _not_a_chunk()
-        if value.get("error"):
-            message = error_message(value) or "The upstream reported an error."
-            raise ChatError("upstream_unavailable", self._mask(message))
-        usage, model = value.get("usage"), value.get("model")
-        delta, finish_reason = _choice(value.get("choices") or [])
-        if finish_reason:
-            self.finished = True
-        return Chunk(
-            delta,
-            finish_reason,
-            usage if isinstance(usage, dict) else None,
-            model if isinstance(model, str) else None,
-        )
+        if event.error or event.object == "error":
+            message = error_message(event.error or event.message, self._mask)
+            raise ChatError("upstream_unavailable", message or "The upstream reported an error.")
+        usage = event.usage if type(event.usage) is dict else None
+        model = event.model if type(event.model) is str else None
+        for choice in event.choices or ():
+            if not choice.index:
+                delta = choice.delta
+                if choice.logprobs and any(choice.logprobs.values()):
+                    delta = {**(delta or {}), "logprobs": choice.logprobs}
+                if choice.finish_reason:
+                    self.finished = True
+                return Chunk(delta, choice.finish_reason, usage, model)
+        return Chunk(None, None, usage, model)
 
 
-def _choice(choices: Any) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the delta, with its logprobs, and the finish_reason of the one choice that was asked for."""
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise _not_a_chunk()
-    for choice in choices:
-        if choice.get("index", 0) == 0:
-            break
-    else:
-        return None, None
-    delta, finish_reason, logprobs = choice.get("delta"), choice.get("finish_reason"), choice.get("logprobs")
-    if not isinstance(delta, dict | None) or not isinstance(finish_reason, str | None):
-        raise _not_a_chunk()
-    if isinstance(logprobs, dict) and any(logprobs.values()):
-        delta = {**(delta or {}), "logprobs": logprobs}
-    return delta, finish_reason
+def _is_whole(data: bytes) -> bool:
+    try:
+        return data.strip() == b"[DONE]" or from_json(data) is not None
+    except ValueError:
+        return False
 
 
-def _not_a_chunk() -> ChatError:
-    return ChatError("upstream_malformed", "The upstream sent an event that is no chat completion chunk.")
+def error_message(body: object, mask: Callable[[str], str]) -> str | None:
+    """Find the message in an error body (OpenAI's, a bare one, FastAPI's `detail`, or plain text), masked.
 
-
-def error_message(body: object) -> str | None:
-    """Find the message in an error body: OpenAI's, a bare one, FastAPI's `detail`, or plain text."""
-    while isinstance(body, dict):
-        body = body.get("error") or body.get("message") or body.get("detail")
-    if isinstance(body, list):
-        body = to_json(body).decode()
-    if isinstance(body, str) and body.strip() and not body.lstrip().startswith("<"):
-        return body.strip()[:MESSAGE_LIMIT]
-    return None
+    The SDK's parser lets through what no JSON can hold, such as half a surrogate pair: that is replaced.
+    """
+    while isinstance(body, dict | list):
+        if isinstance(body, list):
+            body = body[0] if body else None
+        else:
+            body = body.get("error") or body.get("message") or body.get("msg") or body.get("detail")
+    if not isinstance(body, str) or not body.strip() or body.lstrip().startswith("<"):
+        return None
+    message = body.strip()
+    if len(message) > 2 * MESSAGE_LIMIT:
+        # Cut between words: a key that is cut in two is no longer recognised.
+        message = message[: 2 * MESSAGE_LIMIT].rpartition(" ")[0]
+    return mask(message).encode(errors="replace").decode()[:MESSAGE_LIMIT] or None

@@ -7,6 +7,7 @@ through the parser into a function, in the same turn. It serves one request at a
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import httptools
@@ -38,7 +39,9 @@ class Body(httpx2.AsyncByteStream):
     """A response's body: pushed into a function, or read piece by piece as any httpx2 stream."""
 
     def __init__(self, connection: Connection) -> None:
+        self.limit = sys.maxsize
         self._connection = connection
+        self._read = 0
         self._reads: list[bytes] = []
         self._size = 0
         self._sink: Sink | None = None
@@ -61,10 +64,13 @@ class Body(httpx2.AsyncByteStream):
             raise self._error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield what arrives, read by read. Raises httpx2's errors."""
+        """Yield what arrives, read by read, until there are `limit` bytes. Raises httpx2's errors."""
         while True:
             for read in self._take():
                 yield read
+                self._read += len(read)
+                if self._read > self.limit:
+                    return
             if self._reads:
                 continue
             if self._error:

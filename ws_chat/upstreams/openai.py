@@ -17,28 +17,30 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpx2
+import msgspec
 import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-from pydantic_core import to_json
 
 from ws_chat.errors import ChatError
 from ws_chat.event_stream import NotAnEventStreamError
 from ws_chat.upstreams.answer import Answer, error_message
+from ws_chat.upstreams.connection import DRAIN_TIMEOUT
 from ws_chat.upstreams.transport import PUSHED, PushTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from ws_chat.upstreams.base import Emit
 
 logger = logging.getLogger("ws_chat.upstream")
 
 CONNECT_TIMEOUT: Final = 10.0
+MAX_RETRY_AFTER: Final = 7 * 24 * 3600.0
 
 # Foreign errors and what they are called here, first match; the SDK's timeout is one of its connection errors.
 _FAULTS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
     (
-        (TimeoutError, openai.APITimeoutError, httpx2.TimeoutException),
+        (openai.APITimeoutError, httpx2.TimeoutException),
         "upstream_timeout",
         "The upstream was silent for too long.",
     ),
@@ -60,10 +62,9 @@ class OpenAIUpstream:
         self, *, model: str, api_key: str | None = None, base_url: str | None = None, timeout: float = 120.0
     ) -> None:
         self._model = model
-        self._timeout = timeout
         self._client = _client(api_key, base_url, timeout)
         self._mask = _masking(api_key)
-        self._asks_for_usage = True
+        self._without_usage: set[str] = set()  # models whose servers refuse to be asked for it
 
     def resolve(self, model: str | None) -> str:
         """Return the model asked for, or the configured one."""
@@ -74,20 +75,20 @@ class OpenAIUpstream:
         answer = Answer(emit, self._mask)
         try:
             await self._relay(request, answer)
-        except (openai.APIError, httpx2.HTTPError, TimeoutError, NotAnEventStreamError) as error:
-            # What breaks after a finish_reason breaks a connection, not the answer.
-            if not answer.finished:
-                self._log(error)
-                raise self._translate(error) from None
+        except (ChatError, openai.APIError, httpx2.HTTPError, NotAnEventStreamError) as error:
+            if answer.finished:
+                return  # what breaks after a finish_reason breaks no answer
+            if isinstance(error, ChatError):
+                raise
+            self._log(error)
+            raise self._translate(error) from None
 
     async def close(self) -> None:
         """Close every connection."""
         await self._client.close()
 
     async def _relay(self, request: Mapping[str, Any], answer: Answer) -> None:
-        # The SDK's own timeout is per try; this one is for the caller, who waits for all tries together.
-        async with asyncio.timeout(self._timeout):
-            response = await self._open(request)
+        response = await self._open(request)
         try:
             body = response.extensions.get(PUSHED)
             if body is not None and "content-encoding" not in response.headers:
@@ -96,6 +97,7 @@ class OpenAIUpstream:
                 async with contextlib.aclosing(response.aiter_bytes()) as reads:
                     async for read in reads:
                         if answer.feed(read):
+                            await _drain(reads)
                             break
             answer.end()
         finally:
@@ -104,7 +106,8 @@ class OpenAIUpstream:
     async def _open(self, request: Mapping[str, Any]) -> httpx2.Response:
         """Send the request, asking for usage; without asking, where the server refuses that."""
         options = request.get("stream_options", {})
-        if not self._asks_for_usage or not isinstance(options, dict) or "include_usage" in options:
+        model = request["model"]
+        if model in self._without_usage or not isinstance(options, dict) or "include_usage" in options:
             return await self._post(request)
         try:
             return await self._post({**request, "stream_options": {**options, "include_usage": True}})
@@ -112,7 +115,7 @@ class OpenAIUpstream:
             if not _refuses_usage(error):
                 raise
         response = await self._post(request)
-        self._asks_for_usage = False
+        self._without_usage.add(model)
         return response
 
     async def _post(self, body: Mapping[str, Any]) -> httpx2.Response:
@@ -120,7 +123,7 @@ class OpenAIUpstream:
         response = await self._client.post(
             "/chat/completions",
             cast_to=httpx2.Response,
-            content=to_json({**body, "stream": True}),
+            content=msgspec.json.encode({**body, "stream": True}),
             stream=True,
             stream_cls=openai.AsyncStream[object],
         )
@@ -134,7 +137,7 @@ class OpenAIUpstream:
         cause: BaseException = error
         while cause.__cause__:
             cause = cause.__cause__
-        logger.warning("%s: %s: %s", self._client.base_url, type(cause).__name__, self._mask(str(cause)))
+        logger.warning("%s: %s: %r", self._client.base_url, type(cause).__name__, self._mask(str(cause)))
 
     def _translate(self, error: Exception) -> ChatError:
         if isinstance(error, openai.APIStatusError):
@@ -151,10 +154,18 @@ class OpenAIUpstream:
             return ChatError("upstream_auth", "The upstream did not accept this server's credentials.")
         if status == 429:
             retry_after = _seconds(response.headers.get("retry-after"))
-            return ChatError("upstream_rate_limited", self._mask(error_message(body) or said), retry_after=retry_after)
+            return ChatError("upstream_rate_limited", error_message(body, self._mask) or said, retry_after=retry_after)
         if 400 <= status < 500:
-            return ChatError("upstream_rejected", self._mask(error_message(body) or said), status=status)
+            return ChatError("upstream_rejected", error_message(body, self._mask) or said, status=status)
         return ChatError("upstream_unavailable", said)
+
+
+async def _drain(reads: AsyncIterator[bytes]) -> None:
+    """Read a stream to its end, which is next after [DONE]: only then can its connection serve another request."""
+    with contextlib.suppress(TimeoutError, httpx2.HTTPError):
+        async with asyncio.timeout(DRAIN_TIMEOUT):
+            async for _ in reads:
+                pass
 
 
 def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncOpenAI:
@@ -166,6 +177,8 @@ def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncO
     else:
         http_client = DefaultAsyncHttpxClient(transport=PushTransport(), timeout=timeouts)
     # The SDK insists on a key; servers that need none ignore it.
+    # An empty OPENAI_BASE_URL counts as none, but not for the SDK, which would read it again.
+    base_url = base_url or "https://api.openai.com/v1"
     return AsyncOpenAI(api_key=api_key or "none", base_url=base_url, timeout=timeouts, http_client=http_client)
 
 
@@ -176,26 +189,27 @@ def _refuses_usage(error: openai.APIStatusError) -> bool:
 def _masking(api_key: str | None) -> Callable[[str], str]:
     """Return a function that masks this key and whatever else looks like one of the operator's secrets."""
     patterns = [
-        r"\bBearer\s+[^\s,;]+",
-        r"\b(?:sk|pk|rk|gsk|xai)-[\w*.-]{4,}",
-        r"\b(?:org|proj)[-_]\w{8,}",
-        r"\S*\*{3}\S*",
+        r"(?i:\bBearer\s+[^\s,;]+)",
+        r"(?i:\b(?:sk|pk|rk|gsk|xai)-[\w*.-]{4,})",
+        r"(?i:\b(?:org|proj)[-_]\w{8,})",
+        r"[^\s*]*\*{3}\S*",
     ]
-    if api_key:
+    if api_key and len(api_key) >= 8:  # a shorter one, like EMPTY or ollama, is a placeholder and may be a word
         patterns.insert(0, re.escape(api_key))
-    secrets = re.compile("|".join(patterns), re.IGNORECASE)
+        patterns.append(re.escape(api_key[:4]) + r"[\w-]*(?:\.{2,}|…)\S*")  # as servers quote one: abcd...wxyz
+    secrets = re.compile("|".join(patterns))
     return lambda message: secrets.sub("***", message)
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Read a Retry-After header (RFC 9110): seconds, or a date."""
+    """Read a Retry-After header (RFC 9110): seconds, or a date. None for what makes no sense."""
     if retry_after is None:
         return None
     try:
-        return max(0.0, float(retry_after))
+        seconds = float(retry_after)
     except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
-        return None
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if seconds <= MAX_RETRY_AFTER else None

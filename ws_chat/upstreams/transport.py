@@ -11,11 +11,14 @@ import ssl
 from typing import Final
 
 import httpx2
+import openai
 
 from ws_chat.upstreams.connection import Connection, StaleConnectionError
 
 KEEPALIVE: Final = 15.0
 """Seconds after which an idle connection is not used again: something on its way may have forgotten it silently."""
+ERROR_LIMIT: Final = 64 * 1024
+"""Bytes of an error's body that are read."""
 PUSHED: Final = "pushed_body"
 """The response extension that holds the Body, for whoever wants it pushed."""
 
@@ -44,6 +47,12 @@ class PushTransport(httpx2.AsyncBaseTransport):
                 head, body = await connection.exchange(message, timeouts.get("read"))
             except StaleConnectionError:
                 continue  # it was never read: another connection may be asked
+            except httpx2.ReadTimeout:
+                # The SDK would try again, twice, and the caller would wait three times as long. Its own errors it
+                # lets through.
+                raise openai.APITimeoutError(request=request) from None
+            if head.status >= 400:
+                body.limit = ERROR_LIMIT
             return httpx2.Response(
                 head.status,
                 headers=head.headers,
