@@ -152,25 +152,54 @@ async def running(app: FastAPI, settings: Settings, **config: Any) -> AsyncItera
     chosen = options(settings, Binding(log_level="warning")) | {"log_config": None, "access_log": False, **config}
     for name in ("host", "port"):
         chosen.pop(name)
-    server = uvicorn.Server(uvicorn.Config(app, **chosen))
-    task = asyncio.create_task(server.serve(sockets=[sock]))
+    server_config = uvicorn.Config(app, **chosen)
+    server_config.load()
+    server = uvicorn.Server(server_config)
+    server.lifespan = server_config.lifespan_class(server_config)
+    # What Server.serve does, without its signal handlers and without waiting for the ticks of its main loop.
+    await server.startup(sockets=[sock])
     try:
         yield Service(f"http://127.0.0.1:{sock.getsockname()[1]}", app, server)
     finally:
-        server.should_exit = True
-        await task
-        sock.close()
+        await server.shutdown(sockets=[sock])
+
+
+FALLBACK = {"http": "httptools", "ws": "websockets-sansio"}
 
 
 @pytest.fixture
-async def serve(fake: FakeOpenAI) -> AsyncIterator[Callable[..., Any]]:
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Choose the path of a token: "fast", or "fallback": the SDK's own transport, and uvicorn's own protocols."""
+    chosen: str = getattr(request, "param", "fast")
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    if chosen == "fallback":
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return chosen
+
+
+@pytest.fixture
+def only_fast(path: str) -> None:
+    """Skip on the fallback path what only our own protocols and transport do."""
+    if path == "fallback":
+        pytest.skip("this is more than uvicorn's own protocols or the SDK's own transport do")
+
+
+both_paths = pytest.mark.parametrize("path", ["fast", "fallback"], indirect=True)
+
+
+@pytest.fixture
+async def serve(fake: FakeOpenAI, path: str) -> AsyncIterator[Callable[..., Any]]:
     """Return a function that starts a server in front of the fake upstream, with these settings."""
+    config = FALLBACK if path == "fallback" else {}
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**given: Any) -> Service:
             values = {"openai_base_url": fake.base_url, "openai_api_key": "sk-operator-key", **given}
             settings = Settings(**values)
-            return await stack.enter_async_context(running(application.create_app(settings), settings))
+            return await stack.enter_async_context(running(application.create_app(settings), settings, **config))
 
         yield start
 

@@ -8,10 +8,10 @@ import socket as sockets
 
 import httpx
 import pytest
-from conftest import HELLO, events
+from conftest import HELLO, both_paths, events
 from fake_openai import DONE, Hang, Reply, Reset, Wait, chunk, sse, text
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, both_paths]
 
 A = sse(chunk({"content": "a"}))
 AT = {

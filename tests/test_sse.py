@@ -5,16 +5,14 @@ import json
 
 import httpx
 import pytest
-from conftest import HELLO, events
+from conftest import HELLO, both_paths, events
 from fake_openai import Hang, Reply, Wait, chunk, sse, text
 from test_frames import BAD_FRAMES, BAD_JSON
 
 from ws_chat.doors import sse as door
-from ws_chat.doors.sse import TextFormat
 from ws_chat.event_stream import PING
-from ws_chat.frames import Done, Token
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, both_paths]
 
 A = sse(chunk({"content": "a"}))
 
@@ -102,7 +100,7 @@ async def test_a_body_that_is_too_large_is_413(serve, fake):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "code"),
+    ("method", "place", "status", "code"),
     [
         ("GET", "/v1/chat/stream/nobody", 404, "not_found"),
         ("DELETE", "/v1/chat/stream/nobody", 404, "not_found"),
@@ -111,9 +109,9 @@ async def test_a_body_that_is_too_large_is_413(serve, fake):
         ("PUT", "/v1/chat/stream", 405, "invalid_request"),
     ],
 )
-async def test_what_is_not_there_is_answered_with_the_error_object(method, path, status, code, service):
+async def test_what_is_not_there_is_answered_with_the_error_object(method, place, status, code, service):
     async with httpx.AsyncClient() as client:
-        response = await client.request(method, service.url + path)
+        response = await client.request(method, service.url + place)
 
     assert response.status_code == response.json()["error"]["status"] == status
     assert response.json()["error"]["code"] == code
@@ -121,8 +119,8 @@ async def test_what_is_not_there_is_answered_with_the_error_object(method, path,
 
 async def test_health(service):
     async with httpx.AsyncClient() as client:
-        for path in ("/healthz", "/readyz"):
-            assert (await client.get(service.url + path)).status_code == 200
+        for place in ("/healthz", "/readyz"):
+            assert (await client.get(service.url + place)).status_code == 200
 
 
 async def test_the_status_line_waits_for_the_first_delta(service, fake):
@@ -173,40 +171,6 @@ async def test_an_answer_without_text_is_just_done(service, fake):
     assert (await service.post()).content == b"event: done\ndata: [DONE]\n\n"
 
 
-def rendered(*frames) -> bytes:
-    encoder = TextFormat()
-    return b"".join(encoder(frame) for frame in frames)
-
-
-def token(content) -> Token:
-    return Token("r1", 1, {"content": content})
-
-
-@pytest.mark.parametrize(
-    ("pieces", "text"),
-    [
-        (["a\r", "\nb"], "a\nb"),
-        (["a\r", "\n", "b"], "a\nb"),
-        (["a\r", "\r", "\nb"], "a\n\nb"),
-        (["a\r\n", "\nb"], "a\n\nb"),
-        (["a\r", "b\n"], "a\nb\n"),
-        (["\r", "\n\n"], "\n\n"),
-    ],
-)
-def test_a_line_break_cut_in_two_is_one_line_break(pieces, text):
-    assert "".join(event["data"] for event in events(rendered(*map(token, pieces)))) == text
-
-
-def test_a_cancelled_answer_says_so():
-    cancelled = Done("r1", 2, "cancelled", None, "m", None, None, 1.0)
-
-    assert rendered(token("a"), cancelled) == b"data: a\n\nevent: done\ndata: [CANCELLED]\n\n"
-
-
-def test_content_that_is_no_text_does_not_appear():
-    assert rendered(token([{"type": "text"}]), token(None)) == b""
-
-
 async def test_a_slow_reader_over_sse_gets_the_same_text(service, fake):
     words = [f"{number:06} " * 1500 for number in range(2000)]  # more than the kernel's buffers hold
     fake.default = Reply(text(*words))
@@ -230,6 +194,35 @@ async def test_a_slow_reader_over_sse_gets_the_same_text(service, fake):
     assert "".join(event["data"] for event in texts) == "".join(words)
     assert len(texts) < 2000
     assert done == {"event": "done", "data": "[DONE]"}
+
+
+@pytest.mark.usefixtures("only_fast")
+async def test_a_pipelined_request_hides_no_client_that_goes_away(service, fake):
+    fake.default = Reply(head_after=[Hang()])
+    _, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    body = json.dumps({"messages": HELLO}).encode()
+    head = b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    writer.write(head + body + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + head + body)
+    await fake.request()
+    writer.close()
+
+    async with asyncio.timeout(5):
+        await fake.requests[0].closed.wait()
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.usefixtures("only_fast")
+async def test_a_pipelined_request_is_not_answered_and_the_connection_closes(service, fake):
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    body = json.dumps({"messages": HELLO}).encode()
+    head = b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    writer.write(head + body + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(5):
+        raw = await reader.read(-1)
+    writer.close()
+
+    assert raw.count(b"HTTP/1.1 200 OK") == 1
+    assert raw.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
 async def test_hanging_upstreams_do_not_hold_up_others(service, fake):

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from conftest import events, joined
+from conftest import both_paths, events, joined
 from fake_openai import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text
 
 from ws_chat.errors import CODES
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, both_paths]
 
 JSON = {"Content-Type": "application/json"}
 NO_RETRY = {**JSON, "x-should-retry": "false"}
@@ -65,6 +65,18 @@ FAULTS = {
         400,
         "key ***, ***, *** of *** is odd",
     ),
+    "a key that a cut message would show": Fault(
+        status(400, error_body("x" * 990 + " sk-operator-key")), "upstream_rejected", 400, "x ***"
+    ),
+    "half a surrogate pair in a message": Fault(
+        status(400, b'{"error":{"message":"bad \\ud800 x"}}'), "upstream_rejected", 400, "bad ? x"
+    ),
+    "a message nested in lists": Fault(
+        status(400, b'{"error":' + b"[" * 500 + b'"deep"' + b"]" * 500 + b"}"), "upstream_rejected", 400, "deep"
+    ),
+    "an endless error": Fault(
+        Reply([b"xxx " * 15_000] * 500, 400, {"Content-Type": "text/plain"}), "upstream_rejected", 400, "xxx xxx"
+    ),
     "401": Fault(
         status(401, error_body("Incorrect API key provided: sk-operator-key")), "upstream_auth", 502, "credentials"
     ),
@@ -84,6 +96,14 @@ FAULTS = {
     ),
     "429 with nonsense": Fault(
         status(429, error_body("slow down"), {**NO_RETRY, "Retry-After": "soon"}), "upstream_rate_limited", 429
+    ),
+    "429 for ever": Fault(
+        status(429, error_body("slow down"), {**NO_RETRY, "Retry-After": "inf"}), "upstream_rate_limited", 429
+    ),
+    "429 with a date beyond time": Fault(
+        status(429, error_body("no"), {**NO_RETRY, "Retry-After": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"}),
+        "upstream_rate_limited",
+        429,
     ),
     "500": Fault(status(500, b"Traceback (most recent call last)"), "upstream_unavailable", 502, "status 500"),
     "closed without an answer": Fault(Reply(head_after=[Cut()]), "upstream_unavailable", 502),
@@ -108,6 +128,19 @@ FAULTS = {
     "error object in the same read": Fault(
         stream(A + sse({"error": "boom"})), "upstream_unavailable", message="boom", said="a"
     ),
+    "an error object as vLLM sends it": Fault(
+        stream(A, sse({"object": "error", "message": "boom", "code": 400})),
+        "upstream_unavailable",
+        502,
+        "boom",
+        said="a",
+    ),
+    "an error object that is nothing": Fault(stream(A, sse({"error": [[]]})), "upstream_unavailable", 502, said="a"),
+    "nesting that cannot be told again": Fault(
+        stream(A, b'data: {"choices":[{"delta":{"x":' + b"[" * 900 + b"]" * 900 + b"}}]}\n\n"),
+        "upstream_malformed",
+        said="a",
+    ),
     "end without a finish_reason": Fault(stream(A), "upstream_incomplete", 502, said="a"),
     "[DONE] without a finish_reason": Fault(stream(A, DONE), "upstream_incomplete", 502, said="a"),
     "cut in mid-stream": Fault(stream(A, Cut()), "upstream_incomplete", 502, said="a"),
@@ -124,7 +157,9 @@ FAULTS = {
     "finish_reason no string": Fault(
         stream(A, b'data: {"choices":[{"delta":{},"finish_reason":1}]}\n\n'), "upstream_malformed", said="a"
     ),
-    "invalid UTF-8": Fault(stream(A, b'data: {"x":"\xff"}\n\n'), "upstream_malformed", said="a"),
+    "invalid UTF-8": Fault(
+        stream(A, b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n'), "upstream_malformed", said="a"
+    ),
     "broken transfer coding": Fault(stream(A, Garbage()), "upstream_malformed", said="a"),
     "broken gzip": Fault(
         Reply([b"no gzip"], headers={"Content-Type": "text/event-stream", "Content-Encoding": "gzip"}),
@@ -189,7 +224,7 @@ async def test_a_refused_connection_is_unavailable(serve, fake):
     assert (await service.post()).status_code == 502
 
 
-@pytest.mark.parametrize("end", [Cut(), Reset(), Hang(), Garbage()])
+@pytest.mark.parametrize("end", [Cut(), Reset(), Hang(), Garbage(), b"data: junk\n\n", sse({"error": "late"}), b"junk"])
 async def test_what_breaks_after_the_finish_reason_breaks_no_answer(end, serve, fake):
     fake.default = stream(A, sse(chunk({}, "stop")), end)
     service = await serve(**QUICK)
@@ -199,6 +234,30 @@ async def test_what_breaks_after_the_finish_reason_breaks_no_answer(end, serve, 
 
     assert (done["status"], done["finish_reason"], done["usage"]) == ("completed", "stop", None)
     assert joined(tokens) == "a"
+
+
+async def test_a_rate_limit_is_told_as_one_however_long_it_was_waited_for(serve, fake):
+    for _ in range(3):
+        fake.refuse(429, "slow down", Retry_After="0.4")
+    service = await serve(upstream_timeout=0.5)
+
+    async with service.socket() as socket:
+        *_, failed = await socket.chat()
+
+    assert failed["error"]["code"] == "upstream_rate_limited"
+    assert len(fake.requests) == 3
+
+
+@pytest.mark.usefixtures("only_fast")
+async def test_silence_is_waited_for_once(serve, fake):
+    fake.default = Reply(head_after=[Hang()])
+    service = await serve(**QUICK)
+
+    async with service.socket() as socket:
+        *_, failed = await socket.chat()
+
+    assert failed["error"]["code"] == "upstream_timeout"
+    assert len(fake.requests) == 1
 
 
 async def test_a_failing_upstream_is_tried_again_before_the_first_delta(service, fake):
@@ -241,6 +300,9 @@ async def test_a_server_that_refuses_stream_options_is_asked_without_and_remembe
     assert (first["status"], first["usage"]) == ("completed", None)
     assert second["status"] == "completed"
     assert ["stream_options" in request.body for request in fake.requests] == [True, False, False]
+    async with service.socket() as socket:
+        await socket.chat(model="another")
+    assert "stream_options" in fake.requests[-1].body
 
 
 async def test_a_refusal_of_something_else_leaves_usage_asked_for(service, fake):
@@ -289,6 +351,7 @@ async def test_a_connection_serves_one_answer_after_another(service, fake):
     assert fake.accepted <= 2
 
 
+@pytest.mark.usefixtures("only_fast")
 async def test_five_thousand_generations_run_at_once(serve, fake):
     gate = asyncio.Event()
     fake.default = Reply([A, Wait(gate), *text("b")])

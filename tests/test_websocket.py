@@ -5,13 +5,13 @@ import json
 import logging
 
 import pytest
-from conftest import HELLO, joined
+from conftest import HELLO, both_paths, joined
 from fake_openai import Hang, Reply, Wait, chunk, sse, text
 from test_frames import BAD_FRAMES, BAD_JSON
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, both_paths]
 
 A = sse(chunk({"content": "a"}))
 
@@ -235,6 +235,7 @@ async def test_a_frame_that_is_too_big_closes_the_socket(data, code, serve, fake
     assert caught.value.rcvd.code == code
 
 
+@pytest.mark.usefixtures("only_fast")
 async def test_text_that_is_not_utf8_closes_the_socket(service, fake, caplog):
     async with service.socket() as socket:
         await socket.connection.send(b"\xff\xfe", text=True)
@@ -245,6 +246,7 @@ async def test_text_that_is_not_utf8_closes_the_socket(service, fake, caplog):
     assert caplog.records == []
 
 
+@pytest.mark.usefixtures("only_fast")
 async def test_a_socket_anywhere_else_is_404(service, caplog):
     with pytest.raises(InvalidStatus) as caught:
         async with connect(service.url.replace("http", "ws") + "/v1/chat"):
@@ -253,6 +255,22 @@ async def test_a_socket_anywhere_else_is_404(service, caplog):
     assert caught.value.response.status_code == 404
     assert json.loads(caught.value.response.body)["error"]["code"] == "not_found"
     assert caplog.records == []
+
+
+@pytest.mark.usefixtures("only_fast")
+async def test_pings_of_a_client_that_does_not_read_pile_up_nowhere(service, fake):
+    async with service.socket(ping_interval=None, max_queue=1) as socket:
+        connection = socket.connection
+        connection.transport.pause_reading()
+        ping = b"\x89\xfd\0\0\0\0" + b"x" * 125
+        for _ in range(200):
+            connection.transport.write(ping * 1000)  # 26 MB in all, more than the kernel's buffers hold of pongs
+            await asyncio.sleep(0)
+        (protocol,) = service.server.server_state.connections
+        while connection.transport.get_write_buffer_size():
+            await asyncio.sleep(0.01)
+        assert protocol.transport.get_write_buffer_size() < 1_000_000
+        connection.transport.abort()
 
 
 async def test_a_slow_reader_gets_the_same_text_in_fewer_frames_and_delays_nobody(service, fake):

@@ -8,13 +8,13 @@ import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from starlette.routing import WebSocketRoute
 
 from ws_chat.doors.connections import Connections
 from ws_chat.doors.http import error_response, install_error_handlers
 from ws_chat.doors.outlet import STOP
-from ws_chat.doors.sse import CHAT_OPERATION, SSEDoor
+from ws_chat.doors.sse import CHAT_OPERATION, EventStream, SSEDoor
 from ws_chat.doors.websocket import WebSocketDoor
 from ws_chat.errors import ErrorInfo
 from ws_chat.relay import Relay
@@ -75,9 +75,9 @@ def create_app(
     install_error_handlers(app)
 
     @app.post("/v1/chat/stream", response_class=Response, openapi_extra=CHAT_OPERATION)
-    async def stream(request: Request) -> Response:
+    async def stream() -> Response:
         """Stream one answer as server-sent events."""
-        return await streams.chat(request)
+        return EventStream(streams)
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> dict[str, str]:

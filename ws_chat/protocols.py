@@ -67,6 +67,12 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
                 return
         super().send_receive_event_to_app()
 
+    def handle_ping(self) -> None:
+        """Answer a ping, but not one of a peer that reads no answers: they would pile up without a bound."""
+        pong = b"".join(self.conn.data_to_send())
+        if self.writable.is_set():
+            self.transport.write(pong)
+
     def shutdown(self) -> None:
         """Close, when what runs has ended and said so."""
         _after_stop(self, super().shutdown)
@@ -97,6 +103,34 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     """An HTTP connection to which the chunks of a response can be written directly."""
 
     on_writable: Callable[[], None] | None = None
+    _deaf = False
+
+    # uvicorn reads no further when a request comes before the last one is answered, and then it does not see the client
+    # go away. That may be an answer of minutes: here such a request is not answered but read past, and the connection
+    # closes after the first response, for which a client must be prepared (RFC 9112, section 9.3.2).
+
+    def on_headers_complete(self) -> None:
+        """Take a request, or pass it over."""
+        if self.cycle and not self.cycle.response_complete:
+            self._deaf = True
+            self.cycle.keep_alive = False
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a request's body."""
+        if not self._deaf:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Take the end of a request."""
+        if not self._deaf:
+            super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Take a read."""
+        if not self._deaf:
+            super().data_received(data)
 
     def on_message_begin(self) -> None:
         """Offer the wire to the application."""

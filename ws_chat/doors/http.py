@@ -6,7 +6,7 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from pydantic_core import to_json
+import msgspec
 from starlette.responses import Response
 
 from ws_chat.errors import ChatError, ErrorInfo
@@ -28,7 +28,7 @@ def error_response(error: ErrorInfo, headers: Mapping[str, str] | None = None) -
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     if error.code == "too_large":
         headers["Connection"] = "close"  # the rest of the body is not read
-    return Response(to_json({"error": error.as_dict()}), error.status, headers, "application/json")
+    return Response(msgspec.json.encode({"error": error.as_dict()}), error.status, headers, "application/json")
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic_core import to_json
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -71,6 +71,13 @@ CHAT_OPERATION: Final[dict[str, Any]] = {
 """What the OpenAPI document says of the chat request, whose body is read here and not by the framework."""
 
 
+_HEADERS: Final = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
 class TextFormat:
     """Frames as the tutorial's events: the answer's text, then `[DONE]`."""
 
@@ -87,7 +94,7 @@ class TextFormat:
             case Done():
                 return event("[CANCELLED]", name="done")
             case Failed(error=error):
-                return event(to_json({"error": error.as_dict()}).decode(), name="error")
+                return event(msgspec.json.encode({"error": error.as_dict()}).decode(), name="error")
         return b""
 
     def _text(self, text: Any) -> bytes:
@@ -119,15 +126,14 @@ class SSEDoor:
         self._max_body_bytes = max_body_bytes
         self._new_id = new_id
 
-    async def chat(self, request: Request) -> EventStream:
-        """Read one chat request. Raises ChatError (`invalid_json`, `invalid_request`, `too_large`)."""
-        encoder = _format(request.query_params.get("format", "text"))
+    async def chat(self, request: Request) -> StartGeneration:
+        """Read a chat. Raises ChatError (`invalid_json`, `invalid_request`, `too_large`)."""
         frame = decode(await self._body(request))
         if not isinstance(frame, Chat):
             raise InvalidFrameError("invalid_request", "Only a chat can be sent here.", param="type")
         action = Session(limit=1, new_id=self._new_id).receive(frame)
         assert isinstance(action, StartGeneration)  # noqa: S101  (what a chat in a new session always is)
-        return EventStream(self, action, encoder)
+        return action
 
     async def _body(self, request: Request) -> bytes:
         body = bytearray()
@@ -135,8 +141,7 @@ class SSEDoor:
             async for part in request.stream():
                 body += part
                 if len(body) > self._max_body_bytes:
-                    message = f"A request is at most {self._max_body_bytes} bytes."
-                    raise ChatError("too_large", message)
+                    raise ChatError("too_large", f"A request is at most {self._max_body_bytes} bytes.")
         except ClientDisconnect:
             raise ChatError("invalid_request", "The request was cut off.") from None
         return bytes(body)
@@ -153,43 +158,38 @@ def _format(name: str) -> Callable[[ServerFrame], bytes]:
 class EventStream(Response):
     """The response to a chat: it starts the generation, waits for its first delta, and streams it."""
 
-    media_type = "text/event-stream"
-
-    def __init__(self, door: SSEDoor, start: StartGeneration, encoder: Callable[[ServerFrame], bytes]) -> None:
-        super().__init__(
-            headers={
-                "Cache-Control": "no-cache",
-                "X-Accel-Buffering": "no",
-                "X-Generation-Id": start.id,
-            }
-        )
-        del self.headers["Content-Length"]
+    def __init__(self, door: SSEDoor) -> None:
+        super().__init__()
         self._door = door
-        self._start = start
-        self._encoder = encoder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run as an ASGI response. Raises ChatError when it cannot be started."""
+        """Run as an ASGI response. Raises ChatError when there is nothing to stream."""
+        request = Request(scope, receive)
         with self._door.connections.admit():
-            log = await self._door.relay.start(self._start.id, self._start.chat)
+            encoder = _format(request.query_params.get("format", "text"))
+            start = await self._door.chat(request)
+            log = await self._door.relay.start(start.id, start.chat)
             gone = asyncio.create_task(_gone(receive))
             try:
                 await _begun(log, gone)
                 if log.last == 0 and isinstance(log.terminal, Failed):
-                    headers = {"X-Generation-Id": self._start.id}
+                    headers = {"X-Generation-Id": start.id}
                     await error_response(log.terminal.error, headers)(scope, receive, send)
                 elif not gone.done():
-                    await self._stream(log, gone, scope, send)
+                    await self._stream(log, gone, encoder, scope, send)
             finally:
-                self._door.relay.release(self._start.id)
+                self._door.relay.release(start.id)
                 gone.cancel()
 
-    async def _stream(self, log: Log, gone: asyncio.Task[None], scope: Scope, send: Send) -> None:
+    async def _stream(
+        self, log: Log, gone: asyncio.Task[None], encoder: Callable[[ServerFrame], bytes], scope: Scope, send: Send
+    ) -> None:
         async def send_batch(batch: list[bytes]) -> None:
             await send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
 
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        pings = _Pings(self._encoder)
+        headers = [*_HEADERS, (b"x-generation-id", log.start.id.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        pings = _Pings(encoder)
         way_out = pings.outlet = outlet(pings.encode, scope, send_batch)
         reader = Reader(log, 0, way_out, on_end=way_out.close)
         try:

@@ -90,15 +90,14 @@ class _Socket:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
                 return
-            data = message.get("text")
-            if data is None:
-                data = message["bytes"]
+            text = message.get("text")
+            data = message["bytes"] if text is None else text.encode()
             if len(data) > self._max_frame_bytes:
                 await self._websocket.close(TOO_LARGE)
                 return
             await self._receive(data)
 
-    async def _receive(self, data: str | bytes) -> None:
+    async def _receive(self, data: bytes) -> None:
         frame_id = None
         try:
             frame = decode(data)

@@ -1,0 +1,43 @@
+"""The text format of the SSE door, without a socket."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import events
+
+from ws_chat.doors.sse import TextFormat
+from ws_chat.frames import Done, Token
+
+
+def rendered(*frames) -> bytes:
+    encoder = TextFormat()
+    return b"".join(encoder(frame) for frame in frames)
+
+
+def token(content) -> Token:
+    return Token("r1", 1, {"content": content})
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (["a\r", "\nb"], "a\nb"),
+        (["a\r", "\n", "b"], "a\nb"),
+        (["a\r", "\r", "\nb"], "a\n\nb"),
+        (["a\r\n", "\nb"], "a\n\nb"),
+        (["a\r", "b\n"], "a\nb\n"),
+        (["\r", "\n\n"], "\n\n"),
+    ],
+)
+def test_a_line_break_cut_in_two_is_one_line_break(pieces, text):
+    assert "".join(event["data"] for event in events(rendered(*map(token, pieces)))) == text
+
+
+def test_a_cancelled_answer_says_so():
+    cancelled = Done("r1", 2, "cancelled", None, "m", None, None, 1.0)
+
+    assert rendered(token("a"), cancelled) == b"data: a\n\nevent: done\ndata: [CANCELLED]\n\n"
+
+
+def test_content_that_is_no_text_does_not_appear():
+    assert rendered(token([{"type": "text"}]), token(None)) == b""
