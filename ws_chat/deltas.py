@@ -7,10 +7,12 @@ values; nothing here knows a frame, a log or a clock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 Delta: TypeAlias = dict[str, Any]
 
@@ -24,22 +26,24 @@ _EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
 _CALL_CONSTANTS: Final = frozenset({"index", "id", "type", "name"})
 
 
-class Chunk(NamedTuple):
+class Chunk(msgspec.Struct, gc=False, frozen=True):
     """What an upstream said at once: a delta, how the answer ended, what it cost, by which model. Each may be None."""
 
-    delta: Mapping[str, Any] | None = None
+    delta: dict[str, Any] | None = None
     finish_reason: str | None = None
-    usage: Mapping[str, Any] | None = None
+    usage: dict[str, Any] | None = None
     model: str | None = None
 
 
-def substance(delta: Mapping[str, Any]) -> Delta:
+def substance(delta: Delta) -> Delta:
     """Return what of a delta is worth sending: no role, no null, nothing empty. `{}` means that it makes no frame."""
+    if len(delta) == 1 and delta.get("content"):
+        return delta
     return {key: value for key, value in delta.items() if value not in _EMPTY and key not in _NEVER_SENT}
 
 
 def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
-    """Join as many leading deltas as can be joined without loss.
+    """Join leading deltas, as many as can be joined at little cost and without loss.
 
     Returns the joined delta and how many went into it (at least one; `deltas` must not be empty). It stops when the
     joined delta is larger than MERGE_SIZE, and before a delta whose fields cannot be joined exactly, such as another
@@ -47,6 +51,9 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
     """
     if len(deltas) == 1:
         return deltas[0], 1
+    if texts := _texts(deltas):
+        key, parts = texts
+        return {key: "".join(parts)}, len(parts)
     joined = _Joined(deltas[0])
     count = 1
     for delta in deltas[1:]:
@@ -54,6 +61,21 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
             break
         count += 1
     return joined.result(), count
+
+
+def _texts(deltas: Sequence[Delta]) -> tuple[str, list[str]] | None:
+    """Return the leading deltas that are one and the same field of text, which nearly all are."""
+    key, *more = deltas[0]
+    parts: list[str] = []
+    size = 0
+    if not more:
+        for delta in deltas:
+            text = delta.get(key)
+            if type(text) is not str or len(delta) != 1 or size > MERGE_SIZE:
+                break
+            parts.append(text)
+            size += len(text)
+    return (key, parts) if parts else None
 
 
 class _UnjoinableError(Exception):

@@ -12,7 +12,6 @@ from typing import Final
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 PING: Final = b": ping\n\n"
 
-_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _TEXT_LINE_END: Final = re.compile(r"\r\n|\n|\r")
 _FIELDS: Final = frozenset({b"data", b"event", b"id", b"retry", b""})  # the last: a comment, ": …"
 
@@ -28,12 +27,11 @@ class Splitter:
     because nothing is decoded before its event is whole.
     """
 
-    __slots__ = ("_after_cr", "_alien", "_data", "_line", "_size", "_started")
+    __slots__ = ("_after_cr", "_alien", "_rest", "_size", "_started")
 
     def __init__(self) -> None:
-        self._line: list[bytes] = []  # the pieces of a line that has no end yet
-        self._data: list[bytes] = []  # the data lines of an event that has no end yet
-        self._size = 0  # of both, in bytes
+        self._rest: list[bytes] = []  # what has come of an event that has no end yet
+        self._size = 0  # of that, in bytes
         self._after_cr = False  # the last read ended in a CR: a LF that comes next belongs to it
         self._started = False  # a field has been seen
         self._alien = False  # something else has
@@ -43,61 +41,55 @@ class Splitter:
 
         Raises NotAnEventStreamError when an event is larger than MAX_EVENT_BYTES.
         """
-        if self._started and not (self._line or self._data or self._after_cr) and b"\r" not in read:
-            # Nearly every read: whole events of one data line each, ended by LF.
-            *whole, rest = read.split(b"\n\n")
-            if all(part.startswith(b"data: ") and b"\n" not in part for part in whole):
-                if rest:
-                    self._take(rest)
-                return [part[6:] for part in whole]
-        return self._take(read)
+        if self._after_cr:
+            self._after_cr = not read
+            read = read.removeprefix(b"\n")
+        if b"\r" in read:
+            self._after_cr = read.endswith(b"\r")
+            read = read.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        # An event ends at a blank line, of which two reads may have one line end each.
+        blank = b"\n\n" in read or (read.startswith(b"\n") and bool(self._rest) and self._rest[-1].endswith(b"\n"))
+        if read:
+            self._rest.append(read)
+            self._size += len(read)
+        if not blank:
+            if self._size > MAX_EVENT_BYTES:
+                raise NotAnEventStreamError("an event is too large")
+            return []
+        *blocks, rest = b"".join(self._rest).split(b"\n\n")
+        self._rest = [rest] if rest else []
+        self._size = len(rest)
+        events = []
+        for block in blocks:
+            if block.startswith(b"data: ") and b"\n" not in block:
+                events.append(block[6:])  # as nearly every one
+            elif (data := self._data(block)) is not None:
+                events.append(data)
+        self._started = self._started or bool(events)
+        return events
 
     def end(self) -> list[bytes]:
         """Take the end of the stream: servers leave out the blank line, or the line end, after their last event.
 
         Raises NotAnEventStreamError when there was something, and no field of an event stream in it.
         """
-        events = self._take(b"\n\n")
+        events = self.feed(b"\n\n")
         if self._alien and not self._started:
             raise NotAnEventStreamError("there is no field of an event in it")
         return events
 
-    def _take(self, read: bytes) -> list[bytes]:
-        if self._after_cr and read.startswith(b"\n"):
-            read = read[1:]
-            self._after_cr = False
-        if not read:
-            return []
-        self._after_cr = read.endswith(b"\r")
-        lines = _LINE_END.split(read)
-        self._size += len(read)
-        if len(lines) > 1:
-            lines[0] = b"".join([*self._line, lines[0]])
-            self._line = []
-        if rest := lines.pop():
-            self._line.append(rest)
-        events = self._events(lines)
-        if self._size > MAX_EVENT_BYTES:
-            raise NotAnEventStreamError("an event is too large")
-        return events
-
-    def _events(self, lines: list[bytes]) -> list[bytes]:
-        events = []
-        for line in lines:
-            if not line:
-                self._size = 0
-                if self._data:
-                    events.append(b"\n".join(self._data))
-                    self._data = []
-                continue
+    def _data(self, block: bytes) -> bytes | None:
+        """Return the data of a block of lines, None when it has none."""
+        found = []
+        for line in block.split(b"\n"):
             field, _, value = line.partition(b":")
-            if not self._started:
+            if not self._started and line:
                 field = field.removeprefix(b"\xef\xbb\xbf")
                 self._started = field in _FIELDS
                 self._alien = True
             if field == b"data":
-                self._data.append(value.removeprefix(b" "))
-        return events
+                found.append(value.removeprefix(b" "))
+        return b"\n".join(found) if found else None
 
 
 def event(data: str, *, name: str | None = None, event_id: int | None = None) -> bytes:

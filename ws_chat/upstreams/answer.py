@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MESSAGE_LIMIT: Final = 1000
 """Characters of an upstream's own message that are passed on."""
-MANY_BRACKETS: Final = 150
+DEEP: Final = 150
 """An event with more opening brackets than this may be nested too deeply to be encoded again."""
 
 
@@ -94,7 +94,7 @@ class Answer:
     def _chunk(self, data: bytes) -> Chunk:
         try:
             event = _decode(data)
-            if data.count(b"[") + data.count(b"{") > MANY_BRACKETS:
+            if len(data) > 2 * DEEP and data.count(b"[") + data.count(b"{") > DEEP:
                 from_json(data)  # refuses deep nesting
         except msgspec.ValidationError:
             raise ChatError("upstream_malformed", "The upstream sent an event that is no chat completion.") from None
