@@ -12,6 +12,7 @@ from typing import Final
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 PING: Final = b": ping\n\n"
 
+_LF: Final = 10
 _TEXT_LINE_END: Final = re.compile(r"\r\n|\n|\r")
 _FIELDS: Final = frozenset({b"data", b"event", b"id", b"retry", b""})  # the last: a comment, ": …"
 
@@ -47,6 +48,9 @@ class Splitter:
         if b"\r" in read:
             self._after_cr = read.endswith(b"\r")
             read = read.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        elif not self._rest and read.startswith(b"data: ") and read.find(b"\n") == len(read) - 2 and read[-1] == _LF:
+            self._started = True
+            return [read[6:-2]]  # one whole event, as in nearly every read of an answer that is being typed
         # An event ends at a blank line, of which two reads may have one line end each.
         blank = b"\n\n" in read or (read.startswith(b"\n") and bool(self._rest) and self._rest[-1].endswith(b"\n"))
         if read:

@@ -89,7 +89,8 @@ class Generation:
             if chunk.model:
                 self._model = chunk.model
         if deltas:
-            self._move(Event.DELTA)
+            if self.state is not State.STREAMING:
+                self._move(Event.DELTA)
             self.seq += len(deltas)
             if self._first is None:
                 self._first = now

@@ -18,7 +18,7 @@ from ws_chat.frames import Start, Token
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ws_chat.frames import ServerFrame, Terminal
+    from ws_chat.frames import ServerFrame
     from ws_chat.stores.base import Log
 
 MERGE_LIMIT: Final = 512
@@ -65,26 +65,20 @@ class Reader:
 
     def pump(self) -> None:
         """Send all that comes after the position, as far as the outlet takes it."""
-        while not self._closed:
-            # First the outlet, then the log: joining deltas for an outlet that is full would be work for nothing.
-            if not self._outlet.writable:
-                self._outlet.when_writable(self.pump)
+        log, outlet = self._log, self._outlet
+        while not self._closed and (self._seq < log.last or log.terminal or not self._started):
+            # Before deltas are joined: for an outlet that is full that would be work for nothing.
+            if not outlet.writable:
+                outlet.when_writable(self.pump)
                 return
-            frame = self._next()
-            if frame is None:
-                return
-            self._outlet.write(frame)
-            if frame is self._log.terminal:
+            if not self._started:
+                self._started = True
+                outlet.write(Start(log.start.id, self._seq, log.start.model))
+            elif self._seq < log.last:
+                delta, count = merge(log.after(self._seq, MERGE_LIMIT))
+                self._seq += count
+                outlet.write(Token(log.start.id, self._seq, delta))
+            elif log.terminal:
                 self.close()
+                outlet.write(log.terminal)
                 self._on_end()
-
-    def _next(self) -> Start | Token | Terminal | None:
-        start = self._log.start
-        if not self._started:
-            self._started = True
-            return Start(start.id, self._seq, start.model)
-        if deltas := self._log.after(self._seq, MERGE_LIMIT):
-            delta, count = merge(deltas)
-            self._seq += count
-            return Token(start.id, self._seq, delta)
-        return self._log.terminal

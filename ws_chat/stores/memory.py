@@ -20,7 +20,9 @@ class MemoryLog:
         self.start = start
         self.terminal: Terminal | None = None
         self._deltas: list[Delta] = []
-        self._wakes: dict[Callable[[], None], None] = {}
+        self._wakes: tuple[
+            Callable[[], None], ...
+        ] = ()  # replaced, never changed: a reader may leave while it is woken
 
     @property
     def last(self) -> int:  # noqa: D102  (the seam says it)
@@ -38,14 +40,13 @@ class MemoryLog:
         self._wake()
 
     def watch(self, wake: Callable[[], None]) -> None:  # noqa: D102
-        self._wakes[wake] = None
+        self._wakes = (*self._wakes, wake)
 
     def unwatch(self, wake: Callable[[], None]) -> None:  # noqa: D102
-        self._wakes.pop(wake, None)
+        self._wakes = tuple(other for other in self._wakes if other != wake)
 
     def _wake(self) -> None:
-        # A copy: a reader that has sent the terminal frame leaves while it is being woken.
-        for wake in list(self._wakes):
+        for wake in self._wakes:
             wake()
 
 

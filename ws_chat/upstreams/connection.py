@@ -202,7 +202,8 @@ class Connection(asyncio.Protocol):
             return
         body = self._body
         if self._parts:
-            read, self._parts = b"".join(self._parts), []
+            read = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts.clear()
             try:
                 body.feed(read)
             except Exception as error:  # noqa: BLE001  (the sink's: it belongs to whoever awaits the body)
