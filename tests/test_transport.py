@@ -1,0 +1,256 @@
+"""Our own HTTP/1.1 connection to an upstream, against servers that are no fake of ours: raw bytes on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+
+import httpx2
+import pytest
+from processes import need, output
+
+from ws_chat.upstreams import connection as connection_module
+from ws_chat.upstreams import transport as transport_module
+from ws_chat.upstreams.transport import PUSHED, PushTransport
+
+pytestmark = pytest.mark.anyio
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+LENGTH = OK + b"Content-Length: 2\r\n\r\nhi"
+
+
+class Raw:
+    """A server that says given bytes, one script for each request, and closes when it has said b""."""
+
+    def __init__(self) -> None:
+        self.scripts: list[list[bytes]] = []
+        self.connections = 0
+        self.requests: list[bytes] = []
+        self.go = asyncio.Event()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.tasks.add(asyncio.current_task())
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+                for part in self.scripts.pop(0):
+                    if part == b"wait":
+                        await self.go.wait()
+                        continue
+                    if not part:
+                        return
+                    writer.write(part)
+                    await writer.drain()
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@pytest.fixture
+async def raw():
+    script = Raw()
+    server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
+    script.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/x?y=1"
+    yield script
+    server.close()
+    await script.stop()
+    await server.wait_closed()
+
+
+@pytest.fixture
+async def client():
+    async with httpx2.AsyncClient(transport=PushTransport(), timeout=httpx2.Timeout(5)) as client:
+        yield client
+
+
+async def pushed(client, url: str) -> bytes:
+    """Read a body the way the upstream does."""
+    request = client.build_request("GET", url)
+    response = await client.send(request, stream=True)
+    got = []
+    await response.extensions[PUSHED].push(lambda read: got.append(read) or False)
+    await response.aclose()
+    return b"".join(got)
+
+
+@pytest.mark.parametrize(
+    ("script", "body"),
+    [
+        ([LENGTH], b"hi"),
+        ([CHUNKED + b"2\r\nhi\r\n", b"4\r\n you\r\n0\r\n\r\n"], b"hi you"),
+        ([CHUNKED + b"2\r\nhi\r\n0\r\nX-Trailer: a\r\nX-Checksum: b\r\n\r\n"], b"hi"),
+        ([b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", LENGTH], b"hi"),
+        ([OK + b"\r\n", b"until ", b"the end", b""], b"until the end"),
+        ([b"HTTP/1.0 200 OK\r\n\r\nold", b""], b"old"),
+        ([OK + b"Content-Length: 0\r\n\r\n"], b""),
+        ([OK[:9], OK[9:] + b"Content-Le", b"ngth: 2\r\n\r", b"\nh", b"i"], b"hi"),
+    ],
+)
+async def test_a_body_arrives_whole_pushed_or_pulled(script, body, raw, client):
+    raw.scripts = [list(script), list(script)]
+
+    assert await pushed(client, raw.url) == body
+    assert (await client.get(raw.url)).content == body
+    assert raw.requests[0].startswith(b"GET /x?y=1 HTTP/1.1\r\nHost: 127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ([b""], httpx2.RemoteProtocolError),
+        ([b"HTTP/1.1 200", b""], httpx2.RemoteProtocolError),
+        ([b"nonsense\r\n\r\n"], httpx2.RemoteProtocolError),
+        ([CHUNKED + b"2\r\nhi\r\n", b""], httpx2.RemoteProtocolError),
+        ([OK + b"Content-Length: 5\r\n\r\nhi", b""], httpx2.RemoteProtocolError),
+        ([CHUNKED + b"no size\r\n"], httpx2.RemoteProtocolError),
+    ],
+)
+async def test_what_breaks_is_told_in_the_errors_of_httpx2(script, error, raw, client):
+    raw.scripts = [list(script), list(script)]
+
+    with pytest.raises(error):
+        await pushed(client, raw.url)
+    with pytest.raises(error):
+        await client.get(raw.url)
+
+
+async def test_connections_that_cannot_be_made(client, monkeypatch):
+    with pytest.raises(httpx2.ConnectError):
+        await client.get("http://127.0.0.1:9/")
+    with pytest.raises(httpx2.ConnectError):
+        await client.get("http://name.invalid/")
+
+
+async def test_a_connection_is_used_again_after_a_whole_body_only(raw, client):
+    raw.scripts = [[LENGTH], [LENGTH], [OK + b"Connection: close\r\nContent-Length: 2\r\n\r\nhi"], [LENGTH]]
+    for _ in range(3):
+        await pushed(client, raw.url)
+    assert raw.connections == 1
+    await pushed(client, raw.url)
+    assert raw.connections == 2
+
+
+async def test_a_connection_that_was_given_up_is_replaced_at_once(raw, client):
+    raw.scripts = [[LENGTH], [b""], [LENGTH]]
+    await pushed(client, raw.url)
+
+    assert await pushed(client, raw.url) == b"hi"
+    assert raw.connections == 2
+    assert len(raw.requests) == 3
+
+
+async def test_a_connection_that_was_idle_for_long_is_not_used_again(raw, client, monkeypatch):
+    raw.scripts = [[LENGTH], [LENGTH]]
+    await pushed(client, raw.url)
+    monkeypatch.setattr(transport_module, "KEEPALIVE", -1.0)
+    await pushed(client, raw.url)
+
+    assert raw.connections == 2
+
+
+async def test_a_late_close_hits_no_request_that_came_after(raw, client):
+    raw.scripts = [[LENGTH], [CHUNKED + b"2\r\nhi\r\n", b"wait", b"0\r\n\r\n"]]
+    first = await client.send(client.build_request("GET", raw.url), stream=True)
+    body = first.extensions[PUSHED]
+    await body.push(lambda _: False)
+    second = asyncio.create_task(pushed(client, raw.url))
+    while len(raw.requests) < 2:
+        await asyncio.sleep(0)
+    await first.aclose()
+    await body.aclose()
+    raw.go.set()
+
+    assert await second == b"hi"
+    assert raw.connections == 1
+
+
+async def test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near(raw, client, monkeypatch):
+    raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"wait", b"0\r\n\r\n"], [LENGTH]]
+    response = await client.send(client.build_request("GET", raw.url), stream=True)
+    await response.extensions[PUSHED].push(lambda _: True)
+    await response.aclose()
+    raw.go.set()
+    (transport,) = (client._transport,)
+    while not any(transport._idle.values()):
+        await asyncio.sleep(0)
+    await pushed(client, raw.url)
+
+    assert raw.connections == 1
+
+
+async def test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far(raw, client, monkeypatch):
+    monkeypatch.setattr(connection_module, "DRAIN_TIMEOUT", 0.01)
+    raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"wait"], [LENGTH]]
+    response = await client.send(client.build_request("GET", raw.url), stream=True)
+    await response.extensions[PUSHED].push(lambda _: True)
+    await response.aclose()
+    while client._transport._open:
+        await asyncio.sleep(0.001)
+    await pushed(client, raw.url)
+
+    assert raw.connections == 2
+
+
+async def test_silence_in_a_body_ends_it(raw):
+    raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"wait"]]
+    async with httpx2.AsyncClient(transport=PushTransport(), timeout=httpx2.Timeout(0.1)) as client:
+        with pytest.raises(httpx2.ReadTimeout):
+            await pushed(client, raw.url)
+
+
+async def test_a_body_that_nobody_takes_is_not_read_into_memory(raw, client):
+    size = 64 * 1024 * 1024
+    raw.scripts = [[OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x" * 1024 * 1024] * 64]]
+    response = await client.send(client.build_request("GET", raw.url), stream=True)
+    body = response.extensions[PUSHED]
+    while body._size <= connection_module.BUFFER_LIMIT:
+        await asyncio.sleep(0)
+    held = body._size
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert body._size == held < 1024 * 1024
+    assert sum([len(part) async for part in response.aiter_raw()]) == size
+
+
+async def test_what_a_sink_raises_is_raised_to_whoever_pushes(raw, client):
+    raw.scripts = [[CHUNKED, b"wait", b"2\r\nhi\r\n"]]
+
+    def broken(_: bytes) -> bool:
+        raise LookupError("broken")
+
+    response = await client.send(client.build_request("GET", raw.url), stream=True)
+    raw.go.set()
+    with pytest.raises(LookupError):
+        await response.extensions[PUSHED].push(broken)
+    await response.aclose()
+
+
+async def test_tls(tmp_path, monkeypatch):
+    key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = [need("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate]
+    status, _, err = await output(*command, *subject)
+    assert status == 0, err
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    raw = Raw()
+    raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"0\r\n\r\n"], [CHUNKED + b"2\r\nhi\r\n", b""]]
+    server = await asyncio.start_server(raw.serve, "127.0.0.1", 0, ssl=context)
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with httpx2.AsyncClient(transport=PushTransport()) as stranger:
+        with pytest.raises(httpx2.ConnectError, match="certificate"):
+            await stranger.get(url)
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    async with httpx2.AsyncClient(transport=PushTransport()) as client:
+        assert await pushed(client, url) == b"hi"
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await pushed(client, url)
+    server.close()
+    await raw.stop()
+    await server.wait_closed()
