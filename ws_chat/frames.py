@@ -182,8 +182,7 @@ class Start:
         return {"type": "start", "id": self.id, "seq": self.seq, "model": self.model}
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(msgspec.Struct, frozen=True):  # made once a token: a frozen dataclass takes ten times as long
     """All deltas after the previous frame's seq, up to and including `seq`, joined."""
 
     type: ClassVar[str] = "token"

@@ -66,18 +66,21 @@ class Reader:
     def pump(self) -> None:
         """Send all that comes after the position, as far as the outlet takes it."""
         log, outlet = self._log, self._outlet
-        while not self._closed and (self._seq < log.last or log.terminal or not self._started):
+        while not self._closed:
+            seq = self._seq
+            if seq >= log.last and not log.terminal and self._started:
+                return
             # Before deltas are joined: for an outlet that is full that would be work for nothing.
             if not outlet.writable:
                 outlet.when_writable(self.pump)
                 return
             if not self._started:
                 self._started = True
-                outlet.write(Start(log.start.id, self._seq, log.start.model))
-            elif self._seq < log.last:
-                delta, count = merge(log.after(self._seq, MERGE_LIMIT))
-                self._seq += count
-                outlet.write(Token(log.start.id, self._seq, delta))
+                outlet.write(Start(log.start.id, seq, log.start.model))
+            elif seq < log.last:
+                delta, count = merge(log.after(seq, MERGE_LIMIT))
+                self._seq = seq = seq + count
+                outlet.write(Token(log.start.id, seq, delta))
             elif log.terminal:
                 self.close()
                 outlet.write(log.terminal)

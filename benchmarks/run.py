@@ -1,0 +1,283 @@
+"""Measure what a relay adds to a token: sides, scenarios, medians, ratios.
+
+    make bench                        the short form, in under 10 minutes; writes docs/performance.md
+    python benchmarks/run.py --runs 5 --seconds 8 --sides ours-ws,vllm-router --scenarios paced,thousand
+
+The relay has one core to itself; the mock upstream and the readers, both in C, share another. Sides are interleaved, so
+that a slow minute of the machine hits all of them. CPU and memory are read from /proc. The load generator checks the
+number of every token, and any that is missing, doubled or out of order is an error. Everything is on 127.0.0.1, and
+every run ends by itself. Linux, with cc; sides that are not installed are named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HERE = Path(__file__).parent
+MOCK, RELAY = 9470, 9471
+RELAY_CORE, LOAD_CORE = "0", "1"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Readers, tokens per second of each (0: as fast as possible) and tokens per answer."""
+
+    what: str
+    streams: int
+    rate: int
+    count: int
+    slow: int = 0
+    messages: int = 1
+    idle: bool = False
+
+
+SCENARIOS = {
+    "paced": Scenario("100 streams × 50 tokens/s", 100, 50, 500),
+    "thousand": Scenario("1,000 × 20", 1000, 20, 500),
+    "crowd": Scenario("2,000 × 20", 2000, 20, 500),
+    "saturated": Scenario("50 streams, as fast as possible", 50, 0, 5000),
+    "requests": Scenario("50 clients, answers of one token", 50, 0, 1),
+    "history": Scenario("the same, with 20 messages of history", 50, 0, 1, messages=20),
+    "slow": Scenario("paced, with 20 slow readers", 120, 50, 500, slow=20),
+    "idle": Scenario("5,000 open sockets", 5000, 1, 1, idle=True),
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """How to start a relay, and how its clients speak: `ws`, `text` or `openai`."""
+
+    kind: str
+    command: Callable[[], list[str] | None]
+    scenarios: tuple[str, ...] = tuple(SCENARIOS)
+
+
+def ours(*options: str) -> Callable[[], list[str]]:
+    return lambda: [sys.executable, "-m", "ws_chat", "serve", "--port", str(RELAY), "--log-level", "error", *options]
+
+
+def tutorial(factory: str) -> Callable[[], list[str]]:
+    return lambda: [
+        *(sys.executable, "-m", "uvicorn", "--factory", "--app-dir", str(HERE), f"tutorial:{factory}"),
+        *("--port", str(RELAY), "--log-level", "error", "--no-access-log"),
+    ]
+
+
+def nginx() -> list[str] | None:
+    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="nginx-"))
+    config = folder / "nginx.conf"
+    config.write_text(f"""
+        daemon off; worker_processes 1; pid {folder}/pid; error_log /dev/null;
+        events {{ worker_connections 20000; }}
+        http {{
+          access_log off;
+          client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
+          uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+          upstream mock {{ server 127.0.0.1:{MOCK}; keepalive 1000; }}
+          server {{
+            listen 127.0.0.1:{RELAY} backlog=8192;
+            location / {{
+              proxy_pass http://mock; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
+              keepalive_requests 1000000;
+            }}
+          }}
+        }}""")
+    return [program, "-c", str(config), "-p", str(folder)]
+
+
+def installed(program: str, *options: str) -> Callable[[], list[str] | None]:
+    def command() -> list[str] | None:
+        path = shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        return [path, *options] if path else None
+
+    return command
+
+
+STREAMS = tuple(name for name in SCENARIOS if name not in ("idle", "history"))
+SIDES = {
+    "ours-ws": Side("ws", ours()),
+    "ours-sse": Side("text", ours(), STREAMS),
+    "tutorial-async": Side("text", tutorial("create_async_app"), ("paced", "saturated", "requests")),
+    "tutorial-sync": Side("text", tutorial("create_sync_app"), ("saturated", "requests")),
+    "vllm-router": Side(
+        "openai",
+        installed(
+            *("vllm-router", "--worker-urls", f"http://127.0.0.1:{MOCK}", "--host", "127.0.0.1", "--port", str(RELAY)),
+            *("--log-level", "error", "--max-concurrent-requests", "20000"),
+        ),
+        STREAMS,
+    ),
+    "nginx": Side("openai", nginx, STREAMS),
+    "mock": Side("openai", list, STREAMS),
+}
+
+
+def main() -> int:
+    """Run the benchmark, print a table, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--scenarios", default=",".join(SCENARIOS))
+    parser.add_argument("--workers", type=int, default=1, help="workers of ours; more than one is not pinned")
+    parser.add_argument("--write", type=Path, help="the page whose table is replaced")
+    options = parser.parse_args()
+    if options.workers > 1:
+        SIDES["ours-ws"] = Side("ws", ours("--workers", str(options.workers)))
+    with tempfile.TemporaryDirectory() as folder:
+        programs = {name: compiled(name, Path(folder)) for name in ("mock", "load")}
+        results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for scenario in options.scenarios.split(","):
+            for _ in range(options.runs):
+                for side in options.sides.split(","):
+                    if scenario in SIDES[side].scenarios:
+                        result = measure(programs, side, scenario, options.seconds, pinned=options.workers == 1)
+                        if result:
+                            results.setdefault((scenario, side), []).append(result)
+    page = table(results, options)
+    print(page)
+    if options.write:
+        before, _, rest = options.write.read_text().partition("<!-- table -->\n")
+        _, _, after = rest.partition("<!-- end -->\n")
+        options.write.write_text(f"{before}<!-- table -->\n{page}<!-- end -->\n{after}")
+    broken = [key for key, runs in results.items() if any(run["wrong"] or run["failed"] for run in runs)]
+    if broken:
+        print("TOKENS LOST, DOUBLED OR OUT OF ORDER, or answers failed:", broken, file=sys.stderr)
+    return bool([key for key in broken if key[1].startswith("ours")])
+
+
+def compiled(name: str, folder: Path) -> str:
+    """Compile one of the C programs."""
+    subprocess.run(["cc", "-O2", "-o", str(folder / name), str(HERE / f"{name}.c")], check=True)
+    return str(folder / name)
+
+
+def measure(
+    programs: dict[str, str], side: str, scenario: str, seconds: float, *, pinned: bool
+) -> dict[str, Any] | None:
+    """Run one side in one scenario; None when it is not installed or does not start."""
+    chosen, it = SIDES[side], SCENARIOS[scenario]
+    command = chosen.command()
+    if command is None:
+        print(f"{side} is not installed", file=sys.stderr)
+        return None
+    environ = {**os.environ, "OPENAI_BASE_URL": f"http://127.0.0.1:{MOCK}/v1", "OPENAI_API_KEY": "none"}
+    environ |= {"WS_CHAT_MAX_CONNECTIONS": "50000"}
+    core = ["taskset", "-c", RELAY_CORE] if pinned else []
+    processes = [start(["taskset", "-c", LOAD_CORE, programs["mock"], str(MOCK), str(it.rate), str(it.count)], environ)]
+    try:
+        wait_for(MOCK)
+        if command:
+            processes.append(start([*core, *command], environ))
+            wait_for(RELAY)
+        port, pids = (RELAY, list(family(processes[-1].pid))) if command else (MOCK, [processes[0].pid])
+        load = [
+            *("taskset", "-c", LOAD_CORE, programs["load"], str(port), "idle" if it.idle else chosen.kind),
+            *(str(it.streams), str(seconds), "2", str(it.slow), str(it.messages), *map(str, pids)),
+        ]
+        done = subprocess.run(load, capture_output=True, text=True, timeout=seconds + 60, check=False)
+        if done.returncode:
+            print(f"{side} in {scenario}: {done.stderr.strip()}", file=sys.stderr)
+            return None
+        result: dict[str, Any] = json.loads(done.stdout)
+        print(f"{scenario:10} {side:15} {json.dumps(result)}", file=sys.stderr)
+        return result
+    finally:
+        for process in reversed(processes):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def start(command: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command, env=environ, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                time.sleep(0.5)  # a router may still be looking at its upstreams
+                return
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing listens on {port}")
+
+
+def family(pid: int) -> Iterator[int]:
+    """Yield a process and all below it."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield from family(int(child))
+
+
+def table(results: dict[tuple[str, str], list[dict[str, Any]]], options: argparse.Namespace) -> str:
+    """Return the medians as Markdown, with ratios to ours."""
+    lines = [
+        (
+            f"Medians of {options.runs} interleaved runs of {options.seconds:g} s, {platform.machine()}, Python "
+            f"{platform.python_version()}, one core for the relay: `python benchmarks/run.py --runs {options.runs} "
+            f"--seconds {options.seconds:g}`."
+        ),
+        "",
+        "| scenario | side | CPU | ÷ ours-ws | per second | added latency p50 / p99 | memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for scenario, it in SCENARIOS.items():
+        mine = figure(results.get((scenario, "ours-ws")), it)
+        for side in SIDES:
+            runs = results.get((scenario, side))
+            if runs:
+                cpu = figure(runs, it)
+                ratio = f"{cpu / mine:.2f}" if mine and cpu else ""
+                lines.append(f"| {scenario} | {side} | {row(runs, it, cpu, ratio)} |")
+    what = [f"*{name}*: {it.what}" for name, it in SCENARIOS.items()]
+    return "\n".join([*lines, "", "; ".join(what) + ".", ""])
+
+
+def figure(runs: list[dict[str, Any]] | None, it: Scenario) -> float | None:
+    """Return the median CPU per token (or per answer) in microseconds."""
+    if not runs or it.idle:
+        return None
+    unit = "answers" if it.count == 1 else "tokens"
+    return statistics.median(run["cpu"] / run[unit] * 1e6 if run[unit] else float("nan") for run in runs)
+
+
+def row(runs: list[dict[str, Any]], it: Scenario, cpu: float | None, ratio: str) -> str:
+    def median(name: str) -> float:
+        return statistics.median(run[name] for run in runs)
+
+    if it.idle:
+        each = (median("memory_after_kb") - median("memory_before_kb")) / it.streams
+        return f" |  |  |  | {each:.1f} KB per socket"
+    unit = "answers" if it.count == 1 else "tokens"
+    rate = statistics.median(run[unit] / run["seconds"] for run in runs)
+    cost = f"{cpu / 1000:.2f} ms per answer" if it.count == 1 else f"{cpu:.1f} µs per token"
+    latency = f"{median('p50_us') / 1000:.1f} / {median('p99_us') / 1000:.1f} ms" if it.rate else ""
+    return f"{cost} | {ratio} | {rate:,.0f} {unit} | {latency} | {median('memory_after_kb') / 1024:.0f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
