@@ -49,8 +49,6 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
     joined delta is larger than MERGE_SIZE, and before a delta whose fields cannot be joined exactly, such as another
     number under the same key: whatever the pace of a reader, joining the fields of all its frames gives the same.
     """
-    if len(deltas) == 1:
-        return deltas[0], 1
     if texts := _texts(deltas):
         key, parts = texts
         return {key: "".join(parts)}, len(parts)

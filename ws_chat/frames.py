@@ -190,9 +190,6 @@ class Token(msgspec.Struct, frozen=True):  # made once a token: a frozen datacla
     seq: int
     delta: Delta
 
-    def as_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"type": "token", "id": self.id, "seq": self.seq, **self.delta}
-
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -262,6 +259,8 @@ ServerFrame: TypeAlias = Start | Token | Done | Failed | Refused | Pong
 
 def encode(frame: ServerFrame) -> bytes:
     """Return a frame as single-line JSON in UTF-8, `type` first."""
+    if isinstance(frame, Token):
+        return _encode({"type": "token", "id": frame.id, "seq": frame.seq, **frame.delta})
     return _encode(frame.as_dict())
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode
-from websockets.protocol import OPEN
 
 from ws_chat.doors.outlet import STOP, WIRE
 
@@ -43,6 +42,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket whose text frames can be written directly. Only without compression."""
 
     on_writable: Callable[[], None] | None = None
+    _full = False
 
     def handle_connect(self, event: Request) -> None:
         """Offer the wire to the application."""
@@ -77,15 +77,21 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         """Close, when what runs has ended and said so."""
         _after_stop(self, super().shutdown)
 
+    def pause_writing(self) -> None:
+        """Take note that the transport takes no more bytes."""
+        self._full = True
+        super().pause_writing()
+
     def resume_writing(self) -> None:
         """Tell that the transport takes bytes again."""
+        self._full = False
         super().resume_writing()
         if self.on_writable:
             self.on_writable()
 
     def takes_bytes(self) -> bool:
-        """Whether a frame may be written now."""
-        return self.writable.is_set() and not self.disconnected and self.conn.state is OPEN
+        """Whether a frame may be written now: the socket has room, and no close frame has come or gone."""
+        return not (self._full or self.close_sent or self.transport.is_closing())
 
     def write_direct(self, data: bytes) -> None:
         """Write a text frame. Only while it takes bytes."""

@@ -78,7 +78,8 @@ class Reader:
                 self._started = True
                 outlet.write(Start(log.start.id, seq, log.start.model))
             elif seq < log.last:
-                delta, count = merge(log.after(seq, MERGE_LIMIT))
+                deltas = log.after(seq, MERGE_LIMIT)
+                delta, count = merge(deltas) if len(deltas) > 1 else (deltas[0], 1)
                 self._seq = seq = seq + count
                 outlet.write(Token(log.start.id, seq, delta))
             elif log.terminal:

@@ -100,14 +100,20 @@ class DirectOutlet(Outlet):
     def __init__(self, encode: Callable[[ServerFrame], bytes], wire: Wire) -> None:
         super().__init__(encode)
         self._wire = wire
+        self._takes_bytes = wire.takes_bytes
+        self._write = wire.write_direct
         wire.on_writable = self._call_waiting
 
     @property
     def writable(self) -> bool:  # noqa: D102
-        return self._wire.takes_bytes() and not self._closed
+        return not self._closed and self._takes_bytes()
+
+    def write(self, frame: ServerFrame) -> None:  # noqa: D102
+        if data := self._encode(frame):
+            self._write(data)
 
     def write_bytes(self, data: bytes) -> None:  # noqa: D102
-        self._wire.write_direct(data)
+        self._write(data)
 
     def close(self) -> None:  # noqa: D102
         self._closed = True

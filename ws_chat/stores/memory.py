@@ -31,21 +31,19 @@ class MemoryLog:
     def append(self, deltas: Sequence[Delta]) -> None:  # noqa: D102
         self._deltas.extend(deltas)
         self.last += len(deltas)
-        self._wake()
+        for wake in self._wakes:
+            wake()
 
     def end(self, terminal: Terminal) -> None:  # noqa: D102
         self.terminal = terminal
-        self._wake()
+        for wake in self._wakes:
+            wake()
 
     def watch(self, wake: Callable[[], None]) -> None:  # noqa: D102
         self._wakes = (*self._wakes, wake)
 
     def unwatch(self, wake: Callable[[], None]) -> None:  # noqa: D102
         self._wakes = tuple(other for other in self._wakes if other != wake)
-
-    def _wake(self) -> None:
-        for wake in self._wakes:
-            wake()
 
 
 class MemoryStore:
