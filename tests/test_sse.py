@@ -117,6 +117,17 @@ async def test_what_is_not_there_is_answered_with_the_error_object(method, place
     assert response.json()["error"]["code"] == code
 
 
+async def test_the_request_is_described(service):
+    async with httpx.AsyncClient() as client:
+        paths = (await client.get(service.url + "/openapi.json")).json()["paths"]
+
+    assert set(paths) == {"/v1/chat/stream", "/healthz", "/readyz"}
+    assert (
+        "messages"
+        in paths["/v1/chat/stream"]["post"]["requestBody"]["content"]["application/json"]["schema"]["required"]
+    )
+
+
 async def test_health(service):
     async with httpx.AsyncClient() as client:
         for place in ("/healthz", "/readyz"):

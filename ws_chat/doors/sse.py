@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 
 from ws_chat.doors.http import error_response
 from ws_chat.doors.outlet import outlet
@@ -37,6 +36,8 @@ PING_INTERVAL: Final = 15.0
 
 
 CHAT_OPERATION: Final[dict[str, Any]] = {
+    "summary": "Stream one answer as server-sent events",
+    "operationId": "chat",
     "parameters": [
         {
             "name": "format",
@@ -121,13 +122,31 @@ class SSEDoor:
     def __init__(
         self, relay: Relay, connections: Connections, *, max_body_bytes: int, new_id: Callable[[], str]
     ) -> None:
-        self.relay = relay
-        self.connections = connections
+        self._relay = relay
+        self._connections = connections
         self._max_body_bytes = max_body_bytes
         self._new_id = new_id
 
-    async def chat(self, request: Request) -> StartGeneration:
-        """Read a chat. Raises ChatError (`invalid_json`, `invalid_request`, `too_large`)."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one chat, as an ASGI application. Raises ChatError when there is nothing to stream."""
+        request = Request(scope, receive)
+        with self._connections.admit():
+            encoder = _format(request.query_params.get("format", "text"))
+            start = await self._chat(request)
+            log = await self._relay.start(start.id, start.chat)
+            gone = asyncio.create_task(_gone(receive))
+            try:
+                await _begun(log, gone)
+                if log.last == 0 and isinstance(log.terminal, Failed):
+                    headers = {"X-Generation-Id": start.id}
+                    await error_response(log.terminal.error, headers)(scope, receive, send)
+                elif not gone.done():
+                    await _stream(log, gone, encoder, scope, send)
+            finally:
+                self._relay.release(start.id)
+                gone.cancel()
+
+    async def _chat(self, request: Request) -> StartGeneration:
         frame = decode(await self._body(request))
         if not isinstance(frame, Chat):
             raise InvalidFrameError("invalid_request", "Only a chat can be sent here.", param="type")
@@ -155,53 +174,27 @@ def _format(name: str) -> Callable[[ServerFrame], bytes]:
     raise ChatError("invalid_request", '"format" is "text" or "frames".', param="format")
 
 
-class EventStream(Response):
-    """The response to a chat: it starts the generation, waits for its first delta, and streams it."""
+async def _stream(
+    log: Log, gone: asyncio.Task[None], encoder: Callable[[ServerFrame], bytes], scope: Scope, send: Send
+) -> None:
+    async def send_batch(batch: list[bytes]) -> None:
+        await send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
 
-    def __init__(self, door: SSEDoor) -> None:
-        super().__init__()
-        self._door = door
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run as an ASGI response. Raises ChatError when there is nothing to stream."""
-        request = Request(scope, receive)
-        with self._door.connections.admit():
-            encoder = _format(request.query_params.get("format", "text"))
-            start = await self._door.chat(request)
-            log = await self._door.relay.start(start.id, start.chat)
-            gone = asyncio.create_task(_gone(receive))
-            try:
-                await _begun(log, gone)
-                if log.last == 0 and isinstance(log.terminal, Failed):
-                    headers = {"X-Generation-Id": start.id}
-                    await error_response(log.terminal.error, headers)(scope, receive, send)
-                elif not gone.done():
-                    await self._stream(log, gone, encoder, scope, send)
-            finally:
-                self._door.relay.release(start.id)
-                gone.cancel()
-
-    async def _stream(
-        self, log: Log, gone: asyncio.Task[None], encoder: Callable[[ServerFrame], bytes], scope: Scope, send: Send
-    ) -> None:
-        async def send_batch(batch: list[bytes]) -> None:
-            await send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
-
-        headers = [*_HEADERS, (b"x-generation-id", log.start.id.encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        pings = _Pings(encoder)
-        way_out = pings.outlet = outlet(pings.encode, scope, send_batch)
-        reader = Reader(log, 0, way_out, on_end=way_out.close)
-        try:
-            reader.open()
-            await asyncio.wait({way_out.ended, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if way_out.ended.done():
-                way_out.ended.result()
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            reader.close()
-            pings.stop()
-            await way_out.stop()
+    headers = [*_HEADERS, (b"x-generation-id", log.start.id.encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    pings = _Pings(encoder)
+    way_out = pings.outlet = outlet(pings.encode, scope, send_batch)
+    reader = Reader(log, 0, way_out, on_end=way_out.close)
+    try:
+        reader.open()
+        await asyncio.wait({way_out.ended, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if way_out.ended.done():
+            way_out.ended.result()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    finally:
+        reader.close()
+        pings.stop()
+        await way_out.stop()
 
 
 class _Pings:
