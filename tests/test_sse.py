@@ -132,6 +132,7 @@ async def test_health(service):
     async with httpx.AsyncClient() as client:
         for place in ("/healthz", "/readyz"):
             assert (await client.get(service.url + place)).status_code == 200
+            assert (await client.head(service.url + place)).status_code == 200
 
 
 async def test_the_status_line_waits_for_the_first_delta(service, fake):
