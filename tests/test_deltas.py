@@ -33,7 +33,7 @@ def call(index: Any, arguments: str | None = None, **head: Any) -> dict[str, Any
 MERGED = [
     ([{"content": "a"}], {"content": "a"}, 1),
     ([{"content": "a"}, {"content": "b"}, {"content": "c"}], {"content": "abc"}, 3),
-    ([{"reasoning_content": "r"}, {"content": "a"}, {"content": "b"}], {"reasoning_content": "r"}, 1),
+    ([{"reasoning_content": "r"}, {"content": "a"}, {"content": "b"}], {"reasoning_content": "r", "content": "ab"}, 3),
     ([{"r": "x", "content": "a"}, {"content": "b"}, {"r": "y"}], {"r": "xy", "content": "ab"}, 3),
     ([{"x": [1]}, {"x": [2, 3]}], {"x": [1, 2, 3]}, 2),
     ([{"x": {"a": "1", "b": None}}, {"x": {"a": "2", "b": [1]}}], {"x": {"a": "12", "b": [1]}}, 2),

@@ -193,6 +193,20 @@ async def test_nothing_is_left_when_all_have_gone(service, fake):
     assert service.connections.open == 0
 
 
+async def test_many_who_wait_for_the_end_wait_for_one(service, fake):
+    fake.default = Reply(head_after=[Hang()])
+    async with service.socket() as socket:
+        for _ in range(16):
+            await socket.send({"messages": HELLO})
+        await fake.request(16)
+        before = len(asyncio.all_tasks())
+        ends = [asyncio.create_task(service.relay.stop()) for _ in range(100)]
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) <= before + 100
+        await asyncio.gather(*ends)
+    assert service.relay.running == 0
+
+
 async def test_shutdown_ends_what_runs(serve, fake):
     fake.default = Reply([A, Hang()])
     service = await serve()

@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 from conftest import HELLO, both_paths, events
-from fake_openai import Hang, Reply, Wait, chunk, sse, text
+from fake_openai import Hang, Pause, Reply, Wait, chunk, sse, text
 from test_frames import BAD_FRAMES, BAD_JSON
 
 from ws_chat.doors import sse as door
@@ -167,6 +167,36 @@ async def test_a_comment_is_sent_in_silence(service, fake, monkeypatch):
 
     assert received.startswith(b"data: a\n\n: ping\n\n: ping\n\n")
     assert [event["data"] for event in events(received)] == ["a", "b", "[DONE]"]
+
+
+async def test_a_comment_is_sent_while_the_upstream_says_nothing_to_read(service, fake, monkeypatch):
+    monkeypatch.setattr(door, "PING_INTERVAL", 0.05)
+    gate = asyncio.Event()
+    thoughts = [step for _ in range(100) for step in (sse(chunk({"reasoning_content": "hm"})), Pause(0.01))]
+    fake.default = Reply([*thoughts, Wait(gate), *text("a")])
+    received = b""
+    async with (
+        httpx.AsyncClient() as client,
+        client.stream("POST", service.stream_url, json={"messages": HELLO}) as response,
+    ):
+        async for part in response.aiter_raw():
+            received += part
+            gate.set()
+
+    assert received.startswith(PING)
+
+
+@pytest.mark.usefixtures("only_fast")
+async def test_a_pipelined_upgrade_does_not_break_the_answer(service, fake):
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    body = json.dumps({"messages": HELLO}).encode()
+    upgrade = b"GET /v1/chat/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body + upgrade)
+    async with asyncio.timeout(5):
+        raw = await reader.read(-1)
+    writer.close()
+
+    assert raw.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
 async def test_only_content_appears_as_text(service, fake):

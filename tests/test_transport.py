@@ -146,11 +146,57 @@ async def test_a_connection_that_was_given_up_is_replaced_at_once(raw, client):
 
 
 async def test_a_connection_that_was_idle_for_long_is_not_used_again(raw, client, monkeypatch):
+    monkeypatch.setattr(transport_module, "KEEPALIVE", 0.01)
     raw.scripts = [[LENGTH], [LENGTH]]
     await pushed(client, raw.url)
-    monkeypatch.setattr(transport_module, "KEEPALIVE", -1.0)
+    while client._transport._open:
+        await asyncio.sleep(0.001)
+    assert client._transport._sweep is None
     await pushed(client, raw.url)
 
+    assert raw.connections == 2
+
+
+async def test_a_request_is_sent_again_once_and_not_on_every_idle_connection(raw, client):
+    raw.scripts = [[CHUNKED, b"wait", b"0\r\n\r\n"]] * 3 + [[b""]] * 3
+    slow = [asyncio.create_task(pushed(client, raw.url)) for _ in range(3)]
+    while len(raw.requests) < 3:
+        await asyncio.sleep(0)
+    raw.go.set()
+    await asyncio.gather(*slow)
+    with pytest.raises(httpx2.RemoteProtocolError):
+        await pushed(client, raw.url)
+
+    assert len(raw.requests) == 3 + 2
+
+
+async def test_a_connection_whose_body_came_at_once_is_read_on_for_the_next(raw, client):
+    large = OK + b"Content-Length: 2000000\r\n\r\n" + b"x" * 2_000_000
+    raw.scripts = [[large], [LENGTH]]
+    response = await client.send(client.build_request("GET", raw.url), stream=True)
+    body = response.extensions[PUSHED]
+    while body._size <= connection_module.BUFFER_LIMIT:
+        await asyncio.sleep(0)
+    got = []
+    await body.push(lambda read: got.append(len(read)) or False)
+    await response.aclose()
+
+    assert sum(got) == 2_000_000
+    assert await pushed(client, raw.url) == b"hi"
+    assert raw.connections == 1
+
+
+@pytest.mark.parametrize("fault", [b"no size\r\n", b"0\r\n\r\njunk after the end\r\n\r\n"])
+async def test_what_came_before_a_fault_in_the_same_read_is_said(fault, raw, client):
+    raw.scripts = [[CHUNKED + b"2\r\nhi\r\n" + fault], [LENGTH]]
+    response = await client.send(client.build_request("GET", raw.url), stream=True)
+    got = []
+    with contextlib.suppress(httpx2.RemoteProtocolError):
+        await response.extensions[PUSHED].push(lambda read: got.append(read) or False)
+    await response.aclose()
+
+    assert got == [b"hi"]
+    assert await pushed(client, raw.url) == b"hi"
     assert raw.connections == 2
 
 

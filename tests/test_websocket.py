@@ -257,6 +257,59 @@ async def test_a_socket_anywhere_else_is_404(service, caplog):
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("end", [b"\x88\x82\0\0\0\0\x03\xe8", b"\x81\x82\0\0\0\0\xff\xfe", b""])
+async def test_a_reply_that_nobody_waits_for_holds_nothing_up(end, service, fake):
+    """A question and the end of the connection in one segment: the answer has nowhere to go, and all must go."""
+    fake.default = Reply([A, Hang()])
+    async with service.socket() as socket:
+        await socket.send({"messages": HELLO})
+        await fake.request()
+        ping = b"\x81\x8f\0\0\0\0" + b'{"type":"ping"}'
+        socket.connection.transport.write(ping * 3 + end)
+        if not end:
+            socket.connection.transport.abort()
+        async with asyncio.timeout(5):
+            await fake.requests[0].closed.wait()
+            while service.connections.open:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_cancel_is_not_held_up_by_a_reply_that_waits(service, fake):
+    """A reader with a backlog asks for a pong, and then cancels: the cancel counts at once, the pong comes soon."""
+    words = ["x" * 60_000] * 1000
+    fake.default = Reply([*text(*words)[:-2], Hang()])
+    async with service.socket(max_queue=1, ping_interval=None) as socket:
+        await socket.send({"messages": HELLO})
+        await socket.receive()
+        socket.connection.transport.pause_reading()
+        while not service.relay._store._logs or next(iter(service.relay._store._logs.values())).last < 1000:
+            await asyncio.sleep(0.01)
+        await socket.send({"type": "ping"})
+        await socket.send({"type": "cancel"})
+        async with asyncio.timeout(5):
+            await fake.requests[0].closed.wait()
+        socket.connection.transport.resume_reading()
+        frames = [await socket.receive()]
+        while frames[-1]["type"] != "done":
+            frames.append(await socket.receive())
+
+    pong = [frame["type"] for frame in frames].index("pong")
+    assert sum(len(frame.get("content", "")) for frame in frames[:pong]) < 30_000_000
+    assert joined(frames) == "".join(words)
+    assert frames[-1]["status"] == "cancelled"
+
+
+@pytest.mark.usefixtures("only_fast")
+async def test_two_messages_that_are_not_utf8_close_once(service, caplog):
+    async with service.socket() as socket:
+        socket.connection.transport.write(b"\x81\x82\0\0\0\0\xff\xfe" * 2)
+        with pytest.raises(ConnectionClosed) as caught:
+            await socket.receive()
+
+    assert caught.value.rcvd.code == 1007
+    assert caplog.records == []
+
+
 @pytest.mark.usefixtures("only_fast")
 async def test_pings_of_a_client_that_does_not_read_pile_up_nowhere(service, fake):
     async with service.socket(ping_interval=None, max_queue=1) as socket:

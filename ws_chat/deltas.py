@@ -43,7 +43,7 @@ def substance(delta: Delta) -> Delta:
 
 
 def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
-    """Join leading deltas, as many as can be joined at little cost and without loss.
+    """Join as many leading deltas as can be joined without loss.
 
     Returns the joined delta and how many went into it (at least one; `deltas` must not be empty). It stops when the
     joined delta is larger than MERGE_SIZE, and before a delta whose fields cannot be joined exactly, such as another
@@ -62,7 +62,7 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
 
 
 def _texts(deltas: Sequence[Delta]) -> tuple[str, list[str]] | None:
-    """Return the leading deltas that are one and the same field of text, which nearly all are."""
+    """Return deltas that are all the same field of text, which nearly always they are, up to MERGE_SIZE."""
     key, *more = deltas[0]
     parts: list[str] = []
     size = 0
@@ -73,7 +73,7 @@ def _texts(deltas: Sequence[Delta]) -> tuple[str, list[str]] | None:
                 break
             parts.append(text)
             size += len(text)
-    return (key, parts) if parts else None
+    return (key, parts) if len(parts) == len(deltas) or size > MERGE_SIZE else None
 
 
 class _UnjoinableError(Exception):

@@ -35,7 +35,8 @@ def _after_stop(protocol: DirectWebSocketProtocol | DirectHTTPProtocol, shutdown
     task = protocol.loop.create_task(stop())
     protocol.tasks.add(task)  # the server waits for it
     task.add_done_callback(protocol.tasks.discard)
-    task.add_done_callback(lambda _: shutdown())
+    # By then the client may have gone by itself.
+    task.add_done_callback(lambda _: None if protocol.transport.is_closing() else shutdown())
 
 
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
@@ -58,7 +59,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         """Give a message to the application; close on one that is not UTF-8, which is the client's fault."""
-        if self.curr_msg_data_type == "text":
+        if self.curr_msg_data_type == "text" and not self.close_sent:
             try:
                 b"".join(self.frames).decode()
             except UnicodeDecodeError:
@@ -89,9 +90,33 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.on_writable:
             self.on_writable()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the end of the connection, and tell whoever waits to write."""
+        super().connection_lost(exc)
+        self._tell_when_gone()
+
+    def data_received(self, data: bytes) -> None:
+        """Take a read; when it ended the connection, tell whoever waits to write."""
+        super().data_received(data)
+        self._tell_when_gone()
+
+    def keepalive_timeout(self) -> None:
+        """Give up a peer that answers no pings, and tell whoever waits to write."""
+        super().keepalive_timeout()
+        self._tell_when_gone()
+
     def takes_bytes(self) -> bool:
         """Whether a frame may be written now: the socket has room, and no close frame has come or gone."""
         return not (self._full or self.close_sent or self.transport.is_closing())
+
+    def is_gone(self) -> bool:
+        """Whether no frame will ever be written again."""
+        return self.close_sent or self.transport.is_closing()
+
+    def _tell_when_gone(self) -> None:
+        # The transport calls resume_writing for none of these.
+        if self.on_writable and self.is_gone():
+            self.on_writable()
 
     def write_direct(self, data: bytes) -> None:
         """Write a text frame. Only while it takes bytes."""
@@ -154,9 +179,18 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         if self.on_writable:
             self.on_writable()
 
+    def handle_websocket_upgrade(self) -> None:
+        """Upgrade, unless an answer is under way."""
+        if not self._deaf:
+            super().handle_websocket_upgrade()
+
     def takes_bytes(self) -> bool:
         """Whether a chunk may be written now."""
         return not self.flow.write_paused and not self.transport.is_closing()
+
+    def is_gone(self) -> bool:
+        """Whether no chunk will ever be written again."""
+        return self.transport.is_closing()
 
     def write_direct(self, data: bytes) -> None:
         """Write a chunk (RFC 9112, section 7.1). Only while it takes bytes, after the head of a chunked response."""

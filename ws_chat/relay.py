@@ -46,7 +46,7 @@ class Relay:
         self._max_generations = max_generations
         self._clock = clock
         self._producers: dict[str, asyncio.Task[None]] = {}
-        self._stopping = False
+        self._stopped: asyncio.Future[list[BaseException | None]] | None = None
 
     @property
     def running(self) -> int:
@@ -58,7 +58,7 @@ class Relay:
 
         Raises ChatError (`model_not_allowed`, `overloaded`, `draining`), with nothing started.
         """
-        if self._stopping:
+        if self._stopped:
             raise ChatError(_DRAINING.code, _DRAINING.message, retry_after=_DRAINING.retry_after)
         self._check_model(chat.model)
         if len(self._producers) >= self._max_generations:
@@ -92,12 +92,13 @@ class Relay:
         self._store.remove(generation_id)
 
     async def stop(self) -> None:
-        """End what runs with the error `draining`, and start nothing more."""
-        self._stopping = True
-        producers = list(self._producers.values())
-        for producer in producers:
-            producer.cancel()
-        await asyncio.gather(*producers, return_exceptions=True)
+        """End what runs with the error `draining`, and start nothing more. Any number of callers wait for one end."""
+        if self._stopped is None:
+            producers = list(self._producers.values())
+            for producer in producers:
+                producer.cancel()
+            self._stopped = asyncio.gather(*producers, return_exceptions=True)
+        await asyncio.shield(self._stopped)
 
     async def close(self) -> None:
         """Stop, and close the upstream and the store."""
@@ -112,7 +113,7 @@ class Relay:
 
     def _terminal(self, generation: Generation, producer: asyncio.Task[None]) -> Terminal:
         now = self._clock()
-        if producer.cancelled() and not self._stopping:
+        if producer.cancelled() and not self._stopped:
             return generation.cancel(now)
         if producer.cancelled():
             terminal: Terminal = generation.fail(_DRAINING)

@@ -8,6 +8,7 @@ directly to a transport of ours, the other awaits the `send` of any ASGI server.
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
     from ws_chat.frames import ServerFrame
 
+logger = logging.getLogger("ws_chat.outlet")
+
 HIGH_WATER: Final = 64 * 1024
+MAX_REPLIES: Final = 64
+"""How many replies wait for a full socket before its client is read no further."""
 WIRE: Final = "ws_chat.wire"
 """The extension of an ASGI scope under which our own protocol classes offer a Wire."""
 
@@ -26,12 +31,18 @@ STOP: Final = "ws_chat.stop"
 
 
 class Wire(Protocol):
-    """A connection that can be written to synchronously."""
+    """A connection that can be written to synchronously.
+
+    `on_writable` is called when it takes bytes again, and when it never will.
+    """
 
     on_writable: Callable[[], None] | None
 
     def takes_bytes(self) -> bool:
         """Whether `write_direct` may be called now."""
+
+    def is_gone(self) -> bool:
+        """Whether it will never take bytes again."""
 
     def write_direct(self, data: bytes) -> None:
         """Send one frame's bytes."""
@@ -43,6 +54,8 @@ class Outlet(ABC):
     def __init__(self, encode: Callable[[ServerFrame], bytes]) -> None:
         self._encode = encode
         self._waiting: dict[Callable[[], None], None] = {}
+        self._replies: deque[ServerFrame] = deque()
+        self._room = asyncio.Event()  # for another reply
         self._closed = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -73,22 +86,28 @@ class Outlet(ABC):
         self._waiting[callback] = None
 
     async def reply(self, frame: ServerFrame) -> None:
-        """Send a frame as soon as it is writable: whoever asks for more than it reads waits here.
+        """Send a frame that belongs to no log, before the readers that wait. Returns with nothing sent when closed.
 
-        Returns with nothing sent when the outlet has closed.
+        Whoever asks for more replies than it reads waits here, and is read no further; a few are kept, so that a
+        cancel is not held up by the answer to a ping.
         """
-        while not self.writable:
-            if self._closed:
-                return
-            turn = asyncio.Event()
-            self.when_writable(turn.set)
-            await turn.wait()
-        self.write(frame)
+        while len(self._replies) >= MAX_REPLIES and not self._closed:
+            self._room.clear()
+            await self._room.wait()
+        if self._closed:
+            return
+        self._replies.append(frame)
+        if self.writable:
+            self._call_waiting()
 
     def _call_waiting(self) -> None:
+        while self._replies and self.writable:
+            self.write(self._replies.popleft())
+        if len(self._replies) < MAX_REPLIES or self._closed:
+            self._room.set()
         waiting = deque(self._waiting)
         self._waiting.clear()
-        while waiting and (self.writable or self._closed):
+        while waiting and self.writable:
             waiting.popleft()()
         # Those that found no room this time are first the next time.
         self._waiting = dict.fromkeys([*waiting, *self._waiting])
@@ -102,7 +121,7 @@ class DirectOutlet(Outlet):
         self._wire = wire
         self._takes_bytes = wire.takes_bytes
         self._write = wire.write_direct
-        wire.on_writable = self._call_waiting
+        wire.on_writable = self._on_writable
 
     @property
     def writable(self) -> bool:  # noqa: D102
@@ -123,6 +142,10 @@ class DirectOutlet(Outlet):
     async def stop(self) -> None:  # noqa: D102
         self.close()
         self._wire.on_writable = None
+
+    def _on_writable(self) -> None:
+        if self._wire.is_gone():
+            self._closed = True
         self._call_waiting()
 
 
@@ -170,13 +193,10 @@ class AwaitedOutlet(Outlet):
     def _end(self, task: asyncio.Task[None]) -> None:
         self._closed = True
         self._call_waiting()
-        if self.ended.done():
-            return
-        if task.cancelled() or isinstance(task.exception(), OSError):
-            self.ended.set_result(None)  # the connection is gone, which its door learns from `receive`
-        elif error := task.exception():
-            self.ended.set_exception(error)
-        else:
+        # An OSError: the connection is gone, which its door learns from `receive`.
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, OSError):
+            logger.error("A server's send failed", exc_info=error)
+        if not self.ended.done():
             self.ended.set_result(None)
 
 

@@ -209,9 +209,11 @@ class _Pings:
         self._timer = self._loop.call_later(PING_INTERVAL, self._check)
 
     def encode(self, frame: ServerFrame) -> bytes:
-        """Encode a frame, and remember when."""
-        self._last = self._loop.time()
-        return self._encoder(frame)
+        """Encode a frame, and remember when something was sent."""
+        data = self._encoder(frame)
+        if data:
+            self._last = self._loop.time()
+        return data
 
     def stop(self) -> None:
         self._timer.cancel()

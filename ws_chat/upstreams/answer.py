@@ -30,7 +30,7 @@ class _Choice(msgspec.Struct, gc=False):
     index: int | None = 0
     delta: dict[str, Any] | None = None
     finish_reason: str | None = None
-    logprobs: dict[str, Any] | None = None
+    logprobs: Any = None
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -108,8 +108,9 @@ class Answer:
         for choice in event.choices or ():
             if not choice.index:
                 delta = choice.delta
-                if choice.logprobs and any(choice.logprobs.values()):
-                    delta = {**(delta or {}), "logprobs": choice.logprobs}
+                logprobs = choice.logprobs
+                if logprobs and isinstance(logprobs, dict) and any(logprobs.values()):
+                    delta = {**(delta or {}), "logprobs": logprobs}
                 if choice.finish_reason:
                     self.finished = True
                 return Chunk(delta, choice.finish_reason, usage, model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import httptools
 import httpx2
@@ -126,6 +126,7 @@ class Connection(asyncio.Protocol):
     """A connection. `on_idle` is called when it can serve another request, `on_lost` when it never can."""
 
     _transport: asyncio.Transport
+    _parser: Any = None
 
     def __init__(self, on_idle: Callable[[Connection], None], on_lost: Callable[[Connection], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -137,6 +138,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._head: asyncio.Future[Head] | None = None
         self._body: Body | None = None
+        self._paused = False
         self.idle_since = 0.0
 
     async def exchange(self, request: bytes, timeout: float | None) -> tuple[Head, Body]:  # noqa: ASYNC109  (of each read)
@@ -176,13 +178,15 @@ class Connection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Read no further."""
+        self._paused = True
         self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
         self._last = self._loop.time()
-        if not self._transport.is_closing():
+        if self._paused and not self._transport.is_closing():
             self._transport.resume_reading()
+        self._paused = False
 
     # The event loop calls these.
 
@@ -195,11 +199,11 @@ class Connection(asyncio.Protocol):
             return
         self._last = self._loop.time()
         self._heard = True
+        fault: Exception | None = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(httpx2.RemoteProtocolError(str(error)))
-            return
+            fault = httpx2.RemoteProtocolError(str(error))
         body = self._body
         if self._parts:
             read = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -209,11 +213,16 @@ class Connection(asyncio.Protocol):
             except Exception as error:  # noqa: BLE001  (the sink's: it belongs to whoever awaits the body)
                 self._fail(error)
                 return
+        # What came before a fault was said: what it means does not depend on where the reads fall.
         if self._complete:
+            self._keep_alive = self._keep_alive and fault is None
             self._release()
+        elif fault:
+            self._fail(fault)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         self._on_lost(self)
+        self._parser = None  # it holds this object: without this, only the collector would free the two
         if self._head and not self._head.done():
             if not self._heard and self._served:
                 self._fail(StaleConnectionError())
@@ -258,6 +267,7 @@ class Connection(asyncio.Protocol):
         if body:
             body.end()
         if self._keep_alive and not self._transport.is_closing():
+            self.resume()
             self.idle_since = self._loop.time()
             self._on_idle(self)
         else:

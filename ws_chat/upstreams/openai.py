@@ -170,7 +170,7 @@ async def _drain(reads: AsyncIterator[bytes]) -> None:
 
 def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncOpenAI:
     timeouts = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None)
-    if urllib.request.getproxies():
+    if urllib.request.getproxies().keys() & {"http", "https", "all"}:
         # Through a proxy of the environment httpx2 finds its own way. How many run is the relay's to limit.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         http_client = DefaultAsyncHttpxClient(limits=limits, timeout=timeouts)

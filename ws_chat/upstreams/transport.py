@@ -33,6 +33,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
         self._ssl.set_alpn_protocols(["http/1.1"])
         self._idle: dict[Origin, list[Connection]] = {}
         self._open: set[Connection] = set()
+        self._sweep: asyncio.TimerHandle | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request and return its response, body to come. Raises httpx2's errors."""
@@ -41,48 +42,59 @@ class PushTransport(httpx2.AsyncBaseTransport):
         origin = (secure, url.host, url.port or (443 if secure else 80))
         timeouts = request.extensions.get("timeout", {})
         message = _message(request, await request.aread())
-        while True:
-            connection = self._take_idle(origin) or await self._connect(origin, timeouts.get("connect"))
+        connect = timeouts.get("connect")
+        connection = self._take_idle(origin) or await self._connect(origin, connect)
+        try:
             try:
                 head, body = await connection.exchange(message, timeouts.get("read"))
             except StaleConnectionError:
-                continue  # it was never read: another connection may be asked
-            except httpx2.ReadTimeout:
-                # The SDK would try again, twice, and the caller would wait three times as long. Its own errors it
-                # lets through.
-                raise openai.APITimeoutError(request=request) from None
-            if head.status >= 400:
-                body.limit = ERROR_LIMIT
-            return httpx2.Response(
-                head.status,
-                headers=head.headers,
-                stream=body,
-                extensions={"http_version": b"HTTP/1.1", PUSHED: body},
-            )
+                # It was given up while idle, most likely. Once more, on a new one; what is lost there is lost.
+                connection = await self._connect(origin, connect)
+                head, body = await connection.exchange(message, timeouts.get("read"))
+        except httpx2.ReadTimeout:
+            # The SDK would try again, twice, and the caller would wait three times as long. Its own errors it lets
+            # through.
+            raise openai.APITimeoutError(request=request) from None
+        if head.status >= 400:
+            body.limit = ERROR_LIMIT
+        return httpx2.Response(
+            head.status,
+            headers=head.headers,
+            stream=body,
+            extensions={"http_version": b"HTTP/1.1", PUSHED: body},
+        )
 
     async def aclose(self) -> None:
         """Close every connection."""
+        if self._sweep:
+            self._sweep.cancel()
         for connection in list(self._open):
             connection.close()
 
     def _take_idle(self, origin: Origin) -> Connection | None:
-        idle = self._idle.get(origin, [])
-        youngest = asyncio.get_running_loop().time() - KEEPALIVE
-        while idle:
-            connection = idle.pop()  # the last one in is the least likely to have been given up
-            if connection.idle_since > youngest:
-                return connection
-            connection.close()
-        return None
+        idle = self._idle.get(origin)
+        return idle.pop() if idle else None  # the last one in is the least likely to have been given up
+
+    def _close_idle(self) -> None:
+        """Close what has been idle for too long, and look again as long as there is something."""
+        now = asyncio.get_running_loop().time()
+        waits = [0.0]
+        for idle in self._idle.values():
+            for connection in list(idle):
+                wait = connection.idle_since + KEEPALIVE - now
+                if wait <= 0:
+                    idle.remove(connection)
+                    connection.close()
+                waits.append(wait)
+        self._sweep = asyncio.get_running_loop().call_later(max(waits), self._close_idle) if max(waits) > 0 else None
 
     async def _connect(self, origin: Origin, timeout: float | None) -> Connection:  # noqa: ASYNC109  (httpx2's own)
         secure, host, port = origin
 
         def on_idle(connection: Connection) -> None:
-            idle = self._idle.setdefault(origin, [])
-            idle.append(connection)
-            if idle[0].idle_since < connection.idle_since - KEEPALIVE:  # the oldest is the first
-                idle.pop(0).close()
+            self._idle.setdefault(origin, []).append(connection)
+            if self._sweep is None:
+                self._sweep = asyncio.get_running_loop().call_later(KEEPALIVE, self._close_idle)
 
         def on_lost(connection: Connection) -> None:
             self._open.discard(connection)
