@@ -199,11 +199,9 @@ async def test_many_who_wait_for_the_end_wait_for_one(service, fake):
         for _ in range(16):
             await socket.send({"messages": HELLO})
         await fake.request(16)
-        before = len(asyncio.all_tasks())
-        ends = [asyncio.create_task(service.relay.stop()) for _ in range(100)]
-        await asyncio.sleep(0)
-        assert len(asyncio.all_tasks()) <= before + 100
-        await asyncio.gather(*ends)
+        producers = list(service.relay._producers.values())
+        await asyncio.gather(*[service.relay.stop() for _ in range(100)])
+        assert {producer.cancelling() for producer in producers} == {1}
     assert service.relay.running == 0
 
 

@@ -265,7 +265,7 @@ async def test_a_reply_that_nobody_waits_for_holds_nothing_up(end, service, fake
         await socket.send({"messages": HELLO})
         await fake.request()
         ping = b"\x81\x8f\0\0\0\0" + b'{"type":"ping"}'
-        socket.connection.transport.write(ping * 3 + end)
+        socket.connection.transport.write(ping * 500 + end)
         if not end:
             socket.connection.transport.abort()
         async with asyncio.timeout(5):
