@@ -202,6 +202,8 @@ async def test_many_who_wait_for_the_end_wait_for_one(service, fake):
         producers = list(service.relay._producers.values())
         await asyncio.gather(*[service.relay.stop() for _ in range(100)])
         assert {producer.cancelling() for producer in producers} == {1}
+        frames = [await socket.receive() for _ in range(32)]
+    assert [frame["error"]["code"] for frame in frames if frame["type"] == "error"] == ["draining"] * 16
     assert service.relay.running == 0
 
 
