@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from conftest import both_paths, events, joined
-from fake_openai import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text
+from fake_openai import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text, usage_chunk
 
 from ws_chat.errors import CODES
+from ws_chat.upstreams import openai as openai_module
 
 pytestmark = [pytest.mark.anyio, both_paths]
 
@@ -233,6 +234,19 @@ async def test_what_breaks_after_the_finish_reason_breaks_no_answer(end, serve, 
         _, *tokens, done = await socket.chat()
 
     assert (done["status"], done["finish_reason"], done["usage"]) == ("completed", "stop", None)
+    assert joined(tokens) == "a"
+
+
+async def test_an_answer_that_has_finished_is_not_waited_for_long(service, fake, monkeypatch):
+    monkeypatch.setattr(openai_module, "GRACE", 0.05)
+    fake.default = stream(A, sse(chunk({}, "stop")), sse(usage_chunk()), Hang())
+
+    async with service.socket() as socket:
+        _, *tokens, done = await socket.chat()
+        await fake.requests[0].closed.wait()
+
+    assert (done["status"], done["finish_reason"]) == ("completed", "stop")
+    assert done["usage"]["total_tokens"] == 8
     assert joined(tokens) == "a"
 
 

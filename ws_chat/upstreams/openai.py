@@ -35,12 +35,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ws_chat.upstream")
 
 CONNECT_TIMEOUT: Final = 10.0
+GRACE: Final = 3.0
+"""Seconds of silence after a finish_reason, for the usage and [DONE] that some servers never send."""
 MAX_RETRY_AFTER: Final = 7 * 24 * 3600.0
 
 # Foreign errors and what they are called here, first match; the SDK's timeout is one of its connection errors.
 _FAULTS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
     (
-        (openai.APITimeoutError, httpx2.TimeoutException),
+        (openai.APITimeoutError, httpx2.TimeoutException, TimeoutError),
         "upstream_timeout",
         "The upstream was silent for too long.",
     ),
@@ -75,7 +77,7 @@ class OpenAIUpstream:
         answer = Answer(emit, self._mask)
         try:
             await self._relay(request, answer)
-        except (ChatError, openai.APIError, httpx2.HTTPError, NotAnEventStreamError) as error:
+        except (ChatError, openai.APIError, httpx2.HTTPError, NotAnEventStreamError, TimeoutError) as error:
             if answer.finished:
                 return  # what breaks after a finish_reason breaks no answer
             if isinstance(error, ChatError):
@@ -88,17 +90,26 @@ class OpenAIUpstream:
         await self._client.close()
 
     async def _relay(self, request: Mapping[str, Any], answer: Answer) -> None:
+        loop = asyncio.get_running_loop()
         response = await self._open(request)
         try:
-            body = response.extensions.get(PUSHED)
-            if body is not None and "content-encoding" not in response.headers:
-                await body.push(answer.feed)
-            else:
-                async with contextlib.aclosing(response.aiter_bytes()) as reads:
-                    async for read in reads:
-                        if answer.feed(read):
-                            await _drain(reads)
-                            break
+            async with asyncio.timeout(None) as grace:
+
+                def feed(read: bytes) -> bool:
+                    enough = answer.feed(read)
+                    if answer.finished and not enough:
+                        grace.reschedule(loop.time() + GRACE)
+                    return enough
+
+                body = response.extensions.get(PUSHED)
+                if body is not None and "content-encoding" not in response.headers:
+                    await body.push(feed)
+                else:
+                    async with contextlib.aclosing(response.aiter_bytes()) as reads:
+                        async for read in reads:
+                            if feed(read):
+                                await _drain(reads)
+                                break
             answer.end()
         finally:
             await response.aclose()
