@@ -244,6 +244,21 @@ async def test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far(raw
     assert raw.connections == 2
 
 
+async def test_a_connection_that_is_lost_before_it_is_used_is_told_at_once(raw, client):
+    transport = client._transport
+    host, port = raw.url.removeprefix("http://").split("/")[0].split(":")
+    connection = await transport._connect((False, host, int(port)), 5)
+    while not raw.tasks:
+        await asyncio.sleep(0)
+    await raw.stop()
+    while connection in transport._open:
+        await asyncio.sleep(0)
+
+    with pytest.raises(httpx2.RemoteProtocolError):
+        async with asyncio.timeout(2):
+            await connection.exchange(b"GET / HTTP/1.1\r\n\r\n", None)
+
+
 async def test_silence_in_a_body_ends_it(raw):
     raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"wait"]]
     async with httpx2.AsyncClient(transport=PushTransport(), timeout=httpx2.Timeout(0.1)) as client:

@@ -141,11 +141,19 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self.idle_since = 0.0
 
+    @property
+    def closing(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._transport.is_closing()
+
     async def exchange(self, request: bytes, timeout: float | None) -> tuple[Head, Body]:  # noqa: ASYNC109  (of each read)
         """Send a request and wait for the head of its response; `timeout` (seconds) is for that and for each read.
 
         Being cancelled closes the connection. Raises httpx2's errors, and StaleConnectionError.
         """
+        if self.closing:
+            # Nothing would ever answer: its loss may have been told before anything was asked.
+            raise StaleConnectionError if self._served else httpx2.RemoteProtocolError("Server disconnected at once.")
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []

@@ -115,7 +115,8 @@ class PushTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ConnectTimeout("The server could not be reached in time.", request=None) from None
         except (OSError, ssl.SSLError) as error:
             raise httpx2.ConnectError(str(error)) from error
-        self._open.add(connection)
+        if not connection.closing:  # one that was lost already will not be discarded again
+            self._open.add(connection)
         return connection
 
 
