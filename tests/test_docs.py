@@ -29,7 +29,7 @@ async def test_the_commands_of_the_readme_type_an_answer(block, serve, monkeypat
             need(program)
     service = await serve(openai_api_key=None, openai_base_url=None)
     address = service.url.removeprefix("http://")
-    command = block.replace("127.0.0.1:8000", address).replace(".venv/bin/python", "python")
+    command = block.replace("127.0.0.1:8000", address).replace(".venv/bin/", "")
     command = command.replace("chat.py", f"chat.py --url {service.ws_url}")
     status, out, err = await output("bash", "-c", command)
 
