@@ -10,6 +10,7 @@ import httpx2
 import pytest
 from processes import need, output
 
+from ws_chat.upstreams import body as body_module
 from ws_chat.upstreams import connection as connection_module
 from ws_chat.upstreams import transport as transport_module
 from ws_chat.upstreams.transport import PUSHED, PushTransport
@@ -176,7 +177,7 @@ async def test_a_connection_whose_body_came_at_once_is_read_on_for_the_next(size
     raw.scripts = [[large], [LENGTH]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
-    while body._size <= connection_module.BUFFER_LIMIT:
+    while body._size <= body_module.BUFFER_LIMIT:
         await asyncio.sleep(0)
     got = []
     await body.push(lambda read: got.append(len(read)) or False)
@@ -271,7 +272,7 @@ async def test_a_body_that_nobody_takes_is_not_read_into_memory(raw, client):
     raw.scripts = [[OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x" * 1024 * 1024] * 64]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
-    while body._size <= connection_module.BUFFER_LIMIT:
+    while body._size <= body_module.BUFFER_LIMIT:
         await asyncio.sleep(0)
     held = body._size
     for _ in range(1000):
