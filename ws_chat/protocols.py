@@ -42,7 +42,7 @@ def _after_stop(protocol: DirectWebSocketProtocol | DirectHTTPProtocol, shutdown
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket whose text frames can be written directly. Only without compression."""
 
-    on_writable: Callable[[], None] | None = None
+    on_change: Callable[[], None] | None = None
     _full = False
 
     def handle_connect(self, event: Request) -> None:
@@ -56,6 +56,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         await super().send(message)
         if message["type"] == "websocket.http.response.body":
             self.handshake_complete = True  # refused: else it would be logged as an application that did nothing
+        elif message["type"] == "websocket.close":
+            self._tell()
 
     def send_receive_event_to_app(self) -> None:
         """Give a message to the application; close on one that is not UTF-8, which is the client's fault."""
@@ -79,31 +81,32 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         _after_stop(self, super().shutdown)
 
     def pause_writing(self) -> None:
-        """Take note that the transport takes no more bytes."""
+        """Tell that the transport takes no more bytes."""
         self._full = True
         super().pause_writing()
+        self._tell()
 
     def resume_writing(self) -> None:
         """Tell that the transport takes bytes again."""
         self._full = False
         super().resume_writing()
-        if self.on_writable:
-            self.on_writable()
+        self._tell()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take the end of the connection, and tell whoever waits to write."""
+        """Take the end of the connection, and tell whoever writes."""
         super().connection_lost(exc)
-        self._tell_when_gone()
+        self._tell()
 
     def data_received(self, data: bytes) -> None:
-        """Take a read; when it ended the connection, tell whoever waits to write."""
+        """Take a read; when it ended the connection, tell whoever writes."""
         super().data_received(data)
-        self._tell_when_gone()
+        if self.is_gone():
+            self._tell()
 
     def keepalive_timeout(self) -> None:
-        """Give up a peer that answers no pings, and tell whoever waits to write."""
+        """Give up a peer that answers no pings, and tell whoever writes."""
         super().keepalive_timeout()
-        self._tell_when_gone()
+        self._tell()
 
     def takes_bytes(self) -> bool:
         """Whether a frame may be written now: the socket has room, and no close frame has come or gone."""
@@ -113,13 +116,12 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         """Whether no frame will ever be written again."""
         return self.close_sent or self.transport.is_closing()
 
-    def _tell_when_gone(self) -> None:
-        # The transport calls resume_writing for none of these.
-        if self.on_writable and self.is_gone():
-            self.on_writable()
+    def _tell(self) -> None:
+        if self.on_change:
+            self.on_change()
 
     def write_direct(self, data: bytes) -> None:
-        """Write a text frame. Only while it takes bytes."""
+        """Write a text frame, unless the connection is gone."""
         length = len(data)
         if length < 126:
             header = _SHORT_HEADERS[length]
@@ -127,13 +129,14 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             header = b"\x81\x7e" + length.to_bytes(2, "big")
         else:
             header = b"\x81\x7f" + length.to_bytes(8, "big")
-        self.transport.write(header + data)
+        if not self.transport.is_closing():
+            self.transport.write(header + data)
 
 
 class DirectHTTPProtocol(HttpToolsProtocol):
     """An HTTP connection to which the chunks of a response can be written directly."""
 
-    on_writable: Callable[[], None] | None = None
+    on_change: Callable[[], None] | None = None
     _deaf = False
 
     # uvicorn reads no further when a request comes before the last one is answered, and then it does not see the client
@@ -173,11 +176,23 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         """Close, when what runs has ended and said so."""
         _after_stop(self, super().shutdown)
 
+    def pause_writing(self) -> None:
+        """Tell that the transport takes no more bytes."""
+        super().pause_writing()
+        if self.on_change:
+            self.on_change()
+
     def resume_writing(self) -> None:
         """Tell that the transport takes bytes again."""
         super().resume_writing()
-        if self.on_writable:
-            self.on_writable()
+        if self.on_change:
+            self.on_change()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take the end of the connection, and tell whoever writes."""
+        super().connection_lost(exc)
+        if self.on_change:
+            self.on_change()
 
     def handle_websocket_upgrade(self) -> None:
         """Upgrade, unless an answer is under way."""
@@ -193,5 +208,6 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         return self.transport.is_closing()
 
     def write_direct(self, data: bytes) -> None:
-        """Write a chunk (RFC 9112, section 7.1). Only while it takes bytes, after the head of a chunked response."""
-        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        """Write a chunk (RFC 9112, section 7.1), after the head of a chunked response, unless the connection is gone."""
+        if not self.transport.is_closing():
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))

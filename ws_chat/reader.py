@@ -28,9 +28,8 @@ MERGE_LIMIT: Final = 512
 class Outlet(Protocol):
     """Where the frames of one connection leave, in order."""
 
-    @property
-    def writable(self) -> bool:
-        """Whether it takes a frame now."""
+    writable: bool
+    """Whether it takes a frame now."""
 
     def write(self, frame: ServerFrame) -> None:
         """Send a frame. Only while `writable`."""

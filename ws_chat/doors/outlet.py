@@ -33,23 +33,28 @@ STOP: Final = "ws_chat.stop"
 class Wire(Protocol):
     """A connection that can be written to synchronously.
 
-    `on_writable` is called when it takes bytes again, and when it never will.
+    `on_change` is called when `takes_bytes` may have changed.
     """
 
-    on_writable: Callable[[], None] | None
+    on_change: Callable[[], None] | None
 
     def takes_bytes(self) -> bool:
-        """Whether `write_direct` may be called now."""
+        """Whether `write_direct` is of use now."""
 
     def is_gone(self) -> bool:
         """Whether it will never take bytes again."""
 
     def write_direct(self, data: bytes) -> None:
-        """Send one frame's bytes."""
+        """Send one frame's bytes. On a connection that is gone they are lost, and that is no error."""
 
 
 class Outlet(ABC):
-    """An outlet that sends what `encode` makes of frames. `ended` is done when all is sent after `close`."""
+    """An outlet that sends what `encode` makes of frames. `ended` is done when all is sent after `close`.
+
+    `writable` (whether it takes a frame now) is kept, not computed: it is asked for at every token.
+    """
+
+    writable: bool
 
     def __init__(self, encode: Callable[[ServerFrame], bytes]) -> None:
         self._encode = encode
@@ -58,11 +63,6 @@ class Outlet(ABC):
         self._room = asyncio.Event()  # for another reply
         self._closed = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    @property
-    @abstractmethod
-    def writable(self) -> bool:
-        """Whether it takes a frame now."""
 
     @abstractmethod
     def write_bytes(self, data: bytes) -> None:
@@ -119,13 +119,9 @@ class DirectOutlet(Outlet):
     def __init__(self, encode: Callable[[ServerFrame], bytes], wire: Wire) -> None:
         super().__init__(encode)
         self._wire = wire
-        self._takes_bytes = wire.takes_bytes
         self._write = wire.write_direct
-        wire.on_writable = self._on_writable
-
-    @property
-    def writable(self) -> bool:  # noqa: D102
-        return not self._closed and self._takes_bytes()
+        self.writable = wire.takes_bytes()
+        wire.on_change = self._on_change
 
     def write(self, frame: ServerFrame) -> None:  # noqa: D102
         if data := self._encode(frame):
@@ -136,17 +132,19 @@ class DirectOutlet(Outlet):
 
     def close(self) -> None:  # noqa: D102
         self._closed = True
+        self.writable = False
         if not self.ended.done():
             self.ended.set_result(None)
 
     async def stop(self) -> None:  # noqa: D102
         self.close()
-        self._wire.on_writable = None
+        self._wire.on_change = None
 
-    def _on_writable(self) -> None:
-        if self._wire.is_gone():
-            self._closed = True
-        self._call_waiting()
+    def _on_change(self) -> None:
+        self._closed = self._closed or self._wire.is_gone()
+        self.writable = not self._closed and self._wire.takes_bytes()
+        if self.writable or self._closed:
+            self._call_waiting()
 
 
 class AwaitedOutlet(Outlet):
@@ -160,21 +158,20 @@ class AwaitedOutlet(Outlet):
         self._send = send
         self._pending: list[bytes] = []
         self._size = 0
+        self.writable = True
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._end)
 
-    @property
-    def writable(self) -> bool:  # noqa: D102
-        return self._size < HIGH_WATER and not self._closed
-
     def write_bytes(self, data: bytes) -> None:  # noqa: D102
         self._pending.append(data)
         self._size += len(data)
+        self.writable = self._size < HIGH_WATER and not self._closed
         self._wake.set()
 
     def close(self) -> None:  # noqa: D102
         self._closed = True
+        self.writable = False
         self._wake.set()
 
     async def stop(self) -> None:  # noqa: D102
@@ -187,11 +184,13 @@ class AwaitedOutlet(Outlet):
             self._wake.clear()
             while self._pending:
                 batch, self._pending, self._size = self._pending, [], 0
+                self.writable = not self._closed
                 await self._send(batch)
                 self._call_waiting()
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._closed = True
+        self.writable = False
         self._call_waiting()
         # An OSError: the connection is gone, which its door learns from `receive`.
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, OSError):

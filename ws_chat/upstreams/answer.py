@@ -48,9 +48,12 @@ _decode: Final = msgspec.json.Decoder(_Event).decode
 
 
 class Answer:
-    """One answer: bytes in, chunks to `emit`, those of one read together."""
+    """One answer: bytes in, chunks to `emit`, those of one read together.
 
-    __slots__ = ("_emit", "_mask", "_splitter", "done", "finished")
+    `on_more`, where it is set, is called after every read that leaves it finished and not done.
+    """
+
+    __slots__ = ("_emit", "_mask", "_splitter", "done", "finished", "on_more")
 
     def __init__(self, emit: Emit, mask: Callable[[str], str]) -> None:
         self._emit = emit
@@ -58,13 +61,20 @@ class Answer:
         self._splitter = Splitter()
         self.finished = False  # a finish_reason has come
         self.done = False  # [DONE] has come
+        self.on_more: Callable[[], None] | None = None
 
     def feed(self, read: bytes) -> bool:
         """Take one read; return whether that was all: [DONE] has come.
 
         Raises ChatError, and NotAnEventStreamError, after what came before the fault was emitted.
         """
-        self._take(self._splitter.feed(read))
+        events = self._splitter.feed(read)
+        if len(events) == 1 and events[0].startswith(b"{"):
+            self._emit((self._chunk(events[0]),))  # as nearly always
+        else:
+            self._take(events)
+        if self.finished and not self.done and self.on_more:
+            self.on_more()
         return self.done
 
     def end(self) -> None:

@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     Sink: TypeAlias = Callable[[bytes], bool]
+    """Takes a read; returns whether that was enough."""
 
 BUFFER_LIMIT: Final = 256 * 1024
 """Bytes that wait for whoever reads a body piece by piece, before the connection is read no further."""
 
 
 class Source(Protocol):
-    """What a body asks of its connection."""
+    """What a body asks of its connection, and where it says how it wants what arrives."""
+
+    deliver: Sink
+    """Takes every read, straight from the connection: a call between them would be one for every token."""
 
     def pause(self) -> None:
         """Read no further."""
@@ -36,10 +40,10 @@ class Body(httpx2.AsyncByteStream):
     def __init__(self, source: Source) -> None:
         self.limit = sys.maxsize
         self._source = source
+        source.deliver = self._keep
         self._read = 0
         self._reads: list[bytes] = []
         self._size = 0
-        self._sink: Sink | None = None
         self._enough = False
         self._ended = False
         self._error: Exception | None = None
@@ -52,7 +56,8 @@ class Body(httpx2.AsyncByteStream):
         """
         for read in self._take():
             self._enough = self._enough or sink(read)
-        self._sink = sink
+        if not (self._enough or self._ended):
+            self._source.deliver = sink
         while not (self._enough or self._ended):
             await self._change()
         if self._error and not self._enough:
@@ -79,19 +84,10 @@ class Body(httpx2.AsyncByteStream):
         if not self._ended:
             self._source.give_up(linger=self._enough)
 
-    def feed(self, read: bytes) -> None:
-        """Take what has arrived, from the connection."""
-        if self._enough:
-            return
-        if self._sink:
-            self._enough = self._sink(read)
-            if not self._enough:
-                return
-        else:
-            self._reads.append(read)
-            self._size += len(read)
-            if self._size > BUFFER_LIMIT:
-                self._source.pause()
+    def enough(self) -> None:
+        """Take note, from the connection, that a sink has enough: nothing more is delivered."""
+        self._enough = True
+        self._source.deliver = _discard
         self._wake()
 
     def end(self, error: Exception | None = None) -> None:
@@ -99,7 +95,17 @@ class Body(httpx2.AsyncByteStream):
         if not self._ended:
             self._ended = True
             self._error = error
+            self._source.deliver = _discard
             self._wake()
+
+    def _keep(self, read: bytes) -> bool:
+        """Keep a read for whoever comes for it."""
+        self._reads.append(read)
+        self._size += len(read)
+        if self._size > BUFFER_LIMIT:
+            self._source.pause()
+        self._wake()
+        return False
 
     def _take(self) -> list[bytes]:
         reads, self._reads = self._reads, []
@@ -115,3 +121,7 @@ class Body(httpx2.AsyncByteStream):
     def _wake(self) -> None:
         if self._changed and not self._changed.done():
             self._changed.set_result(None)
+
+
+def _discard(_: bytes) -> bool:
+    return False

@@ -17,6 +17,8 @@ from ws_chat.upstreams.body import Body
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ws_chat.upstreams.body import Sink
+
 DRAIN_TIMEOUT: Final = 0.05
 """Seconds that a body may take to end after its last needed byte, so that the connection can serve another request."""
 
@@ -35,6 +37,7 @@ class Head(NamedTuple):
 class Connection(asyncio.Protocol):
     """A connection. `on_idle` is called when it can serve another request, `on_lost` when it never can."""
 
+    deliver: Sink
     _transport: asyncio.Transport
     _parser: Any = None
 
@@ -122,12 +125,11 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             fault = httpx2.RemoteProtocolError(str(error))
-        body = self._body
         if self._parts:
-            read = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts.clear()
+            read = self._parts.pop() if len(self._parts) == 1 else self._join_parts()
             try:
-                body.feed(read)
+                if self.deliver(read):
+                    self._body.enough()
             except Exception as error:  # noqa: BLE001  (the sink's: it belongs to whoever awaits the body)
                 self._fail(error)
                 return
@@ -176,6 +178,11 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:  # noqa: D102
         self._complete = self._head is not None and self._head.done()
         self._keep_alive = self._parser.should_keep_alive()  # only here does the parser know
+
+    def _join_parts(self) -> bytes:
+        read = b"".join(self._parts)
+        self._parts.clear()
+        return read
 
     def _release(self) -> None:
         """Take the end of a response: its connection may serve another, and nothing of it can hit that one."""

@@ -94,20 +94,14 @@ class OpenAIUpstream:
         response = await self._open(request)
         try:
             async with asyncio.timeout(None) as grace:
-
-                def feed(read: bytes) -> bool:
-                    enough = answer.feed(read)
-                    if answer.finished and not enough:
-                        grace.reschedule(loop.time() + GRACE)
-                    return enough
-
+                answer.on_more = lambda: grace.reschedule(loop.time() + GRACE)
                 body = response.extensions.get(PUSHED)
                 if body is not None and "content-encoding" not in response.headers:
-                    await body.push(feed)
+                    await body.push(answer.feed)
                 else:
                     async with contextlib.aclosing(response.aiter_bytes()) as reads:
                         async for read in reads:
-                            if feed(read):
+                            if answer.feed(read):
                                 await _drain(reads)
                                 break
             answer.end()
