@@ -18,7 +18,7 @@ FLOORS = [
     {"upstreams.connection"},
     {"upstreams.transport"},
     {"relay", "upstreams.openai", "upstreams.demo"},
-    {"doors.connections", "doors.http", "doors.outlet"},
+    {"doors.connections", "doors.http", "doors.openapi", "doors.outlet", "doors.sse_format"},
     {"doors.websocket", "doors.sse"},
     {"app", "protocols"},
     {"server"},

@@ -30,7 +30,7 @@ def test_the_same_events_however_the_reads_fall(end, cuts):
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5), st.integers(1, 9))
 def test_what_is_written_is_what_is_read(texts, size):
-    stream = b"".join(event(text, name="x", event_id=1) for text in texts)
+    stream = b"".join(event(text, name="x") for text in texts)
     lf = [text.replace("\r\n", "\n").replace("\r", "\n") for text in texts]
 
     assert split([stream[at : at + size] for at in range(0, len(stream), size)]) == [text.encode() for text in lf]
@@ -76,5 +76,5 @@ def test_an_event_does_not_grow_without_end(read, monkeypatch):
 
 def test_an_event_is_written_as_the_standard_says():
     assert event("Hel") == b"data: Hel\n\n"
-    assert event(" a\r\nb\rc\n", name="x", event_id=0) == b"event: x\nid: 0\ndata:  a\ndata: b\ndata: c\ndata: \n\n"
+    assert event(" a\r\nb\rc\n", name="x") == b"event: x\ndata:  a\ndata: b\ndata: c\ndata: \n\n"
     assert event("a\u2028b\x0bc\x85") == "data: a\u2028b\x0bc\x85\n\n".encode()

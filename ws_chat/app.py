@@ -15,8 +15,9 @@ from starlette.routing import Route, WebSocketRoute
 
 from ws_chat.doors.connections import Connections
 from ws_chat.doors.http import error_response, install_error_handlers
+from ws_chat.doors.openapi import CHAT_OPERATION
 from ws_chat.doors.outlet import STOP
-from ws_chat.doors.sse import CHAT_OPERATION, SSEDoor
+from ws_chat.doors.sse import SSEDoor
 from ws_chat.doors.websocket import WebSocketDoor
 from ws_chat.errors import ErrorInfo
 from ws_chat.relay import Relay

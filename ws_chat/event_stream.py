@@ -12,7 +12,6 @@ from typing import Final
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 PING: Final = b": ping\n\n"
 
-_LF: Final = 10
 _TEXT_LINE_END: Final = re.compile(r"\r\n|\n|\r")
 _FIELDS: Final = frozenset({b"data", b"event", b"id", b"retry", b""})  # the last: a comment, ": …"
 
@@ -28,7 +27,7 @@ class Splitter:
     because nothing is decoded before its event is whole.
     """
 
-    __slots__ = ("_after_cr", "_alien", "_rest", "_size", "_started")
+    __slots__ = ("_after_cr", "_alien", "_rest", "_size", "_started", "between")
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []  # what has come of an event that has no end yet
@@ -36,21 +35,20 @@ class Splitter:
         self._after_cr = False  # the last read ended in a CR: a LF that comes next belongs to it
         self._started = False  # a field has been seen
         self._alien = False  # something else has
+        self.between = False  # an event has ended, and nothing has come of the next
 
     def feed(self, read: bytes) -> list[bytes]:
         """Take one read; return the data of each event that it completes.
 
         Raises NotAnEventStreamError when an event is larger than MAX_EVENT_BYTES.
         """
+        self.between = False
         if self._after_cr:
             self._after_cr = not read
             read = read.removeprefix(b"\n")
         if b"\r" in read:
             self._after_cr = read.endswith(b"\r")
             read = read.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        elif not self._rest and read.startswith(b"data: ") and read.find(b"\n") == len(read) - 2 and read[-1] == _LF:
-            self._started = True
-            return [read[6:-2]]  # one whole event, as in nearly every read of an answer that is being typed
         # An event ends at a blank line, of which two reads may have one line end each.
         blank = b"\n\n" in read or (read.startswith(b"\n") and bool(self._rest) and self._rest[-1].endswith(b"\n"))
         if read:
@@ -70,6 +68,7 @@ class Splitter:
             elif (data := self._data(block)) is not None:
                 events.append(data)
         self._started = self._started or bool(events)
+        self.between = self._started and not (rest or self._after_cr)
         return events
 
     def end(self) -> list[bytes]:
@@ -96,11 +95,8 @@ class Splitter:
         return b"\n".join(found) if found else None
 
 
-def event(data: str, *, name: str | None = None, event_id: int | None = None) -> bytes:
+def event(data: str, *, name: str | None = None) -> bytes:
     """Return one event. Line breaks in `data` (CRLF, LF, CR) become `data:` lines of one event; a reader sees LF."""
-    head = f"event: {name}\n" if name else ""
-    if event_id is not None:
-        head += f"id: {event_id}\n"
     if "\n" in data or "\r" in data:
         data = "\ndata: ".join(_TEXT_LINE_END.split(data))
-    return f"{head}data: {data}\n\n".encode()
+    return f"event: {name}\ndata: {data}\n\n".encode() if name else f"data: {data}\n\n".encode()

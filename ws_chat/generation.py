@@ -80,7 +80,8 @@ class Generation:
         """
         deltas = []
         for chunk in chunks:
-            if chunk.delta and (delta := substance(chunk.delta)):
+            delta = chunk.delta
+            if delta and ((len(delta) == 1 and delta.get("content")) or (delta := substance(delta))):
                 deltas.append(delta)
             if chunk.finish_reason:
                 self._finish_reason = chunk.finish_reason

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
     from websockets.http11 import Request
 
+    from ws_chat.doors.outlet import Encode
+    from ws_chat.frames import ServerFrame
+
 # Unmasked, unfragmented text frames (RFC 6455, section 5.2) of up to 125 bytes: their two bytes of header.
 _SHORT_HEADERS = [bytes((0x81, length)) for length in range(126)]
 
@@ -120,8 +123,9 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.on_change:
             self.on_change()
 
-    def write_direct(self, data: bytes) -> None:
+    def write_direct(self, encode: Encode, frame: ServerFrame) -> None:
         """Write a text frame, unless the connection is gone."""
+        data = encode(frame)
         length = len(data)
         if length < 126:
             header = _SHORT_HEADERS[length]
@@ -160,6 +164,8 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         """Take the end of a request."""
         if not self._deaf:
             super().on_message_complete()
+            # A large body may have paused reading, and a client that goes away would not be seen.
+            self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         """Take a read."""
@@ -207,7 +213,8 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         """Whether no chunk will ever be written again."""
         return self.transport.is_closing()
 
-    def write_direct(self, data: bytes) -> None:
-        """Write a chunk (RFC 9112, section 7.1), after the head of a chunked response, unless the connection is gone."""
-        if not self.transport.is_closing():
+    def write_direct(self, encode: Encode, frame: ServerFrame) -> None:
+        """Write a chunk (RFC 9112, section 7.1) of a response whose head is out, unless the connection is gone."""
+        data = encode(frame)
+        if data and not self.transport.is_closing():
             self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))

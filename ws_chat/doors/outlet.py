@@ -11,12 +11,16 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ws_chat.frames import ServerFrame
+
+    Encode: TypeAlias = Callable[[ServerFrame], bytes]
+    """What makes bytes of a frame; none of one that has nothing to say."""
+    Send: TypeAlias = Callable[[list[bytes]], Awaitable[None]]
 
 logger = logging.getLogger("ws_chat.outlet")
 
@@ -39,34 +43,33 @@ class Wire(Protocol):
     on_change: Callable[[], None] | None
 
     def takes_bytes(self) -> bool:
-        """Whether `write_direct` is of use now."""
+        """Whether `write_direct` may be called now."""
 
     def is_gone(self) -> bool:
         """Whether it will never take bytes again."""
 
-    def write_direct(self, data: bytes) -> None:
-        """Send one frame's bytes. On a connection that is gone they are lost, and that is no error."""
+    def write_direct(self, encode: Encode, frame: ServerFrame) -> None:
+        """Send a frame, encoded. On a connection that is gone it is lost, and that is no error."""
 
 
 class Outlet(ABC):
-    """An outlet that sends what `encode` makes of frames. `ended` is done when all is sent after `close`.
+    """An outlet. `ended` is done when all is sent after `close` (True), or will never be sent (False).
 
     `writable` (whether it takes a frame now) is kept, not computed: it is asked for at every token.
     """
 
     writable: bool
 
-    def __init__(self, encode: Callable[[ServerFrame], bytes]) -> None:
-        self._encode = encode
+    def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
         self._replies: deque[ServerFrame] = deque()
         self._room = asyncio.Event()  # for another reply
         self._closed = False
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     @abstractmethod
-    def write_bytes(self, data: bytes) -> None:
-        """Send what is no frame (a comment of an event stream). Only while `writable`."""
+    def write(self, frame: ServerFrame) -> None:
+        """Send a frame. Only while `writable`."""
 
     @abstractmethod
     def close(self) -> None:
@@ -75,11 +78,6 @@ class Outlet(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """End at once."""
-
-    def write(self, frame: ServerFrame) -> None:
-        """Send a frame. Only while `writable`."""
-        if data := self._encode(frame):
-            self.write_bytes(data)
 
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, when it is writable again, after those that wait already."""
@@ -116,35 +114,36 @@ class Outlet(ABC):
 class DirectOutlet(Outlet):
     """Writes to a wire in the same turn of the event loop, with no task in between."""
 
-    def __init__(self, encode: Callable[[ServerFrame], bytes], wire: Wire) -> None:
-        super().__init__(encode)
+    def __init__(self, encode: Encode, wire: Wire) -> None:
+        super().__init__()
+        self._encode = encode
         self._wire = wire
         self._write = wire.write_direct
         self.writable = wire.takes_bytes()
         wire.on_change = self._on_change
 
     def write(self, frame: ServerFrame) -> None:  # noqa: D102
-        if data := self._encode(frame):
-            self._write(data)
-
-    def write_bytes(self, data: bytes) -> None:  # noqa: D102
-        self._write(data)
+        self._write(self._encode, frame)
 
     def close(self) -> None:  # noqa: D102
-        self._closed = True
-        self.writable = False
-        if not self.ended.done():
-            self.ended.set_result(None)
+        self._end(sent=True)
 
     async def stop(self) -> None:  # noqa: D102
-        self.close()
+        self._end(sent=False)
         self._wire.on_change = None
 
     def _on_change(self) -> None:
-        self._closed = self._closed or self._wire.is_gone()
+        if self._wire.is_gone():
+            self._end(sent=False)
         self.writable = not self._closed and self._wire.takes_bytes()
         if self.writable or self._closed:
             self._call_waiting()
+
+    def _end(self, *, sent: bool) -> None:
+        self._closed = True
+        self.writable = False
+        if not self.ended.done():
+            self.ended.set_result(sent)
 
 
 class AwaitedOutlet(Outlet):
@@ -153,8 +152,9 @@ class AwaitedOutlet(Outlet):
     What is written waits until the task comes round, at most HIGH_WATER bytes and one frame.
     """
 
-    def __init__(self, encode: Callable[[ServerFrame], bytes], send: Callable[[list[bytes]], Awaitable[None]]) -> None:
-        super().__init__(encode)
+    def __init__(self, encode: Encode, send: Send) -> None:
+        super().__init__()
+        self._encode = encode
         self._send = send
         self._pending: list[bytes] = []
         self._size = 0
@@ -163,11 +163,12 @@ class AwaitedOutlet(Outlet):
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._end)
 
-    def write_bytes(self, data: bytes) -> None:  # noqa: D102
-        self._pending.append(data)
-        self._size += len(data)
-        self.writable = self._size < HIGH_WATER and not self._closed
-        self._wake.set()
+    def write(self, frame: ServerFrame) -> None:  # noqa: D102
+        if data := self._encode(frame):
+            self._pending.append(data)
+            self._size += len(data)
+            self.writable = self._size < HIGH_WATER and not self._closed
+            self._wake.set()
 
     def close(self) -> None:  # noqa: D102
         self._closed = True
@@ -193,15 +194,13 @@ class AwaitedOutlet(Outlet):
         self.writable = False
         self._call_waiting()
         # An OSError: the connection is gone, which its door learns from `receive`.
-        if not task.cancelled() and (error := task.exception()) and not isinstance(error, OSError):
+        error = None if task.cancelled() else task.exception()
+        if error and not isinstance(error, OSError):
             logger.error("A server's send failed", exc_info=error)
-        if not self.ended.done():
-            self.ended.set_result(None)
+        self.ended.set_result(not task.cancelled() and error is None)
 
 
-def outlet(
-    encode: Callable[[ServerFrame], bytes], scope: Any, send: Callable[[list[bytes]], Awaitable[None]]
-) -> Outlet:
+def outlet(encode: Encode, scope: Any, send: Send) -> Outlet:
     """Return the direct outlet where the server offers a wire, and else one that awaits `send`."""
     wire = scope.get("extensions", {}).get(WIRE)
     return DirectOutlet(encode, wire) if wire else AwaitedOutlet(encode, send)

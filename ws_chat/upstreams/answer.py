@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MESSAGE_LIMIT: Final = 1000
 """Characters of an upstream's own message that are passed on."""
+_LF: Final = 10
 DEEP: Final = 150
 """An event with more opening brackets than this may be nested too deeply to be encoded again."""
 
@@ -68,11 +69,17 @@ class Answer:
 
         Raises ChatError, and NotAnEventStreamError, after what came before the fault was emitted.
         """
-        events = self._splitter.feed(read)
-        if len(events) == 1 and events[0].startswith(b"{"):
-            self._emit((self._chunk(events[0]),))  # as nearly always
+        # One whole event, as in nearly every read of an answer that is being typed, needs no splitting.
+        if (
+            self._splitter.between
+            and read.startswith(b"data: {")
+            and read.find(b"\n") == len(read) - 2
+            and read[-1] == _LF
+            and b"\r" not in read
+        ):
+            self._emit((self._chunk(read[6:-2]),))
         else:
-            self._take(events)
+            self._take(self._splitter.feed(read))
         if self.finished and not self.done and self.on_more:
             self.on_more()
         return self.done

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import events
 
-from ws_chat.doors.sse import TextFormat
+from ws_chat.doors.sse_format import TextFormat
 from ws_chat.frames import Done, Token
 
 

@@ -1,0 +1,89 @@
+"""The two formats of an event stream: what a person at a terminal reads, and the frames of the WebSocket.
+
+In both an unasked pong is a comment line, which keeps proxies from closing a silent connection.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ws_chat.errors import ChatError
+from ws_chat.event_stream import PING, event
+from ws_chat.frames import Done, Failed, Pong, Token, encode
+
+if TYPE_CHECKING:
+    from ws_chat.frames import ServerFrame
+
+
+class Format(ABC):
+    """Makes events of frames. `last` is when it last had something to say, in seconds of `time.monotonic`."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    @abstractmethod
+    def __call__(self, frame: ServerFrame) -> bytes:
+        """Return a frame's event; nothing for a frame that has nothing to say in this format."""
+
+
+class FramesFormat(Format):
+    """An event for each frame: its type, its seq as the event id, and the same JSON as on the WebSocket."""
+
+    def __call__(self, frame: ServerFrame) -> bytes:  # noqa: D102
+        self.last = time.monotonic()
+        seq = getattr(frame, "seq", None)
+        if seq is None:
+            return PING
+        return b"event: %b\nid: %d\ndata: %b\n\n" % (frame.type.encode(), seq, encode(frame))
+
+
+class TextFormat(Format):
+    """The tutorial's events: the answer's text, then `[DONE]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._after_cr = False
+
+    def __call__(self, frame: ServerFrame) -> bytes:  # noqa: D102
+        data = self._token(frame.delta.get("content")) if isinstance(frame, Token) else _other(frame)
+        if data:
+            self.last = time.monotonic()
+        return data
+
+    def _token(self, text: Any) -> bytes:
+        if not isinstance(text, str):
+            return b""
+        # A CRLF may be cut in two by the frames; a reader that sees LF for both would see two line breaks.
+        if self._after_cr and text.startswith("\n"):
+            text = text[1:]
+            self._after_cr = False
+        if not text:
+            return b""
+        self._after_cr = text.endswith("\r")
+        return event(text)
+
+
+def _other(frame: ServerFrame) -> bytes:
+    match frame:
+        case Done(status="completed"):
+            return event("[DONE]", name="done")
+        case Done():
+            return event("[CANCELLED]", name="done")
+        case Failed(error=error):
+            return event(msgspec.json.encode({"error": error.as_dict()}).decode(), name="error")
+        case Pong():
+            return PING
+    return b""
+
+
+def format_named(name: str) -> Format:
+    """Return a new format. Raises ChatError (`invalid_request`)."""
+    if name == "text":
+        return TextFormat()
+    if name == "frames":
+        return FramesFormat()
+    raise ChatError("invalid_request", '"format" is "text" or "frames".', param="format")
