@@ -31,8 +31,8 @@ class Outlet(Protocol):
     writable: bool
     """Whether it takes a frame now."""
 
-    def write(self, frame: ServerFrame) -> None:
-        """Send a frame. Only while `writable`."""
+    write: Callable[[ServerFrame], None]
+    """Send a frame. Only while `writable`."""
 
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, when `writable` is true again; those that wait are called in turn."""

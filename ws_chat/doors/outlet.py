@@ -11,6 +11,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -55,10 +56,14 @@ class Wire(Protocol):
 class Outlet(ABC):
     """An outlet. `ended` is done when all is sent after `close` (True), or will never be sent (False).
 
-    `writable` (whether it takes a frame now) is kept, not computed: it is asked for at every token.
+    `writable` is kept, not computed, and `write` is an attribute: both are used at every token, and a call costs more
+    than what they do.
     """
 
     writable: bool
+    """Whether it takes a frame now."""
+    write: Callable[[ServerFrame], None]
+    """Send a frame. Only while `writable`."""
 
     def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
@@ -66,10 +71,6 @@ class Outlet(ABC):
         self._room = asyncio.Event()  # for another reply
         self._closed = False
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-    @abstractmethod
-    def write(self, frame: ServerFrame) -> None:
-        """Send a frame. Only while `writable`."""
 
     @abstractmethod
     def close(self) -> None:
@@ -116,14 +117,10 @@ class DirectOutlet(Outlet):
 
     def __init__(self, encode: Encode, wire: Wire) -> None:
         super().__init__()
-        self._encode = encode
         self._wire = wire
-        self._write = wire.write_direct
+        self.write = partial(wire.write_direct, encode)
         self.writable = wire.takes_bytes()
         wire.on_change = self._on_change
-
-    def write(self, frame: ServerFrame) -> None:  # noqa: D102
-        self._write(self._encode, frame)
 
     def close(self) -> None:  # noqa: D102
         self._end(sent=True)
@@ -159,11 +156,12 @@ class AwaitedOutlet(Outlet):
         self._pending: list[bytes] = []
         self._size = 0
         self.writable = True
+        self.write = self._write
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._end)
 
-    def write(self, frame: ServerFrame) -> None:  # noqa: D102
+    def _write(self, frame: ServerFrame) -> None:
         if data := self._encode(frame):
             self._pending.append(data)
             self._size += len(data)
