@@ -6,16 +6,16 @@ import pytest
 from conftest import events
 
 from ws_chat.doors.sse_format import TextFormat
-from ws_chat.frames import Done, Token
+from ws_chat.frames import Done
 
 
 def rendered(*frames) -> bytes:
-    encoder = TextFormat()
-    return b"".join(encoder(frame) for frame in frames)
+    form = TextFormat()
+    return b"".join(form.token(frame) if isinstance(frame, dict) else form.frame(frame) for frame in frames)
 
 
-def token(content) -> Token:
-    return Token("r1", 1, {"content": content})
+def token(content) -> dict:
+    return {"type": "token", "id": "r1", "seq": 1, "content": content}
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,14 @@ async def test_a_log_is_read_after_any_seq(store):
 
 async def test_every_write_wakes_every_reader_at_once(store):
     log = await store.create(Start("r1", 0, "m"))
-    seen: list[tuple[str, int, bool]] = []
+    seen: list[tuple[str, int, list, bool]] = []
 
     def watch(name):
-        return lambda: seen.append((name, log.last, log.terminal is not None))
+        def wake(last, deltas):
+            assert last == log.last
+            seen.append((name, last, list(deltas), log.terminal is not None))
+
+        return wake
 
     first, second = watch("first"), watch("second")
     log.watch(first)
@@ -48,19 +52,24 @@ async def test_every_write_wakes_every_reader_at_once(store):
     log.append([B, C])
     log.end(DONE)
 
-    assert seen == [("first", 1, False), ("second", 1, False), ("second", 3, False), ("second", 3, True)]
+    assert seen == [
+        ("first", 1, [A], False),
+        ("second", 1, [A], False),
+        ("second", 3, [B, C], False),
+        ("second", 3, [], True),
+    ]
 
 
 async def test_a_reader_may_leave_while_it_is_woken(store):
     log = await store.create(Start("r1", 0, "m"))
     woken = []
 
-    def leave():
+    def leave(*_):
         log.unwatch(leave)
         woken.append("leave")
 
     log.watch(leave)
-    log.watch(lambda: woken.append("stay"))
+    log.watch(lambda *_: woken.append("stay"))
     log.append([A])
     log.append([B])
 

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
     from websockets.http11 import Request
 
-    from ws_chat.doors.outlet import Encode
-    from ws_chat.frames import ServerFrame
-
 # Unmasked, unfragmented text frames (RFC 6455, section 5.2) of up to 125 bytes: their two bytes of header.
 _SHORT_HEADERS = [bytes((0x81, length)) for length in range(126)]
 
@@ -123,7 +120,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.on_change:
             self.on_change()
 
-    def write_direct(self, encode: Encode, frame: ServerFrame) -> None:
+    def write_direct(self, encode: Callable[[Any], bytes], frame: Any) -> None:
         """Write a text frame, unless the connection is gone."""
         data = encode(frame)
         length = len(data)
@@ -213,7 +210,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         """Whether no chunk will ever be written again."""
         return self.transport.is_closing()
 
-    def write_direct(self, encode: Encode, frame: ServerFrame) -> None:
+    def write_direct(self, encode: Callable[[Any], bytes], frame: Any) -> None:
         """Write a chunk (RFC 9112, section 7.1) of a response whose head is out, unless the connection is gone."""
         data = encode(frame)
         if data and not self.transport.is_closing():

@@ -13,12 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ws_chat.deltas import merge
-from ws_chat.frames import Start, Token
+from ws_chat.frames import Start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from ws_chat.frames import ServerFrame
+    from ws_chat.deltas import Delta
+    from ws_chat.frames import ServerFrame, Token
     from ws_chat.stores.base import Log
 
 MERGE_LIMIT: Final = 512
@@ -33,6 +34,8 @@ class Outlet(Protocol):
 
     write: Callable[[ServerFrame], None]
     """Send a frame. Only while `writable`."""
+    write_token: Callable[[Token], None]
+    """Send a token frame. Only while `writable`."""
 
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, when `writable` is true again; those that wait are called in turn."""
@@ -41,11 +44,12 @@ class Outlet(Protocol):
 class Reader:
     """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once."""
 
-    __slots__ = ("_closed", "_log", "_on_end", "_outlet", "_seq", "_started")
+    __slots__ = ("_closed", "_id", "_log", "_on_end", "_outlet", "_seq", "_started")
 
     def __init__(self, log: Log, after: int, outlet: Outlet, on_end: Callable[[], None]) -> None:
         """Read `log` after the seq `after`; `on_end` is called once, when the terminal frame is out."""
         self._log = log
+        self._id = log.start.id
         self._seq = after
         self._outlet = outlet
         self._on_end = on_end
@@ -54,13 +58,14 @@ class Reader:
 
     def open(self) -> None:
         """Start reading."""
-        self._log.watch(self.pump)
+        self._log.watch(self._wake)
         self.pump()
 
     def close(self) -> None:
         """Stop reading. Nothing is sent after this."""
         self._closed = True
-        self._log.unwatch(self.pump)
+        self._started = False
+        self._log.unwatch(self._wake)
 
     def pump(self) -> None:
         """Send all that comes after the position, as far as the outlet takes it."""
@@ -75,13 +80,21 @@ class Reader:
                 return
             if not self._started:
                 self._started = True
-                outlet.write(Start(log.start.id, seq, log.start.model))
+                outlet.write(Start(self._id, seq, log.start.model))
             elif seq < log.last:
                 deltas = log.after(seq, MERGE_LIMIT)
                 delta, count = merge(deltas) if len(deltas) > 1 else (deltas[0], 1)
                 self._seq = seq = seq + count
-                outlet.write(Token(log.start.id, seq, delta))
+                outlet.write_token({"type": "token", "id": self._id, "seq": seq, **delta})
             elif log.terminal:
                 self.close()
                 outlet.write(log.terminal)
                 self._on_end()
+
+    def _wake(self, last: int, deltas: Sequence[Delta]) -> None:
+        """Take word of a write: one delta that is next goes out at once, which is the way of nearly every token."""
+        if self._started and len(deltas) == 1 and last == self._seq + 1 and self._outlet.writable:
+            self._seq = last
+            self._outlet.write_token({"type": "token", "id": self._id, "seq": last, **deltas[0]})
+        else:
+            self.pump()

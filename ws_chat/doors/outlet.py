@@ -12,15 +12,13 @@ import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ws_chat.frames import ServerFrame
+    from ws_chat.frames import ServerFrame, Token
 
-    Encode: TypeAlias = Callable[[ServerFrame], bytes]
-    """What makes bytes of a frame; none of one that has nothing to say."""
     Send: TypeAlias = Callable[[list[bytes]], Awaitable[None]]
 
 logger = logging.getLogger("ws_chat.outlet")
@@ -33,6 +31,13 @@ WIRE: Final = "ws_chat.wire"
 
 STOP: Final = "ws_chat.stop"
 """The key of the lifespan's state under which the application says how to end what runs before connections close."""
+
+
+class Encoding(NamedTuple):
+    """What makes bytes of frames; none of one that has nothing to say."""
+
+    frame: Callable[[ServerFrame], bytes]
+    token: Callable[[Token], bytes]
 
 
 class Wire(Protocol):
@@ -49,21 +54,23 @@ class Wire(Protocol):
     def is_gone(self) -> bool:
         """Whether it will never take bytes again."""
 
-    def write_direct(self, encode: Encode, frame: ServerFrame) -> None:
+    def write_direct(self, encode: Callable[[Any], bytes], frame: Any) -> None:
         """Send a frame, encoded. On a connection that is gone it is lost, and that is no error."""
 
 
 class Outlet(ABC):
     """An outlet. `ended` is done when all is sent after `close` (True), or will never be sent (False).
 
-    `writable` is kept, not computed, and `write` is an attribute: both are used at every token, and a call costs more
-    than what they do.
+    `writable` is kept, not computed, and the writers are attributes: at every token, a call would cost more than what
+    they do.
     """
 
     writable: bool
     """Whether it takes a frame now."""
     write: Callable[[ServerFrame], None]
     """Send a frame. Only while `writable`."""
+    write_token: Callable[[Token], None]
+    """Send a token frame. Only while `writable`."""
 
     def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
@@ -115,10 +122,11 @@ class Outlet(ABC):
 class DirectOutlet(Outlet):
     """Writes to a wire in the same turn of the event loop, with no task in between."""
 
-    def __init__(self, encode: Encode, wire: Wire) -> None:
+    def __init__(self, encoding: Encoding, wire: Wire) -> None:
         super().__init__()
         self._wire = wire
-        self.write = partial(wire.write_direct, encode)
+        self.write = partial(wire.write_direct, encoding.frame)
+        self.write_token = partial(wire.write_direct, encoding.token)
         self.writable = wire.takes_bytes()
         wire.on_change = self._on_change
 
@@ -149,20 +157,20 @@ class AwaitedOutlet(Outlet):
     What is written waits until the task comes round, at most HIGH_WATER bytes and one frame.
     """
 
-    def __init__(self, encode: Encode, send: Send) -> None:
+    def __init__(self, encoding: Encoding, send: Send) -> None:
         super().__init__()
-        self._encode = encode
         self._send = send
         self._pending: list[bytes] = []
         self._size = 0
         self.writable = True
-        self.write = self._write
+        self.write = partial(self._write, encoding.frame)
+        self.write_token = partial(self._write, encoding.token)
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._end)
 
-    def _write(self, frame: ServerFrame) -> None:
-        if data := self._encode(frame):
+    def _write(self, encode: Callable[[Any], bytes], frame: Any) -> None:
+        if data := encode(frame):
             self._pending.append(data)
             self._size += len(data)
             self.writable = self._size < HIGH_WATER and not self._closed
@@ -198,7 +206,7 @@ class AwaitedOutlet(Outlet):
         self.ended.set_result(not task.cancelled() and error is None)
 
 
-def outlet(encode: Encode, scope: Any, send: Send) -> Outlet:
+def outlet(encoding: Encoding, scope: Any, send: Send) -> Outlet:
     """Return the direct outlet where the server offers a wire, and else one that awaits `send`."""
     wire = scope.get("extensions", {}).get(WIRE)
-    return DirectOutlet(encode, wire) if wire else AwaitedOutlet(encode, send)
+    return DirectOutlet(encoding, wire) if wire else AwaitedOutlet(encoding, send)

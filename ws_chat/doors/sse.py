@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.datastructures import QueryParams
 
 from ws_chat.doors.http import error_response
-from ws_chat.doors.outlet import AwaitedOutlet, outlet
+from ws_chat.doors.outlet import AwaitedOutlet, Encoding, outlet
 from ws_chat.doors.sse_format import format_named
 from ws_chat.errors import ChatError
 from ws_chat.frames import Chat, Failed, InvalidFrameError, Pong, decode
@@ -51,14 +51,14 @@ class SSEDoor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one chat, as an ASGI application. Raises ChatError when there is nothing to stream."""
         with self._connections.admit():
-            encode = format_named(QueryParams(scope["query_string"]).get("format", "text"))
+            form = format_named(QueryParams(scope["query_string"]).get("format", "text"))
             start = await self._chat(receive)
             log = await self._relay.start(start.id, start.chat)
 
             async def send_batch(batch: list[bytes]) -> None:
                 await send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
 
-            way_out = outlet(encode, scope, send_batch)
+            way_out = outlet(Encoding(form.frame, form.token), scope, send_batch)
             # Where the wire does not tell that the client has gone away, asking the server does.
             gone = asyncio.create_task(_gone(receive, way_out)) if isinstance(way_out, AwaitedOutlet) else None
             try:
@@ -67,7 +67,7 @@ class SSEDoor:
                     headers = {"X-Generation-Id": start.id}
                     await error_response(log.terminal.error, headers)(scope, receive, send)
                 elif not way_out.ended.done():
-                    await _stream(log, way_out, encode, send)
+                    await _stream(log, way_out, form, send)
             finally:
                 self._relay.release(start.id)
                 if gone:
@@ -96,10 +96,10 @@ class SSEDoor:
         return bytes(body)
 
 
-async def _stream(log: Log, way_out: Outlet, encode: Format, send: Send) -> None:
+async def _stream(log: Log, way_out: Outlet, form: Format, send: Send) -> None:
     headers = [*_HEADERS, (b"x-generation-id", log.start.id.encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    pings = _Pings(way_out, encode)
+    pings = _Pings(way_out, form)
     reader = Reader(log, 0, way_out, on_end=way_out.close)
     try:
         reader.open()
@@ -113,9 +113,9 @@ async def _stream(log: Log, way_out: Outlet, encode: Format, send: Send) -> None
 class _Pings:
     """Writes a comment after each PING_INTERVAL of silence. One timer, whatever the rate of frames."""
 
-    def __init__(self, way_out: Outlet, encode: Format) -> None:
+    def __init__(self, way_out: Outlet, form: Format) -> None:
         self._outlet = way_out
-        self._encode = encode
+        self._form = form
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(PING_INTERVAL, self._check)
 
@@ -123,7 +123,7 @@ class _Pings:
         self._timer.cancel()
 
     def _check(self) -> None:
-        silence = time.monotonic() - self._encode.last
+        silence = time.monotonic() - self._form.last
         if silence >= PING_INTERVAL:
             if self._outlet.writable:
                 self._outlet.write(Pong())
@@ -134,11 +134,15 @@ class _Pings:
 async def _begun(log: Log, way_out: Outlet) -> None:
     """Wait for a log's first delta, its end, or the end of the connection."""
     begun = asyncio.Event()
-    way_out.ended.add_done_callback(lambda _: begun.set())
-    log.watch(begun.set)
+
+    def wake(*_: object) -> None:
+        begun.set()
+
+    way_out.ended.add_done_callback(wake)
+    log.watch(wake)
     if log.last == 0 and log.terminal is None:
         await begun.wait()
-    log.unwatch(begun.set)
+    log.unwatch(wake)
 
 
 async def _gone(receive: Receive, way_out: Outlet) -> None:

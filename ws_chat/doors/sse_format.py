@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ws_chat.errors import ChatError
 from ws_chat.event_stream import PING, event
-from ws_chat.frames import Done, Failed, Pong, Token, encode
+from ws_chat.frames import Done, Failed, Pong, encode, encode_token
 
 if TYPE_CHECKING:
-    from ws_chat.frames import ServerFrame
+    from ws_chat.frames import ServerFrame, Token
 
 
 class Format(ABC):
@@ -26,14 +26,22 @@ class Format(ABC):
         self.last = time.monotonic()
 
     @abstractmethod
-    def __call__(self, frame: ServerFrame) -> bytes:
+    def frame(self, frame: ServerFrame) -> bytes:
         """Return a frame's event; nothing for a frame that has nothing to say in this format."""
+
+    @abstractmethod
+    def token(self, token: Token) -> bytes:
+        """Return a token frame's event, or nothing."""
 
 
 class FramesFormat(Format):
     """An event for each frame: its type, its seq as the event id, and the same JSON as on the WebSocket."""
 
-    def __call__(self, frame: ServerFrame) -> bytes:  # noqa: D102
+    def token(self, token: Token) -> bytes:  # noqa: D102
+        self.last = time.monotonic()
+        return b"event: token\nid: %d\ndata: %b\n\n" % (token["seq"], encode_token(token))
+
+    def frame(self, frame: ServerFrame) -> bytes:  # noqa: D102
         self.last = time.monotonic()
         seq = getattr(frame, "seq", None)
         if seq is None:
@@ -48,13 +56,8 @@ class TextFormat(Format):
         super().__init__()
         self._after_cr = False
 
-    def __call__(self, frame: ServerFrame) -> bytes:  # noqa: D102
-        data = self._token(frame.delta.get("content")) if isinstance(frame, Token) else _other(frame)
-        if data:
-            self.last = time.monotonic()
-        return data
-
-    def _token(self, text: Any) -> bytes:
+    def token(self, token: Token) -> bytes:  # noqa: D102
+        text = token.get("content")
         if not isinstance(text, str):
             return b""
         # A CRLF may be cut in two by the frames; a reader that sees LF for both would see two line breaks.
@@ -64,20 +67,21 @@ class TextFormat(Format):
         if not text:
             return b""
         self._after_cr = text.endswith("\r")
+        self.last = time.monotonic()
         return event(text)
 
-
-def _other(frame: ServerFrame) -> bytes:
-    match frame:
-        case Done(status="completed"):
-            return event("[DONE]", name="done")
-        case Done():
-            return event("[CANCELLED]", name="done")
-        case Failed(error=error):
-            return event(msgspec.json.encode({"error": error.as_dict()}).decode(), name="error")
-        case Pong():
-            return PING
-    return b""
+    def frame(self, frame: ServerFrame) -> bytes:  # noqa: D102
+        self.last = time.monotonic()
+        match frame:
+            case Done(status="completed"):
+                return event("[DONE]", name="done")
+            case Done():
+                return event("[CANCELLED]", name="done")
+            case Failed(error=error):
+                return event(msgspec.json.encode({"error": error.as_dict()}).decode(), name="error")
+            case Pong():
+                return PING
+        return b""
 
 
 def format_named(name: str) -> Format:

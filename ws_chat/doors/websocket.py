@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from starlette.websockets import WebSocketDisconnect
 
 from ws_chat.doors.http import error_response
-from ws_chat.doors.outlet import outlet
+from ws_chat.doors.outlet import Encoding, outlet
 from ws_chat.errors import ChatError
-from ws_chat.frames import InvalidFrameError, Refused, decode, encode
+from ws_chat.frames import InvalidFrameError, Refused, decode, encode, encode_token
 from ws_chat.reader import Reader
 from ws_chat.session import CancelGeneration, Reply, Session, StartGeneration
 
@@ -26,6 +26,7 @@ logger = logging.getLogger("ws_chat.websocket")
 
 TOO_LARGE = 1009
 INTERNAL_ERROR = 1011
+_ENCODING = Encoding(encode, encode_token)
 
 
 class WebSocketDoor:
@@ -66,7 +67,7 @@ class _Socket:
         self._relay = door.relay
         self._max_frame_bytes = door.max_frame_bytes
         self._session = session
-        self._outlet = outlet(encode, websocket.scope, self._send)
+        self._outlet = outlet(_ENCODING, websocket.scope, self._send)
         self._readers: dict[str, Reader] = {}
 
     async def run(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ws_chat.deltas import Delta
     from ws_chat.frames import Start, Terminal
+
+    Wake: TypeAlias = Callable[[int, Sequence[Delta]], None]
+    """Takes the seq of the log's last delta, and the deltas that were just written: none with the terminal frame."""
 
 
 class Log(Protocol):
@@ -39,10 +42,10 @@ class Log(Protocol):
     def end(self, terminal: Terminal) -> None:
         """Add the terminal frame and wake the readers. Nothing is added after it."""
 
-    def watch(self, wake: Callable[[], None]) -> None:
+    def watch(self, wake: Wake) -> None:
         """Call `wake` after every write, until `unwatch`. It must not block and must not raise."""
 
-    def unwatch(self, wake: Callable[[], None]) -> None:
+    def unwatch(self, wake: Wake) -> None:
         """Call `wake` no more."""
 
 

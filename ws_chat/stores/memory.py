@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from ws_chat.deltas import Delta
     from ws_chat.frames import Start, Terminal
+    from ws_chat.stores.base import Wake
 
 
 class MemoryLog:
@@ -21,28 +22,26 @@ class MemoryLog:
         self.last = 0
         self.terminal: Terminal | None = None
         self._deltas: list[Delta] = []
-        self._wakes: tuple[
-            Callable[[], None], ...
-        ] = ()  # replaced, never changed: a reader may leave while it is woken
+        self._wakes: tuple[Wake, ...] = ()  # replaced, never changed: a reader may leave while it is woken
 
     def after(self, seq: int, limit: int) -> Sequence[Delta]:  # noqa: D102  (the seam says it)
         return self._deltas[seq : seq + limit]
 
     def append(self, deltas: Sequence[Delta]) -> None:  # noqa: D102
         self._deltas.extend(deltas)
-        self.last += len(deltas)
+        self.last = last = self.last + len(deltas)
         for wake in self._wakes:
-            wake()
+            wake(last, deltas)
 
     def end(self, terminal: Terminal) -> None:  # noqa: D102
         self.terminal = terminal
         for wake in self._wakes:
-            wake()
+            wake(self.last, ())
 
-    def watch(self, wake: Callable[[], None]) -> None:  # noqa: D102
+    def watch(self, wake: Wake) -> None:  # noqa: D102
         self._wakes = (*self._wakes, wake)
 
-    def unwatch(self, wake: Callable[[], None]) -> None:  # noqa: D102
+    def unwatch(self, wake: Wake) -> None:  # noqa: D102
         self._wakes = tuple(other for other in self._wakes if other != wake)
 
 
