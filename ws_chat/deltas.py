@@ -26,10 +26,9 @@ _EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
 _CALL_CONSTANTS: Final = frozenset({"index", "id", "type", "name"})
 
 
-class Chunk(msgspec.Struct, gc=False, frozen=True):
-    """What an upstream said at once: a delta, how the answer ended, what it cost, by which model. Each may be None."""
+class Outcome(msgspec.Struct):
+    """What an upstream says of its answer besides the deltas, as far as it has said it."""
 
-    delta: dict[str, Any] | None = None
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     model: str | None = None
@@ -37,6 +36,8 @@ class Chunk(msgspec.Struct, gc=False, frozen=True):
 
 def substance(delta: Delta) -> Delta:
     """Return what of a delta is worth sending: no role, no null, nothing empty. `{}` means that it makes no frame."""
+    if len(delta) == 1 and delta.get("content"):
+        return delta
     return {key: value for key, value in delta.items() if value not in _EMPTY and key not in _NEVER_SENT}
 
 

@@ -1,6 +1,6 @@
-"""One answer's life: deltas in, seq out, one terminal frame at the end. Pure: no task, no store; time is passed in.
+"""One answer's life: it begins, and ends in one terminal frame. Pure: no task, no store; time is passed in.
 
-    WAITING --delta--> STREAMING --finish--> COMPLETED
+    WAITING --begin--> STREAMING --finish--> COMPLETED
        |                   |-----cancel----> CANCELLED
        '---- (the same) ---'------fail-----> FAILED
 
@@ -10,16 +10,13 @@ An answer is complete when its finish_reason has come; an upstream that just sto
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from ws_chat.deltas import substance
+from ws_chat.deltas import Outcome
 from ws_chat.errors import ErrorInfo
 from ws_chat.frames import Done, Failed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from ws_chat.deltas import Chunk, Delta
     from ws_chat.frames import Terminal
 
 
@@ -36,18 +33,17 @@ class State(enum.Enum):
 class Event(enum.Enum):
     """What can happen to a generation."""
 
-    DELTA = "delta"
+    BEGIN = "begin"
     FINISH = "finish"
     CANCEL = "cancel"
     FAIL = "fail"
 
 
 TRANSITIONS: Final = {
-    (State.WAITING, Event.DELTA): State.STREAMING,
+    (State.WAITING, Event.BEGIN): State.STREAMING,
     (State.WAITING, Event.FINISH): State.COMPLETED,
     (State.WAITING, Event.CANCEL): State.CANCELLED,
     (State.WAITING, Event.FAIL): State.FAILED,
-    (State.STREAMING, Event.DELTA): State.STREAMING,
     (State.STREAMING, Event.FINISH): State.COMPLETED,
     (State.STREAMING, Event.CANCEL): State.CANCELLED,
     (State.STREAMING, Event.FAIL): State.FAILED,
@@ -59,61 +55,43 @@ class IllegalTransitionError(Exception):
 
 
 class Generation:
-    """One answer being produced. Times are seconds of any one clock; `seq` is that of the last delta."""
+    """One answer being produced. Times are seconds of any one clock; `outcome` is what its upstream says of it."""
 
-    __slots__ = ("_finish_reason", "_first", "_model", "_started", "_usage", "id", "seq", "state")
+    __slots__ = ("_first", "_model", "_started", "id", "outcome", "state")
 
     def __init__(self, generation_id: str, model: str, now: float) -> None:
         self.id = generation_id
-        self.seq = 0
         self.state = State.WAITING
+        self.outcome = Outcome()
         self._model = model
         self._started = now
         self._first: float | None = None
-        self._finish_reason: str | None = None
-        self._usage: Mapping[str, Any] | None = None
 
-    def accept(self, chunks: Iterable[Chunk], now: float) -> list[Delta]:
-        """Take what the upstream said; return the deltas worth a frame. The last of them has the seq `self.seq`.
+    def begin(self, now: float) -> None:
+        """Take note of the first delta."""
+        self._move(Event.BEGIN)
+        self._first = now
 
-        Raises IllegalTransitionError after the end.
+    def finish(self, last: int, now: float) -> Terminal:
+        """Take the end of the upstream's stream: complete with a finish_reason, failed without one.
+
+        `last` is the seq of the last delta, here and below.
         """
-        deltas = []
-        for chunk in chunks:
-            delta = chunk.delta
-            if delta and ((len(delta) == 1 and delta.get("content")) or (delta := substance(delta))):
-                deltas.append(delta)
-            if chunk.finish_reason:
-                self._finish_reason = chunk.finish_reason
-            if chunk.usage:
-                self._usage = chunk.usage
-            if chunk.model:
-                self._model = chunk.model
-        if deltas:
-            if self.state is not State.STREAMING:
-                self._move(Event.DELTA)
-            self.seq += len(deltas)
-            if self._first is None:
-                self._first = now
-        return deltas
-
-    def finish(self, now: float) -> Terminal:
-        """Take the end of the upstream's stream: complete with a finish_reason, failed without one."""
-        if self._finish_reason is None:
+        if self.outcome.finish_reason is None:
             message = "The upstream's answer broke off before it was complete."
-            return self.fail(ErrorInfo("upstream_incomplete", message))
+            return self.fail(last, ErrorInfo("upstream_incomplete", message))
         self._move(Event.FINISH)
-        return self._done("completed", now)
+        return self._done("completed", last, now)
 
-    def cancel(self, now: float) -> Done:
+    def cancel(self, last: int, now: float) -> Done:
         """Take a cancel: what was said so far is the answer."""
         self._move(Event.CANCEL)
-        return self._done("cancelled", now)
+        return self._done("cancelled", last, now)
 
-    def fail(self, error: ErrorInfo) -> Failed:
+    def fail(self, last: int, error: ErrorInfo) -> Failed:
         """Take a failure: what was said so far stays said."""
         self._move(Event.FAIL)
-        return Failed(self.id, self.seq + 1, error)
+        return Failed(self.id, last + 1, error)
 
     def _move(self, event: Event) -> None:
         try:
@@ -121,14 +99,14 @@ class Generation:
         except KeyError:
             raise IllegalTransitionError(f"{event.value} of a generation that is {self.state.value}") from None
 
-    def _done(self, status: str, now: float) -> Done:
+    def _done(self, status: str, last: int, now: float) -> Done:
         return Done(
             id=self.id,
-            seq=self.seq + 1,
+            seq=last + 1,
             status=status,
-            finish_reason=self._finish_reason,
-            model=self._model,
-            usage=self._usage,
+            finish_reason=self.outcome.finish_reason,
+            model=self.outcome.model or self._model,
+            usage=self.outcome.usage,
             ttft_ms=None if self._first is None else _milliseconds(self._first - self._started),
             total_ms=_milliseconds(now - self._started),
         )

@@ -19,7 +19,7 @@ from ws_chat.generation import Generation
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ws_chat.deltas import Chunk
+    from ws_chat.deltas import Delta
     from ws_chat.frames import Chat, Terminal
     from ws_chat.stores.base import Log, Store
     from ws_chat.upstreams.base import Upstream
@@ -67,15 +67,18 @@ class Relay:
         log = await self._store.create(Start(generation_id, 0, model))
         generation = Generation(generation_id, model, self._clock())
 
-        def emit(chunks: Sequence[Chunk]) -> None:
-            if deltas := generation.accept(chunks, self._clock()):
-                log.append(deltas)
+        def begin(_: int, deltas: Sequence[Delta]) -> None:
+            log.unwatch(begin)
+            if deltas:
+                generation.begin(self._clock())
 
         def on_done(producer: asyncio.Task[None]) -> None:
             del self._producers[generation_id]
-            log.end(self._terminal(generation, producer))
+            log.end(self._terminal(generation, log.last, producer))
 
-        producer = asyncio.create_task(self._upstream.generate({**chat.body, "model": model}, emit))
+        log.watch(begin)
+        request = {**chat.body, "model": model}
+        producer = asyncio.create_task(self._upstream.generate(request, log.append, generation.outcome))
         # The end is told from outside: a task that is cancelled before its first step never runs a line of its own.
         producer.add_done_callback(on_done)
         self._producers[generation_id] = producer
@@ -111,19 +114,19 @@ class Relay:
         if model is not None and self._models and not any(fnmatchcase(model, name) for name in self._models):
             raise ChatError("model_not_allowed", "This model may not be used here.", param="model")
 
-    def _terminal(self, generation: Generation, producer: asyncio.Task[None]) -> Terminal:
+    def _terminal(self, generation: Generation, last: int, producer: asyncio.Task[None]) -> Terminal:
         now = self._clock()
         if producer.cancelled() and not self._stopped:
-            return generation.cancel(now)
+            return generation.cancel(last, now)
         if producer.cancelled():
-            terminal: Terminal = generation.fail(_DRAINING)
+            terminal: Terminal = generation.fail(last, _DRAINING)
         elif (error := producer.exception()) is None:
-            terminal = generation.finish(now)
+            terminal = generation.finish(last, now)
         elif isinstance(error, ChatError):
-            terminal = generation.fail(error.info)
+            terminal = generation.fail(last, error.info)
         else:
             logger.error("Generation %s failed", generation.id, exc_info=error)
-            return generation.fail(ErrorInfo("internal_error", "Something went wrong inside the server."))
+            return generation.fail(last, ErrorInfo("internal_error", "Something went wrong inside the server."))
         if isinstance(terminal, Failed):
             # Not the message: it may quote what was asked.
             logger.warning("Generation %s failed: %s", generation.id, terminal.error.code)

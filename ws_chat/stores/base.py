@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     """Takes the seq of the log's last delta, and the deltas that were just written: none with the terminal frame."""
 
 
+class LogEndedError(Exception):
+    """A write to a log that has its terminal frame. Nothing was written."""
+
+
 class Log(Protocol):
     """One generation's frames: a start, deltas numbered from 1, a terminal frame.
 
@@ -37,10 +41,10 @@ class Log(Protocol):
         """Return at most `limit` deltas, from the one after `seq` on."""
 
     def append(self, deltas: Sequence[Delta]) -> None:
-        """Add deltas and wake the readers."""
+        """Add deltas and wake the readers. Raises LogEndedError after the end."""
 
     def end(self, terminal: Terminal) -> None:
-        """Add the terminal frame and wake the readers. Nothing is added after it."""
+        """Add the terminal frame and wake the readers. Raises LogEndedError when there is one."""
 
     def watch(self, wake: Wake) -> None:
         """Call `wake` after every write, until `unwatch`. It must not block and must not raise."""

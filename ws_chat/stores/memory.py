@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ws_chat.stores.base import LogEndedError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,12 +30,16 @@ class MemoryLog:
         return self._deltas[seq : seq + limit]
 
     def append(self, deltas: Sequence[Delta]) -> None:  # noqa: D102
+        if self.terminal:
+            raise LogEndedError
         self._deltas.extend(deltas)
         self.last = last = self.last + len(deltas)
         for wake in self._wakes:
             wake(last, deltas)
 
     def end(self, terminal: Terminal) -> None:  # noqa: D102
+        if self.terminal:
+            raise LogEndedError
         self.terminal = terminal
         for wake in self._wakes:
             wake(self.last, ())

@@ -1,4 +1,4 @@
-"""One streamed chat completion (the OpenAI reference): the bytes of a response body becoming chunks. Pure.
+"""One streamed chat completion (the OpenAI reference): the bytes of a response body becoming deltas. Pure.
 
 Servers differ in what they send besides: empty and choice-less chunks, comments, no `[DONE]`, an error object in
 mid-stream. All of it has its answer here; what is not the protocol at all raises.
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from pydantic_core import from_json
 
-from ws_chat.deltas import Chunk
+from ws_chat.deltas import substance
 from ws_chat.errors import ChatError
 from ws_chat.event_stream import Splitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ws_chat.deltas import Delta, Outcome
     from ws_chat.upstreams.base import Emit
 
 MESSAGE_LIMIT: Final = 1000
@@ -49,15 +50,16 @@ _decode: Final = msgspec.json.Decoder(_Event).decode
 
 
 class Answer:
-    """One answer: bytes in, chunks to `emit`, those of one read together.
+    """One answer: bytes in, deltas to `emit`, those of one read together, and all else into `outcome`.
 
     `on_more`, where it is set, is called after every read that leaves it finished and not done.
     """
 
-    __slots__ = ("_emit", "_mask", "_splitter", "done", "finished", "on_more")
+    __slots__ = ("_emit", "_mask", "_outcome", "_splitter", "done", "finished", "on_more")
 
-    def __init__(self, emit: Emit, mask: Callable[[str], str]) -> None:
+    def __init__(self, emit: Emit, outcome: Outcome, mask: Callable[[str], str]) -> None:
         self._emit = emit
+        self._outcome = outcome
         self._mask = mask
         self._splitter = Splitter()
         self.finished = False  # a finish_reason has come
@@ -77,7 +79,8 @@ class Answer:
             and read[-1] == _LF
             and b"\r" not in read
         ):
-            self._emit((self._chunk(read[6:-2]),))
+            if delta := self._delta(read[6:-2]):
+                self._emit((delta,))
         else:
             self._take(self._splitter.feed(read))
         if self.finished and not self.done and self.on_more:
@@ -93,22 +96,25 @@ class Answer:
             self._take([data for data in self._splitter.end() if _is_whole(data)])
 
     def _take(self, events: Sequence[bytes]) -> None:
-        chunks: list[Chunk] = []
+        deltas: list[Delta] = []
         try:
             for data in events:
-                if data.startswith(b"{"):
-                    chunks.append(self._chunk(data))
-                elif data.strip() == b"[DONE]":
-                    self.done = True
-                    return
-                elif data.strip():
-                    chunks.append(self._chunk(data))
+                if not data.startswith(b"{"):
+                    data = data.strip()  # noqa: PLW2901
+                    if data == b"[DONE]":
+                        self.done = True
+                        return
+                    if not data:
+                        continue
+                if delta := self._delta(data):
+                    deltas.append(delta)
         finally:
             # What came before an error in the same read was said, and is relayed.
-            if chunks:
-                self._emit(chunks)
+            if deltas:
+                self._emit(deltas)
 
-    def _chunk(self, data: bytes) -> Chunk:
+    def _delta(self, data: bytes) -> Delta | None:
+        """Return what is worth sending of an event's delta, if there is something, and note the rest."""
         try:
             event = _decode(data)
             if len(data) > 2 * DEEP and data.count(b"[") + data.count(b"{") > DEEP:
@@ -120,18 +126,25 @@ class Answer:
         if event.error or event.object == "error":
             message = error_message(event.error or event.message, self._mask)
             raise ChatError("upstream_unavailable", message or "The upstream reported an error.")
-        usage = event.usage if type(event.usage) is dict else None
-        model = event.model if type(event.model) is str else None
+        outcome = self._outcome
+        if type(event.model) is str and event.model:
+            outcome.model = event.model
+        if event.usage and type(event.usage) is dict:
+            outcome.usage = event.usage
         for choice in event.choices or ():
             if not choice.index:
-                delta = choice.delta
-                logprobs = choice.logprobs
-                if logprobs and isinstance(logprobs, dict) and any(logprobs.values()):
-                    delta = {**(delta or {}), "logprobs": logprobs}
                 if choice.finish_reason:
+                    outcome.finish_reason = choice.finish_reason
                     self.finished = True
-                return Chunk(delta, choice.finish_reason, usage, model)
-        return Chunk(None, None, usage, model)
+                delta = _with_logprobs(choice) if choice.logprobs else choice.delta
+                return substance(delta) if delta else None
+        return None
+
+
+def _with_logprobs(choice: _Choice) -> Delta | None:
+    if isinstance(choice.logprobs, dict) and any(choice.logprobs.values()):
+        return {**(choice.delta or {}), "logprobs": choice.logprobs}
+    return choice.delta
 
 
 def _is_whole(data: bytes) -> bool:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ws_chat.deltas import Chunk
+    from ws_chat.deltas import Delta, Outcome
 
-Emit: TypeAlias = "Callable[[Sequence[Chunk]], None]"
-"""Takes chunks in order, as they arrive; those of one call may leave in one frame. It never blocks."""
+Emit: TypeAlias = "Callable[[Sequence[Delta]], None]"
+"""Takes deltas in order, as they arrive; those of one call may leave in one frame. It never blocks."""
 
 
 class Upstream(Protocol):
@@ -19,11 +19,12 @@ class Upstream(Protocol):
     def resolve(self, model: str | None) -> str:
         """Return the model that will answer a request which names `model`, or none."""
 
-    async def generate(self, request: Mapping[str, Any], emit: Emit) -> None:
-        """Produce one answer: give each chunk to `emit` the moment it arrives, and return when the stream has ended.
+    async def generate(self, request: Mapping[str, Any], emit: Emit, outcome: Outcome) -> None:
+        """Produce one answer: give each delta to `emit` the moment it arrives, and return when the stream has ended.
 
-        `request` is the body of a chat-completions request (the OpenAI reference), `model` set. Being cancelled
-        closes whatever is open before it returns. An answer is complete only if a chunk had a `finish_reason`.
+        `request` is the body of a chat-completions request (the OpenAI reference), `model` set. Only what `substance`
+        leaves of a delta is emitted, and only if that is something; what else is known goes into `outcome` at once. An
+        answer is complete only with a `finish_reason`. Being cancelled closes whatever is open before it returns.
 
         Raises ChatError (an `upstream_…` code) when the answer failed.
         """

@@ -12,12 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ws_chat.deltas import Chunk
 from ws_chat.errors import ChatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from ws_chat.deltas import Delta, Outcome
     from ws_chat.upstreams.base import Emit
 
 
@@ -64,7 +64,7 @@ class DemoUpstream:
         """Return the demo model of that name; `demo` answers for every other."""
         return model if model in MODELS else "demo"
 
-    async def generate(self, request: Mapping[str, Any], emit: Emit) -> None:
+    async def generate(self, request: Mapping[str, Any], emit: Emit, outcome: Outcome) -> None:
         """Answer the last message. Raises ChatError where the model is one that fails."""
         behaviour = MODELS[request["model"]]
         if behaviour.fails:
@@ -74,7 +74,7 @@ class DemoUpstream:
         due = loop.time()
         count = 0
         last = request["messages"][-1]
-        for chunk in _answer(behaviour, last):
+        for delta in _answer(behaviour, last):
             if count == FEW and behaviour.breaks:
                 return
             if count == FEW and behaviour.falls_silent:
@@ -82,42 +82,42 @@ class DemoUpstream:
                 raise ChatError("upstream_timeout", "This is the demo model that falls silent.")
             due += pause
             await asyncio.sleep(due - loop.time())
-            emit([chunk])
+            emit([delta])
             count += 1
-        emit([Chunk(finish_reason="tool_calls" if _calls_tools(behaviour, last) else "stop")])
+        outcome.finish_reason = "tool_calls" if _calls_tools(behaviour, last) else "stop"
         asked = 1 + sum(len(_text(message)) for message in request["messages"]) // 4  # as OpenAI's rule of thumb has it
-        emit([Chunk(usage={"prompt_tokens": asked, "completion_tokens": count, "total_tokens": asked + count})])
+        outcome.usage = {"prompt_tokens": asked, "completion_tokens": count, "total_tokens": asked + count}
 
     async def close(self) -> None:
         """Nothing is open."""
 
 
-def _answer(behaviour: _Behaviour, last: Mapping[str, Any]) -> Iterator[Chunk]:
+def _answer(behaviour: _Behaviour, last: Mapping[str, Any]) -> Iterator[Delta]:
     if behaviour.length:
         for number in range(1, behaviour.length + 1):
-            yield Chunk({"content": f"{number}" + ("\n" if number % 20 == 0 else " ")})
+            yield {"content": f"{number}" + ("\n" if number % 20 == 0 else " ")}
         return
     if _calls_tools(behaviour, last):
         yield from _tool_calls()
         return
     if behaviour.reasons:
         for piece in _PIECE.findall("The user wants to see reasoning. So I think a little, aloud, and then I answer."):
-            yield Chunk({"reasoning_content": piece})
+            yield {"reasoning_content": piece}
     for piece in _PIECE.findall(_reply(last)):
-        yield Chunk({"content": piece})
+        yield {"content": piece}
 
 
 def _calls_tools(behaviour: _Behaviour, last: Mapping[str, Any]) -> bool:
     return behaviour.calls_tools and last["role"] != "tool"
 
 
-def _tool_calls() -> Iterator[Chunk]:
+def _tool_calls() -> Iterator[Delta]:
     """Two parallel calls, in pieces, as OpenAI streams them: the head of each, then its arguments."""
     for index, (name, arguments) in enumerate(_CALLS):
         head = {"index": index, "id": f"call_demo_{index}", "type": "function"}
-        yield Chunk({"tool_calls": [{**head, "function": {"name": name, "arguments": ""}}]})
+        yield {"tool_calls": [{**head, "function": {"name": name, "arguments": ""}}]}
         for piece in re.findall(r".{1,8}", json.dumps(arguments)):
-            yield Chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
+            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
 
 
 def _reply(last: Mapping[str, Any]) -> str:

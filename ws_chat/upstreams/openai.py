@@ -30,6 +30,7 @@ from ws_chat.upstreams.transport import PUSHED, PushTransport
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
+    from ws_chat.deltas import Outcome
     from ws_chat.upstreams.base import Emit
 
 logger = logging.getLogger("ws_chat.upstream")
@@ -72,9 +73,9 @@ class OpenAIUpstream:
         """Return the model asked for, or the configured one."""
         return model or self._model
 
-    async def generate(self, request: Mapping[str, Any], emit: Emit) -> None:
+    async def generate(self, request: Mapping[str, Any], emit: Emit, outcome: Outcome) -> None:
         """Relay one streamed chat completion. Raises ChatError (every `upstream_…` code)."""
-        answer = Answer(emit, self._mask)
+        answer = Answer(emit, outcome, self._mask)
         try:
             await self._relay(request, answer)
         except (ChatError, openai.APIError, httpx2.HTTPError, NotAnEventStreamError, TimeoutError) as error:
