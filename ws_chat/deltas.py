@@ -36,8 +36,6 @@ class Outcome(msgspec.Struct):
 
 def substance(delta: Delta) -> Delta:
     """Return what of a delta is worth sending: no role, no null, nothing empty. `{}` means that it makes no frame."""
-    if len(delta) == 1 and delta.get("content"):
-        return delta
     return {key: value for key, value in delta.items() if value not in _EMPTY and key not in _NEVER_SENT}
 
 

@@ -113,7 +113,7 @@ class Answer:
             if deltas:
                 self._emit(deltas)
 
-    def _delta(self, data: bytes) -> Delta | None:
+    def _delta(self, data: bytes) -> Delta | None:  # noqa: C901  (a call for a part costs more than the part)
         """Return what is worth sending of an event's delta, if there is something, and note the rest."""
         try:
             event = _decode(data)
@@ -137,7 +137,9 @@ class Answer:
                     outcome.finish_reason = choice.finish_reason
                     self.finished = True
                 delta = _with_logprobs(choice) if choice.logprobs else choice.delta
-                return substance(delta) if delta else None
+                if not delta or (len(delta) == 1 and delta.get("content")):
+                    return delta  # as nearly always, and as `substance` would
+                return substance(delta)
         return None
 
 
