@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chart import chart
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -67,6 +69,7 @@ class Side:
     kind: str
     command: Callable[[], list[str] | None]
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
+    pinned: bool = True
 
 
 def ours(*options: str) -> Callable[[], list[str]]:
@@ -113,22 +116,33 @@ def installed(program: str, *options: str) -> Callable[[], list[str] | None]:
     return command
 
 
-STREAMS = tuple(name for name in SCENARIOS if name not in ("idle", "history"))
+def litellm() -> list[str] | None:
+    program = installed("litellm")()
+    if program is None:
+        return None
+    config = Path(tempfile.mkdtemp(prefix="litellm-")) / "config.yaml"
+    model = {"model": "openai/mock", "api_base": f"http://127.0.0.1:{MOCK}/v1", "api_key": "none"}
+    config.write_text(json.dumps({"model_list": [{"model_name": "mock", "litellm_params": model}]}))
+    return [*program, "--config", str(config), "--host", "127.0.0.1", "--port", str(RELAY)]
+
+
+WORKER = f"http://127.0.0.1:{MOCK}"
+ROUTER = ("--host", "127.0.0.1", "--port", str(RELAY), "--log-level", "error", "--max-concurrent-requests", "20000")
+ALL = ("paced", "thousand", "crowd", "saturated", "requests", "slow")
+FEW = ("paced", "saturated", "requests")
 SIDES = {
     "ours-ws": Side("ws", ours()),
-    "ours-sse": Side("text", ours(), STREAMS),
-    "tutorial-async": Side("text", tutorial("create_async_app"), ("paced", "saturated", "requests")),
-    "tutorial-sync": Side("text", tutorial("create_sync_app"), ("saturated", "requests")),
-    "vllm-router": Side(
-        "openai",
-        installed(
-            *("vllm-router", "--worker-urls", f"http://127.0.0.1:{MOCK}", "--host", "127.0.0.1", "--port", str(RELAY)),
-            *("--log-level", "error", "--max-concurrent-requests", "20000"),
-        ),
-        STREAMS,
-    ),
-    "nginx": Side("openai", nginx, STREAMS),
-    "mock": Side("openai", list, STREAMS),
+    "ours-sse": Side("text", ours(), ALL),
+    "tutorial-async": Side("text", tutorial("create_async_app"), FEW),
+    "tutorial-sync": Side("text", tutorial("create_sync_app"), ("requests",)),
+    "vllm-router": Side("openai", installed("vllm-router", "--worker-urls", WORKER, *ROUTER), ALL),
+    "sglang-router": Side("openai", installed("sglang-router", "launch", "--worker-urls", WORKER, *ROUTER), FEW),
+    "litellm": Side("openai", litellm, ("paced", "requests")),
+    "nginx": Side("openai", nginx, ALL[:-1]),
+    "mock": Side("openai", list, ("saturated",)),
+    # Unpinned: relay, mock and load share what cores there are.
+    "1-worker": Side("ws", ours("--workers", "1"), ("saturated", "requests"), pinned=False),
+    "2-workers": Side("ws", ours("--workers", "2"), ("saturated", "requests"), pinned=False),
 }
 
 
@@ -139,11 +153,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
-    parser.add_argument("--workers", type=int, default=1, help="workers of ours; more than one is not pinned")
-    parser.add_argument("--write", type=Path, help="the page whose table is replaced")
+    parser.add_argument("--write", type=Path, help="the page whose table is replaced, and its chart beside it")
     options = parser.parse_args()
-    if options.workers > 1:
-        SIDES["ours-ws"] = Side("ws", ours("--workers", str(options.workers)))
     with tempfile.TemporaryDirectory() as folder:
         programs = {name: compiled(name, Path(folder)) for name in ("mock", "load")}
         results: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -151,7 +162,7 @@ def main() -> int:
             for _ in range(options.runs):
                 for side in options.sides.split(","):
                     if scenario in SIDES[side].scenarios:
-                        result = measure(programs, side, scenario, options.seconds, pinned=options.workers == 1)
+                        result = measure(programs, side, scenario, options.seconds)
                         if result:
                             results.setdefault((scenario, side), []).append(result)
     page = table(results, options)
@@ -160,6 +171,11 @@ def main() -> int:
         before, _, rest = options.write.read_text().partition("<!-- table -->\n")
         _, _, after = rest.partition("<!-- end -->\n")
         options.write.write_text(f"{before}<!-- table -->\n{page}<!-- end -->\n{after}")
+        bars = {scenario: {} for scenario, _ in results}
+        for (scenario, side), runs in results.items():
+            if cpu := figure(runs, SCENARIOS[scenario]):
+                bars[scenario][side] = cpu
+        options.write.with_suffix(".svg").write_text(chart(bars))
     broken = [key for key, runs in results.items() if any(run["wrong"] or run["failed"] for run in runs)]
     if broken:
         print("TOKENS LOST, DOUBLED OR OUT OF ORDER, or answers failed:", broken, file=sys.stderr)
@@ -172,9 +188,7 @@ def compiled(name: str, folder: Path) -> str:
     return str(folder / name)
 
 
-def measure(
-    programs: dict[str, str], side: str, scenario: str, seconds: float, *, pinned: bool
-) -> dict[str, Any] | None:
+def measure(programs: dict[str, str], side: str, scenario: str, seconds: float) -> dict[str, Any] | None:
     """Run one side in one scenario; None when it is not installed or does not start."""
     chosen, it = SIDES[side], SCENARIOS[scenario]
     command = chosen.command()
@@ -182,17 +196,18 @@ def measure(
         print(f"{side} is not installed", file=sys.stderr)
         return None
     environ = {**os.environ, "OPENAI_BASE_URL": f"http://127.0.0.1:{MOCK}/v1", "OPENAI_API_KEY": "none"}
-    environ |= {"WS_CHAT_MAX_CONNECTIONS": "50000"}
-    core = ["taskset", "-c", RELAY_CORE] if pinned else []
-    processes = [start(["taskset", "-c", LOAD_CORE, programs["mock"], str(MOCK), str(it.rate), str(it.count)], environ)]
+    environ |= {"WS_CHAT_MAX_CONNECTIONS": "50000", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
+    relay_core = ["taskset", "-c", RELAY_CORE] if chosen.pinned else []
+    load_core = ["taskset", "-c", LOAD_CORE] if chosen.pinned else []
+    processes = [start([*load_core, programs["mock"], str(MOCK), str(it.rate), str(it.count)], environ)]
     try:
         wait_for(MOCK)
         if command:
-            processes.append(start([*core, *command], environ))
+            processes.append(start([*relay_core, *command], environ))
             wait_for(RELAY)
         port, pids = (RELAY, list(family(processes[-1].pid))) if command else (MOCK, [processes[0].pid])
         load = [
-            *("taskset", "-c", LOAD_CORE, programs["load"], str(port), "idle" if it.idle else chosen.kind),
+            *(*load_core, programs["load"], str(port), "idle" if it.idle else chosen.kind),
             *(str(it.streams), str(seconds), "2", str(it.slow), str(it.messages), *map(str, pids)),
         ]
         done = subprocess.run(load, capture_output=True, text=True, timeout=seconds + 60, check=False)
@@ -215,7 +230,7 @@ def start(command: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes
 
 
 def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60  # litellm takes long to start
     while time.monotonic() < deadline:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
