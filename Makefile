@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 ARGS ?=
 
-.PHONY: run test bench lint format clean
+.PHONY: run test soak bench lint format clean
 
 run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
 	$(BIN)/ws-chat serve $(ARGS)
@@ -13,6 +13,9 @@ run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
 test: $(INSTALLED)  ## Run the tests: make test ARGS="-k cancel"
 	.ci/tools
 	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/node/node_modules/.bin:$$PATH" $(BIN)/python -m pytest $(ARGS)
+
+soak: $(INSTALLED)  ## Break ten thousand connections and look for what is lost: make soak ARGS="--seed 1"
+	PYTHONPATH=tests $(BIN)/python tests/soak.py $(ARGS)
 
 bench: $(INSTALLED)  ## Measure against others, in under 10 minutes: make bench ARGS="--runs 5 --sides ours-ws,vllm-router"
 	$(BIN)/python benchmarks/run.py --seconds 3 --write docs/performance.md $(ARGS)

@@ -13,13 +13,17 @@ PACKAGE = Path(ws_chat.__file__).parent
 FLOORS = [
     {"errors", "settings", "deltas", "event_stream"},
     {"frames"},
-    {"generation", "session", "upstreams.base", "stores.base"},
+    {"generation", "session", "conversation", "upstreams.base", "stores.base"},
     {"reader", "upstreams.answer", "upstreams.body", "stores.memory"},
     {"upstreams.connection"},
     {"upstreams.transport"},
     {"relay", "upstreams.openai", "upstreams.demo"},
     {"doors.connections", "doors.http", "doors.openapi", "doors.outlet", "doors.sse_format"},
     {"doors.websocket", "doors.sse"},
+    {"client.errors"},
+    {"client.reply"},
+    {"client.chat"},
+    {"client.sync"},
     {"app", "protocols"},
     {"server"},
     {"cli"},
@@ -33,7 +37,7 @@ PURE = {
     "generation",
     "session",
     "reader",
-    "stores.memory",
+    "conversation",
     "upstreams.answer",
 }
 IMPURE = {
@@ -109,6 +113,15 @@ def test_a_room_is_small(name):
     assert len((PACKAGE / (name.replace(".", "/") + ".py")).read_text().splitlines()) <= 300
 
 
+def test_the_client_knows_nothing_of_the_server():
+    for name in MODULES:
+        if name.startswith("client."):
+            ours = {module for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
+            assert all(module.startswith(("ws_chat.client.", "ws_chat.frames", "ws_chat.errors")) for module in ours)
+
+
 def test_package_markers_hold_nothing():
     for path in PACKAGE.rglob("__init__.py"):
+        if path.parent.name == "client":
+            continue  # its front door
         assert len(ast.parse(path.read_text()).body) == 1, "a docstring and nothing else"

@@ -30,7 +30,7 @@ async def test_the_commands_of_the_readme_type_an_answer(block, serve, monkeypat
     service = await serve(openai_api_key=None, openai_base_url=None)
     address = service.url.removeprefix("http://")
     command = block.replace("127.0.0.1:8000", address).replace(".venv/bin/", "")
-    command = command.replace("chat.py", f"chat.py --url {service.ws_url}")
+    command = re.sub(r"(chat|survive)\.py", rf"\1.py --url {service.ws_url}", command)
     status, out, err = await output("bash", "-c", command)
 
     assert status == 0, err
@@ -55,7 +55,11 @@ def test_every_setting_is_documented_with_its_default():
     for field in Settings.model_fields.values():
         if field.alias.startswith("WS_CHAT_"):
             default = (
-                "any" if field.default == () else f"{field.default:g}" if field.default == 120.0 else field.default
+                "any"
+                if field.default == ()
+                else f"{field.default:g}"
+                if isinstance(field.default, float)
+                else field.default
             )
             assert rows.pop(field.alias).strip().strip("`") == str(default), field.alias
     assert set(rows) == {"OPENAI_API_KEY"}
@@ -65,7 +69,7 @@ def test_every_setting_is_documented_with_its_default():
 def test_every_frame_is_documented():
     for frame in frames.ServerFrame.__args__:
         assert f'{{"type":"{frame.type}"' in PROTOCOL, frame
-    for name in ("cancel", "ping"):
+    for name in ("cancel", "ping", "resume", "token"):
         assert f'{{"type":"{name}"' in PROTOCOL
 
 

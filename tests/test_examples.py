@@ -47,6 +47,17 @@ async def test_python(service, fake):
     assert fake.requests[0].body["model"] == "m-1"
 
 
+async def test_python_over_a_network_that_breaks(serve):
+    service = await serve(openai_api_key=None, openai_base_url=None)
+    script = str(ROOT / "examples/survive.py")
+    status, out, err = await output(sys.executable, script, "--url", service.ws_url, "--model", "demo", "why?")
+
+    assert status == 0, err
+    assert "You said: “why?”" in out.decode()
+    assert out.decode().endswith("and a real model answers here.")
+    assert b"broke" in err
+
+
 async def test_python_tells_errors(service, fake):
     fake.default = Reply(text("a", finish_reason=None))
     status, out, err = await output(sys.executable, str(ROOT / "examples/chat.py"), "--url", service.ws_url)

@@ -6,7 +6,7 @@ import pytest
 
 from ws_chat.errors import ChatError
 from ws_chat.frames import Cancel, Chat, Ping, Pong, Resume
-from ws_chat.session import REMEMBERED, CancelGeneration, Reply, Session, StartGeneration
+from ws_chat.session import REMEMBERED, CancelGeneration, FollowGeneration, Reply, Session, StartGeneration
 
 CHAT = Chat({"messages": [{"role": "user"}]})
 
@@ -23,51 +23,70 @@ def refused(session: Session, frame) -> tuple[str, str | None]:
     return caught.value.info.code, caught.value.info.param
 
 
-def test_a_chat_is_started_under_an_id_of_ours(session):
+def started(session: Session, chat: Chat = CHAT) -> str:
+    action = session.receive(chat)
+    assert isinstance(action, StartGeneration)
+    session.follows(action.id, named=chat.id is not None)
+    return action.id
+
+
+def test_a_chat_without_id_is_started_under_one_of_ours(session):
     assert session.receive(CHAT) == StartGeneration("g1", CHAT)
-    assert session.receive(CHAT) == StartGeneration("g2", CHAT)
 
 
-def test_no_more_than_the_limit_run_at_once(session):
-    session.receive(CHAT)
-    session.receive(CHAT)
+def test_a_chat_with_an_id_is_started_under_that(session):
+    named = Chat(CHAT.body, id="r1")
+
+    assert session.receive(named) == StartGeneration("r1", named)
+
+
+def test_no_more_than_the_limit_are_followed_at_once(session):
+    started(session)
+    started(session, Chat(CHAT.body, id="r1"))
 
     assert refused(session, CHAT) == ("too_many_generations", None)
+    assert refused(session, Resume("r2")) == ("too_many_generations", None)
+    assert session.receive(Resume("r1", 5)) == FollowGeneration("r1", 5), "that moves a reader"
     session.ended("g1")
-    assert session.receive(CHAT) == StartGeneration("g3", CHAT)
+    assert session.receive(Resume("r2")) == FollowGeneration("r2", 0)
 
 
-def test_what_is_not_there_yet_says_so(session):
-    assert refused(session, Chat(CHAT.body, id="r1")) == ("invalid_request", "id")
-    assert refused(session, Chat(CHAT.body, previous_id="r1")) == ("invalid_request", "previous_id")
-    assert refused(session, Resume("r1")) == ("invalid_request", "id")
-    assert refused(session, Cancel()) == ("invalid_request", "id"), "a refused chat runs nothing"
+def test_a_decision_alone_changes_nothing(session):
+    for _ in range(5):
+        session.receive(CHAT)
+
+    assert refused(session, Cancel()) == ("invalid_request", "id")
+
+
+def test_an_id_of_ours_cannot_name_another(session):
+    started(session)
+
+    assert refused(session, Chat(CHAT.body, id="g1")) == ("id_conflict", "id")
 
 
 def test_cancel_by_id(session):
-    session.receive(CHAT)
-    session.receive(CHAT)
+    started(session)
+    started(session)
 
     assert session.receive(Cancel("g2")) == CancelGeneration("g2")
-    assert refused(session, Cancel("g9")) == ("not_found", "id")
+    assert session.receive(Cancel("r9")) == CancelGeneration("r9"), "it may be another connection's"
     session.ended("g2")
     assert session.receive(Cancel("g2")) is None
 
 
 def test_cancel_without_id_takes_the_only_one(session):
     assert refused(session, Cancel()) == ("invalid_request", "id")
-    session.receive(CHAT)
+    started(session)
     assert session.receive(Cancel()) == CancelGeneration("g1")
-    session.receive(CHAT)
+    started(session)
     assert refused(session, Cancel()) == ("invalid_request", "id")
 
 
 def test_ended_generations_are_remembered_up_to_a_bound(session):
-    for number in range(1, REMEMBERED + 2):
-        session.receive(CHAT)
-        session.ended(f"g{number}")
+    for _ in range(REMEMBERED + 1):
+        session.ended(started(session))
 
-    assert refused(session, Cancel("g1")) == ("not_found", "id")
+    assert session.receive(Cancel("g1")) == CancelGeneration("g1")
     assert session.receive(Cancel("g2")) is None
 
 

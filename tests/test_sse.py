@@ -66,8 +66,8 @@ async def test_a_bad_body_is_400(service, fake):
     [
         ({"messages": HELLO}, "?format=xml", "format"),
         ({"messages": HELLO}, "?format=", "format"),
-        ({"messages": HELLO, "id": "r1"}, "", "id"),
-        ({"messages": HELLO, "previous_id": "r1"}, "", "previous_id"),
+        ({"messages": HELLO, "id": "r 1"}, "", "id"),
+        ({"messages": HELLO, "previous_id": ""}, "", "previous_id"),
         ({"type": "ping"}, "", "type"),
         ({"type": "cancel", "id": "r1"}, "", "type"),
         ({"type": "resume", "id": "r1"}, "", "type"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from ws_chat.frames import Done, Start
+from ws_chat.stores.base import LogEndedError
 from ws_chat.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +22,7 @@ def store(request):
 
 
 async def test_a_log_is_read_after_any_seq(store):
-    log = await store.create(Start("r1", 0, "m"))
+    log = await store.create("k1", Start("r1", 0, "m"), b"{}")
     assert (log.start, log.last, log.terminal) == (Start("r1", 0, "m"), 0, None)
     assert list(log.after(0, 10)) == []
 
@@ -33,7 +36,7 @@ async def test_a_log_is_read_after_any_seq(store):
 
 
 async def test_every_write_wakes_every_reader_at_once(store):
-    log = await store.create(Start("r1", 0, "m"))
+    log = await store.create("k1", Start("r1", 0, "m"), b"{}")
     seen: list[tuple[str, int, list, bool]] = []
 
     def watch(name):
@@ -61,7 +64,7 @@ async def test_every_write_wakes_every_reader_at_once(store):
 
 
 async def test_a_reader_may_leave_while_it_is_woken(store):
-    log = await store.create(Start("r1", 0, "m"))
+    log = await store.create("k1", Start("r1", 0, "m"), b"{}")
     woken = []
 
     def leave(*_):
@@ -76,15 +79,89 @@ async def test_a_reader_may_leave_while_it_is_woken(store):
     assert woken == ["leave", "stay", "stay"]
 
 
-async def test_logs_are_found_by_id_until_removed(store):
-    log = await store.create(Start("r1", 0, "m"))
+async def test_nothing_is_written_after_the_end(store):
+    log = await store.create("k1", Start("r1", 0, "m"), b"{}")
+    log.append([A])
+    log.end(DONE)
 
-    assert await store.get("r1") is log
-    assert await store.get("r2") is None
-    with pytest.raises(KeyError):
-        await store.create(Start("r1", 0, "m"))
-    store.remove("r1")
-    store.remove("r1")
+    with pytest.raises(LogEndedError):
+        log.append([B])
+    with pytest.raises(LogEndedError):
+        log.end(DONE)
+    assert (list(log.after(0, 10)), log.last) == ([A], 1)
+
+
+async def test_a_long_log_is_read_part_by_part_after_its_end(store):
+    log = await store.create("k1", Start("r1", 0, "m"), b"{}")
+    deltas = [{"content": f"{number} ", "x": [None, {"y": number}]} for number in range(1200)]
+    log.append(deltas)
+    log.end(DONE)
+
+    for seq in (0, 1, 511, 512, 513, 1024, 1199, 1200, 2000):
+        read = []
+        while part := log.after(seq + len(read), 100):
+            assert len(part) <= 100
+            read += part
+        assert read == deltas[seq:]
+
+
+async def test_logs_are_found_by_key_until_removed(store):
+    log = await store.create("k1", Start("r1", 0, "m"), b'{"a":1}')
+
+    assert await store.get("k1") is log
+    assert log.request == b'{"a":1}'
     assert await store.get("r1") is None
-    await store.create(Start("r1", 0, "m"))
+    with pytest.raises(KeyError):
+        await store.create("k1", Start("r1", 0, "m"), b"{}")
+    store.remove("k1")
+    store.remove("k1")
+    assert await store.get("k1") is None
+    await store.create("k1", Start("r1", 0, "m"), b"{}")
     await store.close()
+
+
+async def gone(store, key: str) -> None:
+    async with asyncio.timeout(5):
+        while await store.get(key):
+            await asyncio.sleep(0)
+
+
+async def test_an_ended_log_is_forgotten_after_the_retention():
+    store = MemoryStore(retention=0.01)
+    running = await store.create("running", Start("r0", 0, "m"), b"")
+    for key in ("k1", "k2"):
+        log = await store.create(key, Start("r1", 0, "m"), b"{}")
+        log.append([A])
+        log.end(DONE)
+    assert store.kept_bytes > 0
+
+    await gone(store, "k1")
+    await gone(store, "k2")
+    assert (store.kept_bytes, store.evicted) == (0, 0)
+    assert await store.get("running") is running
+    assert list(log.after(0, 10)) == [A], "whoever reads it reads on"
+
+
+async def test_memory_has_a_bound_and_the_oldest_end_goes_first():
+    store = MemoryStore(limit=300_000)
+    logs = [await store.create(f"k{number}", Start("r1", 0, "m"), b"x" * 100_000) for number in range(4)]
+    for number in (1, 0, 2, 3):
+        logs[number].end(DONE)
+
+    assert [await store.get(f"k{number}") is not None for number in range(4)] == [False, False, True, True]
+    assert store.evicted == 2
+    assert 200_000 < store.kept_bytes <= 300_000
+    store.remove("k2")
+    store.remove("k3")
+    assert store.kept_bytes == 0
+    await store.close()
+
+
+async def test_a_log_that_was_forgotten_while_it_ran_is_not_kept():
+    store = MemoryStore()
+    log = await store.create("k1", Start("r1", 0, "m"), b"")
+    store.remove("k1")
+    log.end(DONE)
+
+    assert await store.get("k1") is None
+    assert store.kept_bytes == 0

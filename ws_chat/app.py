@@ -47,9 +47,10 @@ def create_app(
     settings = settings or Settings.load()
     relay = Relay(
         upstream or choose_upstream(settings),
-        store or MemoryStore(),
+        store or MemoryStore(retention=settings.retention),
         models=settings.models,
         max_generations=settings.max_generations,
+        resume_window=settings.resume_window,
     )
     connections = Connections(settings.max_connections)
     sockets = WebSocketDoor(
@@ -74,6 +75,7 @@ def create_app(
         routes=[
             WebSocketRoute("/v1/chat/ws", sockets.serve),
             Route("/v1/chat/stream", streams, methods=["POST"]),
+            Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             sockets_anywhere_else,
         ],
     )

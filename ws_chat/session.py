@@ -1,7 +1,7 @@
 """One connection's conversation with us: a frame in, a decision out. Pure: it sends nothing and starts nothing.
 
-It knows which generations are the connection's own and whether there is room for another; the door that asked carries
-out what it decided.
+It knows which generations the connection follows and whether there is room for another; the door that asked carries
+out what it decided, and tells what came of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ws_chat.errors import ChatError
-from ws_chat.frames import Cancel, Chat, Ping, Pong, ServerFrame
+from ws_chat.frames import Cancel, Chat, Pong, Resume, ServerFrame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,15 +24,23 @@ REMEMBERED: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class StartGeneration:
-    """Start `chat` as the generation `id`, and follow it."""
+    """Start `chat` as the generation `id`, or find the one that it started before, and follow it from its start."""
 
     id: str
     chat: Chat
 
 
 @dataclass(frozen=True, slots=True)
+class FollowGeneration:
+    """Follow the named generation `id` from after the seq `after`."""
+
+    id: str
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
 class CancelGeneration:
-    """Cancel the generation `id`."""
+    """Cancel the generation `id`, which may be another connection's when it is a named one."""
 
     id: str
 
@@ -44,61 +52,66 @@ class Reply:
     frame: ServerFrame
 
 
-Action: TypeAlias = StartGeneration | CancelGeneration | Reply
+Action: TypeAlias = StartGeneration | FollowGeneration | CancelGeneration | Reply
 
 
 class Session:
-    """One connection's generations: at most `limit` running at once, named by `new_id` (random and unguessable)."""
+    """One connection's generations: at most `limit` followed at once, named by `new_id` (random and unguessable)."""
 
-    __slots__ = ("_ended", "_limit", "_new_id", "_running")
+    __slots__ = ("_ended", "_following", "_limit", "_new_id")
 
     def __init__(self, *, limit: int, new_id: Callable[[], str]) -> None:
         self._limit = limit
         self._new_id = new_id
-        self._running: set[str] = set()
+        self._following: dict[str, bool] = {}  # ids, and whether they are named
         self._ended: deque[str] = deque(maxlen=REMEMBERED)
 
     def receive(self, frame: ClientFrame) -> Action | None:
-        """Decide what a frame asks for; None when nothing is to be done.
+        """Decide what a frame asks for; None when nothing is to be done. Nothing changes by the decision alone.
 
-        Raises ChatError (`invalid_request`, `not_found`, `too_many_generations`), with nothing changed.
+        Raises ChatError (`invalid_request`, `id_conflict`, `too_many_generations`).
         """
         match frame:
             case Chat():
                 return self._chat(frame)
+            case Resume():
+                self._check_room(frame.id)
+                return FollowGeneration(frame.id, frame.after)
             case Cancel():
                 return self._cancel(frame.id)
-            case Ping():
-                return Reply(Pong())
-        raise ChatError("invalid_request", "Resuming a generation is not available yet.", param="id")
+        return Reply(Pong())
+
+    def follows(self, generation_id: str, *, named: bool) -> None:
+        """Take note that a generation is followed from now on."""
+        self._following[generation_id] = named
 
     def ended(self, generation_id: str) -> None:
-        """Take note that a generation's terminal frame is out, or that it was never started."""
-        self._running.remove(generation_id)
+        """Take note that the terminal frame of a generation that was followed is out."""
+        del self._following[generation_id]
         self._ended.append(generation_id)
 
     def _chat(self, chat: Chat) -> StartGeneration:
-        if chat.id is not None:
-            raise ChatError("invalid_request", 'Naming a generation is not available yet: leave "id" out.', param="id")
-        if chat.previous_id is not None:
-            raise ChatError("invalid_request", "Continuing a generation is not available yet.", param="previous_id")
-        if len(self._running) >= self._limit:
-            raise ChatError("too_many_generations", f"At most {self._limit} generations run at once on a connection.")
-        generation_id = self._new_id()
-        self._running.add(generation_id)
+        generation_id = chat.id or self._new_id()
+        if self._following.get(generation_id) is False:
+            # Their frames could not be told apart.
+            raise ChatError("id_conflict", "This id is that of an unnamed generation on this connection.", param="id")
+        self._check_room(generation_id)
         return StartGeneration(generation_id, chat)
+
+    def _check_room(self, generation_id: str) -> None:
+        # One that is followed already only changes its position.
+        if generation_id not in self._following and len(self._following) >= self._limit:
+            raise ChatError("too_many_generations", f"At most {self._limit} generations run at once on a connection.")
 
     def _cancel(self, generation_id: str | None) -> CancelGeneration | None:
         if generation_id is None:
-            if len(self._running) != 1:
+            if len(self._following) != 1:
                 raise ChatError(
                     "invalid_request",
-                    f"{len(self._running)} generations are running on this connection: say which one.",
+                    f"{len(self._following)} generations are running on this connection: say which one.",
                     param="id",
                 )
-            (generation_id,) = self._running
-        if generation_id in self._running:
-            return CancelGeneration(generation_id)
-        if generation_id in self._ended:
+            (generation_id,) = self._following
+        if generation_id in self._ended and generation_id not in self._following:
             return None
-        raise ChatError("not_found", "There is no such generation.", param="id")
+        return CancelGeneration(generation_id)

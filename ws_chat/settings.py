@@ -30,6 +30,8 @@ class Settings(BaseModel):
     upstream: UpstreamName = Field("auto", alias="WS_CHAT_UPSTREAM")
     model: str = Field("gpt-4o-mini", alias="WS_CHAT_MODEL")
     models: tuple[str, ...] = Field((), alias="WS_CHAT_MODELS")
+    resume_window: float = Field(30.0, alias="WS_CHAT_RESUME_WINDOW", ge=0, allow_inf_nan=False)
+    retention: float = Field(300.0, alias="WS_CHAT_RETENTION", ge=0, allow_inf_nan=False)
     max_frame_bytes: int = Field(4 * 1024 * 1024, alias="WS_CHAT_MAX_FRAME_BYTES", gt=0)
     max_connections: int = Field(20_000, alias="WS_CHAT_MAX_CONNECTIONS", gt=0)
     max_generations: int = Field(10_000, alias="WS_CHAT_MAX_GENERATIONS", gt=0)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from starlette.datastructures import QueryParams
+from starlette.datastructures import Headers, QueryParams
+from starlette.responses import Response
 
 from ws_chat.doors.http import error_response
 from ws_chat.doors.outlet import AwaitedOutlet, Encoding, outlet
-from ws_chat.doors.sse_format import format_named
+from ws_chat.doors.sse_format import FORMATS, format_named
 from ws_chat.errors import ChatError
 from ws_chat.frames import Chat, Failed, InvalidFrameError, Pong, decode
 from ws_chat.reader import Reader
+from ws_chat.relay import ANONYMOUS, Caller
 from ws_chat.session import Session, StartGeneration
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 PING_INTERVAL: Final = 15.0
 """Seconds of silence after which a comment line keeps proxies from closing the connection."""
 
+MAX_DIGITS: Final = 18
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -37,8 +40,22 @@ _HEADERS: Final = [
 ]
 
 
+class _Exchange(NamedTuple):
+    """One request and its response, as ASGI gives them."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+
+    async def answer(self, response: Response) -> None:
+        await response(self.scope, self.receive, self.send)
+
+    async def send_batch(self, batch: list[bytes]) -> None:
+        await self.send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
+
+
 class SSEDoor:
-    """Serves chats as event streams. Bodies above `max_body_bytes` are `too_large`."""
+    """Serves generations as event streams. Bodies above `max_body_bytes` are `too_large`."""
 
     def __init__(
         self, relay: Relay, connections: Connections, *, max_body_bytes: int, new_id: Callable[[], str]
@@ -49,30 +66,61 @@ class SSEDoor:
         self._new_id = new_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one chat, as an ASGI application. Raises ChatError when there is nothing to stream."""
+        """Serve one request, as an ASGI application. Raises ChatError when there is nothing to stream."""
+        caller = Caller(ANONYMOUS, self._new_id())
+        exchange = _Exchange(scope, receive, send)
         with self._connections.admit():
-            form = format_named(QueryParams(scope["query_string"]).get("format", "text"))
-            start = await self._chat(receive)
-            log = await self._relay.start(start.id, start.chat)
+            match scope["method"]:
+                case "POST":
+                    await self._start(caller, exchange)
+                case "DELETE":
+                    await self._relay.cancel(caller, scope["path_params"]["id"])
+                    await exchange.answer(Response(status_code=204))
+                case _:
+                    await self._follow(caller, exchange)
 
-            async def send_batch(batch: list[bytes]) -> None:
-                await send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
+    async def _start(self, caller: Caller, exchange: _Exchange) -> None:
+        form_name = _form_name(exchange.scope)
+        start = await self._chat(exchange.receive)
+        named = start.chat.id is not None
+        key = caller.key(start.id, named=named)
+        log = await self._relay.start(caller, start.id, start.chat)
+        try:
+            await self._serve(log, key, 0, format_named(form_name, event_ids=named), exchange)
+        finally:
+            if not named:
+                self._relay.release(key)
 
-            way_out = outlet(Encoding(form.frame, form.token), scope, send_batch)
-            # Where the wire does not tell that the client has gone away, asking the server does.
-            gone = asyncio.create_task(_gone(receive, way_out)) if isinstance(way_out, AwaitedOutlet) else None
-            try:
-                await _begun(log, way_out)
-                if log.last == 0 and isinstance(log.terminal, Failed):
-                    headers = {"X-Generation-Id": start.id}
-                    await error_response(log.terminal.error, headers)(scope, receive, send)
-                elif not way_out.ended.done():
-                    await _stream(log, way_out, form, send)
-            finally:
-                self._relay.release(start.id)
-                if gone:
-                    gone.cancel()
-                await way_out.stop()
+    async def _follow(self, caller: Caller, exchange: _Exchange) -> None:
+        generation_id = exchange.scope["path_params"]["id"]
+        form = format_named(_form_name(exchange.scope), event_ids=True)
+        after = _position(exchange.scope)
+        log = await self._relay.find(caller, generation_id, after)
+        if log.terminal and after == log.terminal.seq:
+            # Nothing more can come, and only this status keeps an EventSource from asking again.
+            await exchange.answer(Response(status_code=204))
+        elif exchange.scope["method"] == "HEAD":
+            await exchange.answer(Response(media_type="text/event-stream"))
+        else:
+            await self._serve(log, caller.key(generation_id, named=True), after, form, exchange)
+
+    async def _serve(self, log: Log, key: str, after: int, form: Format, exchange: _Exchange) -> None:
+        way_out = outlet(Encoding(form.frame, form.token), exchange.scope, exchange.send_batch)
+        # Where the wire does not tell that the client has gone away, asking the server does.
+        gone = asyncio.create_task(_gone(exchange.receive, way_out)) if isinstance(way_out, AwaitedOutlet) else None
+        self._relay.attach(key)
+        try:
+            await _begun(log, way_out)
+            if log.last == 0 and isinstance(log.terminal, Failed):
+                headers = {"X-Generation-Id": log.start.id}
+                await exchange.answer(error_response(log.terminal.error, headers))
+            elif not way_out.ended.done():
+                await _stream(log, after, way_out, form, exchange.send)
+        finally:
+            self._relay.detach(key)
+            if gone:
+                gone.cancel()
+            await way_out.stop()
 
     async def _chat(self, receive: Receive) -> StartGeneration:
         frame = decode(await self._body(receive))
@@ -96,11 +144,30 @@ class SSEDoor:
         return bytes(body)
 
 
-async def _stream(log: Log, way_out: Outlet, form: Format, send: Send) -> None:
+def _query(scope: Scope) -> QueryParams:
+    return QueryParams(scope["query_string"])
+
+
+def _form_name(scope: Scope) -> str:
+    name = _query(scope).get("format", "text")
+    if name not in FORMATS:
+        raise ChatError("invalid_request", '"format" is "text" or "frames".', param="format")
+    return name
+
+
+def _position(scope: Scope) -> int:
+    """Return the seq to follow after: an EventSource says it in a header, which wins over the query."""
+    position = Headers(scope=scope).get("last-event-id") or _query(scope).get("after") or "0"
+    if not (position.isascii() and position.isdecimal() and len(position) <= MAX_DIGITS):
+        raise ChatError("invalid_request", "The position is a seq: a whole number from 0.", param="after")
+    return int(position)
+
+
+async def _stream(log: Log, after: int, way_out: Outlet, form: Format, send: Send) -> None:
     headers = [*_HEADERS, (b"x-generation-id", log.start.id.encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     pings = _Pings(way_out, form)
-    reader = Reader(log, 0, way_out, on_end=way_out.close)
+    reader = Reader(log, after, way_out, on_end=way_out.close)
     try:
         reader.open()
         if await way_out.ended:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ws_chat.errors import ChatError
 from ws_chat.event_stream import PING, event
 from ws_chat.frames import Done, Failed, Pong, encode, encode_token
 
@@ -50,10 +49,11 @@ class FramesFormat(Format):
 
 
 class TextFormat(Format):
-    """The tutorial's events: the answer's text, then `[DONE]`."""
+    """The tutorial's events: the answer's text, then `[DONE]`; with event ids (the seq) where it can be resumed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, event_ids: bool = False) -> None:
         super().__init__()
+        self._event_ids = event_ids
         self._after_cr = False
 
     def token(self, token: Token) -> bytes:  # noqa: D102
@@ -68,26 +68,29 @@ class TextFormat(Format):
             return b""
         self._after_cr = text.endswith("\r")
         self.last = time.monotonic()
-        return event(text)
+        return self._with_id(event(text), token["seq"])
 
     def frame(self, frame: ServerFrame) -> bytes:  # noqa: D102
         self.last = time.monotonic()
         match frame:
             case Done(status="completed"):
-                return event("[DONE]", name="done")
+                return self._with_id(event("[DONE]", name="done"), frame.seq)
             case Done():
-                return event("[CANCELLED]", name="done")
+                return self._with_id(event("[CANCELLED]", name="done"), frame.seq)
             case Failed(error=error):
-                return event(msgspec.json.encode({"error": error.as_dict()}).decode(), name="error")
+                data = msgspec.json.encode({"error": error.as_dict()}).decode()
+                return self._with_id(event(data, name="error"), frame.seq)
             case Pong():
                 return PING
         return b""
 
+    def _with_id(self, data: bytes, seq: int) -> bytes:
+        return b"id: %d\n%b" % (seq, data) if self._event_ids else data
 
-def format_named(name: str) -> Format:
-    """Return a new format. Raises ChatError (`invalid_request`)."""
-    if name == "text":
-        return TextFormat()
-    if name == "frames":
-        return FramesFormat()
-    raise ChatError("invalid_request", '"format" is "text" or "frames".', param="format")
+
+FORMATS: Final = frozenset({"text", "frames"})
+
+
+def format_named(name: str, *, event_ids: bool) -> Format:
+    """Return a new format; the frames format has event ids always."""
+    return FramesFormat() if name == "frames" else TextFormat(event_ids=event_ids)

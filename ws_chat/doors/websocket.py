@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING
 
 from starlette.websockets import WebSocketDisconnect
@@ -12,7 +13,8 @@ from ws_chat.doors.outlet import Encoding, outlet
 from ws_chat.errors import ChatError
 from ws_chat.frames import InvalidFrameError, Refused, decode, encode, encode_token
 from ws_chat.reader import Reader
-from ws_chat.session import CancelGeneration, Reply, Session, StartGeneration
+from ws_chat.relay import ANONYMOUS, Caller
+from ws_chat.session import REMEMBERED, CancelGeneration, FollowGeneration, Reply, Session, StartGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from ws_chat.doors.connections import Connections
     from ws_chat.relay import Relay
+    from ws_chat.stores.base import Log
 
 logger = logging.getLogger("ws_chat.websocket")
 
@@ -54,7 +57,8 @@ class WebSocketDoor:
             with self._connections.admit():
                 await websocket.accept()
                 session = Session(limit=self._max_generations, new_id=self._new_id)
-                await _Socket(websocket, self, session).run()
+                caller = Caller(ANONYMOUS, self._new_id())
+                await _Socket(websocket, self, session, caller).run()
         except ChatError as error:
             await websocket.send_denial_response(error_response(error.info))
 
@@ -62,13 +66,15 @@ class WebSocketDoor:
 class _Socket:
     """One open socket: its session, its readers, its outlet."""
 
-    def __init__(self, websocket: WebSocket, door: WebSocketDoor, session: Session) -> None:
+    def __init__(self, websocket: WebSocket, door: WebSocketDoor, session: Session, caller: Caller) -> None:
         self._websocket = websocket
         self._relay = door.relay
         self._max_frame_bytes = door.max_frame_bytes
         self._session = session
+        self._caller = caller
         self._outlet = outlet(_ENCODING, websocket.scope, self._send)
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[str, tuple[Reader, str]] = {}  # by id, with the key of their log
+        self._unnamed: deque[str] = deque()  # the keys of generations that nobody but this socket can reach
 
     async def run(self) -> None:
         try:
@@ -80,9 +86,11 @@ class _Socket:
             await self._websocket.close(INTERNAL_ERROR)
         finally:
             # First the generations: whatever else happens here, a client that has gone costs nothing more.
-            for generation_id, reader in self._readers.items():
+            for reader, key in self._readers.values():
                 reader.close()
-                self._relay.release(generation_id)
+                self._relay.detach(key)
+            for key in self._unnamed:
+                self._relay.release(key)
             await self._outlet.stop()
 
     async def _receive_all(self) -> None:
@@ -104,10 +112,14 @@ class _Socket:
             frame = decode(data)
             frame_id = getattr(frame, "id", None)
             match self._session.receive(frame):
-                case StartGeneration() as start:
-                    await self._start(start)
+                case StartGeneration(generation_id, chat):
+                    log = await self._relay.start(self._caller, generation_id, chat)
+                    self._follow(log, 0, named=chat.id is not None)
+                case FollowGeneration(generation_id, after):
+                    log = await self._relay.find(self._caller, generation_id, after)
+                    self._follow(log, after, named=True)
                 case CancelGeneration(generation_id):
-                    self._relay.cancel(generation_id)
+                    await self._relay.cancel(self._caller, generation_id)
                 case Reply(reply):
                     await self._outlet.reply(reply)
         except InvalidFrameError as error:
@@ -115,18 +127,27 @@ class _Socket:
         except ChatError as error:
             await self._outlet.reply(Refused(error.info, frame_id))
 
-    async def _start(self, start: StartGeneration) -> None:
-        def on_end() -> None:
-            del self._readers[start.id]
-            self._session.ended(start.id)
-            self._relay.release(start.id)
+    def _follow(self, log: Log, after: int, *, named: bool) -> None:
+        """Read a log from after a seq; the reader that this socket had of it ends there."""
+        generation_id = log.start.id
+        key = self._caller.key(generation_id, named=named)
 
-        try:
-            log = await self._relay.start(start.id, start.chat)
-        except ChatError:
-            self._session.ended(start.id)
-            raise
-        reader = self._readers[start.id] = Reader(log, 0, self._outlet, on_end)
+        def on_end() -> None:
+            del self._readers[generation_id]
+            self._relay.detach(key)
+            self._session.ended(generation_id)
+
+        self._relay.attach(key)
+        if before := self._readers.pop(generation_id, None):
+            before[0].close()
+            self._relay.detach(key)
+        if not named:
+            self._unnamed.append(key)
+            if len(self._unnamed) > REMEMBERED:
+                self._relay.release(self._unnamed.popleft())
+        self._session.follows(generation_id, named=named)
+        reader = Reader(log, after, self._outlet, on_end)
+        self._readers[generation_id] = (reader, key)
         reader.open()
 
     async def _send(self, batch: list[bytes]) -> None:

@@ -30,6 +30,10 @@ class Log(Protocol):
         """The first frame, with seq 0."""
 
     @property
+    def request(self) -> bytes:
+        """What was asked for, as `ws_chat.conversation` writes it."""
+
+    @property
     def last(self) -> int:
         """The seq of the last delta, 0 when there is none."""
 
@@ -54,16 +58,16 @@ class Log(Protocol):
 
 
 class Store(Protocol):
-    """Keeps logs by the id of their generation."""
+    """Keeps logs by key: for as long as they have no end, and for a time after it."""
 
-    async def create(self, start: Start) -> Log:
-        """Open a log. Raises KeyError when there is one of that id."""
+    async def create(self, key: str, start: Start, request: bytes) -> Log:
+        """Open a log. Raises KeyError when there is one under that key, also if another caller was just faster."""
 
-    async def get(self, generation_id: str) -> Log | None:
-        """Return the log of a generation, or None when it is not kept (any more)."""
+    async def get(self, key: str) -> Log | None:
+        """Return a log, or None when it is not kept (any more)."""
 
-    def remove(self, generation_id: str) -> None:
-        """Forget a generation, at once here and soon elsewhere; one that is not kept is no error."""
+    def remove(self, key: str) -> None:
+        """Forget a log, at once here and soon elsewhere; one that is not kept is no error."""
 
     async def close(self) -> None:
         """Let go of everything."""

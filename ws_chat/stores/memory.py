@@ -1,33 +1,60 @@
-"""Logs in this process's memory."""
+"""Logs in this process's memory.
+
+A log that has ended is packed: its deltas become JSON again, a tenth of the size, so that many can be kept. Memory has
+a bound all the same: the packed logs together take at most `limit` bytes, and the oldest go first.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
 
 from ws_chat.stores.base import LogEndedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ws_chat.deltas import Delta
     from ws_chat.frames import Start, Terminal
     from ws_chat.stores.base import Wake
 
+KEPT_LIMIT: Final = 256 * 1024 * 1024
+"""Bytes of packed logs that are kept, unless a store is told otherwise."""
+PART: Final = 512
+"""How many deltas are packed together: a reader unpacks that many at a time."""
+OVERHEAD: Final = 2048
+"""Bytes that a packed log takes besides its deltas and its request, more or less."""
+
 
 class MemoryLog:
-    """A log as a list: the delta with seq n stands at n - 1."""
+    """A log as a list: the delta with seq n stands at n - 1. `on_end` is called once, at the end."""
 
-    __slots__ = ("_deltas", "_wakes", "last", "start", "terminal")
+    __slots__ = ("_deltas", "_on_end", "_parts", "_wakes", "last", "request", "start", "terminal")
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: Start, request: bytes = b"", on_end: Callable[[], None] = lambda: None) -> None:
         self.start = start
+        self.request = request
         self.last = 0
         self.terminal: Terminal | None = None
+        self._on_end = on_end
         self._deltas: list[Delta] = []
+        self._parts: list[bytes] = []  # the deltas, after the end
         self._wakes: tuple[Wake, ...] = ()  # replaced, never changed: a reader may leave while it is woken
 
+    @property
+    def size(self) -> int:
+        """Bytes that it takes when it has ended, more or less."""
+        return OVERHEAD + len(self.request) + sum(map(len, self._parts))
+
     def after(self, seq: int, limit: int) -> Sequence[Delta]:  # noqa: D102  (the seam says it)
-        return self._deltas[seq : seq + limit]
+        if self.terminal is None:
+            return self._deltas[seq : seq + limit]
+        part, start = divmod(seq, PART)
+        deltas: list[Delta] = msgspec.json.decode(self._parts[part]) if part < len(self._parts) else []
+        return deltas[start : start + limit]
 
     def append(self, deltas: Sequence[Delta]) -> None:  # noqa: D102
         if self.terminal:
@@ -40,7 +67,10 @@ class MemoryLog:
     def end(self, terminal: Terminal) -> None:  # noqa: D102
         if self.terminal:
             raise LogEndedError
+        self._parts = [msgspec.json.encode(self._deltas[at : at + PART]) for at in range(0, self.last, PART)]
+        self._deltas = []
         self.terminal = terminal
+        self._on_end()
         for wake in self._wakes:
             wake(self.last, ())
 
@@ -51,23 +81,64 @@ class MemoryLog:
         self._wakes = tuple(other for other in self._wakes if other != wake)
 
 
+class _Kept(NamedTuple):
+    until: float  # loop time
+    size: int
+
+
 class MemoryStore:
-    """Logs by id."""
+    """Logs by key. Those that have ended are kept for `retention` seconds, and in `limit` bytes all together."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, retention: float = 300.0, limit: int = KEPT_LIMIT) -> None:
+        self._retention = retention
+        self._limit = limit
         self._logs: dict[str, MemoryLog] = {}
+        self._ended: OrderedDict[str, _Kept] = OrderedDict()  # the oldest end first
+        self._sweep: asyncio.TimerHandle | None = None
+        self.kept_bytes = 0
+        self.evicted = 0
+        """How many logs were forgotten before their time, for want of memory."""
 
-    async def create(self, start: Start) -> MemoryLog:  # noqa: D102
-        if start.id in self._logs:
-            raise KeyError(start.id)
-        log = self._logs[start.id] = MemoryLog(start)
+    async def create(self, key: str, start: Start, request: bytes) -> MemoryLog:  # noqa: D102
+        if key in self._logs:
+            raise KeyError(key)
+        log = self._logs[key] = MemoryLog(start, request, lambda: self._keep(key))
         return log
 
-    async def get(self, generation_id: str) -> MemoryLog | None:  # noqa: D102
-        return self._logs.get(generation_id)
+    async def get(self, key: str) -> MemoryLog | None:  # noqa: D102
+        return self._logs.get(key)
 
-    def remove(self, generation_id: str) -> None:  # noqa: D102
-        self._logs.pop(generation_id, None)
+    def remove(self, key: str) -> None:  # noqa: D102
+        self._logs.pop(key, None)
+        if kept := self._ended.pop(key, None):
+            self.kept_bytes -= kept.size
 
     async def close(self) -> None:  # noqa: D102
+        if self._sweep:
+            self._sweep.cancel()
         self._logs.clear()
+        self._ended.clear()
+        self.kept_bytes = 0
+
+    def _keep(self, key: str) -> None:
+        log = self._logs.get(key)
+        if log is None:
+            return  # forgotten while it ran
+        loop = asyncio.get_running_loop()
+        self._ended[key] = kept = _Kept(loop.time() + self._retention, log.size)
+        self.kept_bytes += kept.size
+        while self.kept_bytes > self._limit:
+            self.remove(next(iter(self._ended)))
+            self.evicted += 1
+        if self._sweep is None:
+            self._sweep = loop.call_later(self._retention, self._forget_old)
+
+    def _forget_old(self) -> None:
+        """Forget what has been kept long enough, and look again when the next one will have been."""
+        loop = asyncio.get_running_loop()
+        self._sweep = None
+        for key, kept in list(self._ended.items()):
+            if kept.until > loop.time():
+                self._sweep = loop.call_at(kept.until, self._forget_old)
+                return
+            self.remove(key)
