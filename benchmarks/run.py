@@ -49,6 +49,11 @@ class Scenario:
     messages: int = 1
     idle: bool = False
 
+    @property
+    def warmup(self) -> float:
+        """Seconds before measuring: the first questions of a crowd cost more than its tokens."""
+        return 2 + self.streams / 500 * (self.rate > 0)
+
 
 SCENARIOS = {
     "paced": Scenario("100 streams × 50 tokens/s", 100, 50, 500),
@@ -208,7 +213,7 @@ def measure(programs: dict[str, str], side: str, scenario: str, seconds: float) 
         port, pids = (RELAY, list(family(processes[-1].pid))) if command else (MOCK, [processes[0].pid])
         load = [
             *(*load_core, programs["load"], str(port), "idle" if it.idle else chosen.kind),
-            *(str(it.streams), str(seconds), "2", str(it.slow), str(it.messages), *map(str, pids)),
+            *(str(it.streams), str(seconds), str(it.warmup), str(it.slow), str(it.messages), *map(str, pids)),
         ]
         done = subprocess.run(load, capture_output=True, text=True, timeout=seconds + 60, check=False)
         if done.returncode:
