@@ -52,7 +52,7 @@ class Scenario:
     @property
     def warmup(self) -> float:
         """Seconds before measuring: the first questions of a crowd cost more than its tokens."""
-        return 2 + self.streams / 500 * (self.rate > 0)
+        return 2 if self.idle or not self.rate else 2 + self.streams / 500
 
 
 SCENARIOS = {
