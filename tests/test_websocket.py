@@ -173,19 +173,23 @@ async def test_models_that_are_not_allowed_are_refused(serve, fake):
     assert (await service.post({"messages": HELLO, "model": "davinci"})).status_code == 403
 
 
-async def test_a_request_with_an_id_is_refused_for_now(service, fake):
+async def test_no_number_of_answers_on_one_socket_ends_one_that_runs(serve, fake):
+    service = await serve(max_generations_per_connection=500)
+    go = asyncio.Event()
+    fake.default = Reply([A, Wait(go), *text("b")[1:]])
     async with service.socket() as socket:
-        for frame, param in [
-            ({"messages": HELLO, "id": "r1"}, "id"),
-            ({"messages": HELLO, "previous_id": "r1"}, "previous_id"),
-            ({"type": "resume", "id": "r1"}, "id"),
-        ]:
-            refused = await socket.ask(frame)
-            assert refused["error"]["code"] == "invalid_request"
-            assert refused["error"]["param"] == param
-            assert refused.get("id") == frame.get("id")
-            assert "seq" not in refused
-    assert fake.requests == []
+        for _ in range(300):
+            await socket.send({"messages": HELLO})
+        for number in range(1, 301):
+            await fake.request(number)
+        go.set()
+        ends = []
+        while len(ends) < 300:
+            frame = await socket.receive()
+            if frame["type"] == "done":
+                ends.append(frame["status"])
+
+    assert set(ends) == {"completed"}
 
 
 async def test_no_frame_closes_the_socket_or_disturbs_a_generation(service, fake, caplog):

@@ -74,7 +74,8 @@ class _Socket:
         self._caller = caller
         self._outlet = outlet(_ENCODING, websocket.scope, self._send)
         self._readers: dict[str, tuple[Reader, str]] = {}  # by id, with the key of their log
-        self._unnamed: deque[str] = deque()  # the keys of generations that nobody but this socket can reach
+        self._unnamed: set[str] = set()  # the keys of running generations that nobody but this socket can reach
+        self._ended: deque[str] = deque()  # and of those that have ended: they can be continued from
 
     async def run(self) -> None:
         try:
@@ -89,7 +90,7 @@ class _Socket:
             for reader, key in self._readers.values():
                 reader.close()
                 self._relay.detach(key)
-            for key in self._unnamed:
+            for key in (*self._unnamed, *self._ended):
                 self._relay.release(key)
             await self._outlet.stop()
 
@@ -136,15 +137,18 @@ class _Socket:
             del self._readers[generation_id]
             self._relay.detach(key)
             self._session.ended(generation_id)
+            if not named:
+                self._unnamed.remove(key)
+                self._ended.append(key)
+                if len(self._ended) > REMEMBERED:
+                    self._relay.release(self._ended.popleft())
 
         self._relay.attach(key)
         if before := self._readers.pop(generation_id, None):
             before[0].close()
             self._relay.detach(key)
         if not named:
-            self._unnamed.append(key)
-            if len(self._unnamed) > REMEMBERED:
-                self._relay.release(self._unnamed.popleft())
+            self._unnamed.add(key)
         self._session.follows(generation_id, named=named)
         reader = Reader(log, after, self._outlet, on_end)
         self._readers[generation_id] = (reader, key)
