@@ -278,11 +278,11 @@ def table(results: dict[tuple[str, str], list[dict[str, Any]]], options: argpars
 
 
 def figure(runs: list[dict[str, Any]] | None, it: Scenario) -> float | None:
-    """Return the median CPU per token (or per answer) in microseconds."""
-    if not runs or it.idle:
-        return None
+    """Return the median CPU per token (or per answer) in microseconds; None where none came."""
     unit = "answers" if it.count == 1 else "tokens"
-    return statistics.median(run["cpu"] / run[unit] * 1e6 if run[unit] else float("nan") for run in runs)
+    if not runs or it.idle or not all(run[unit] for run in runs):
+        return None
+    return statistics.median(run["cpu"] / run[unit] * 1e6 for run in runs)
 
 
 def row(runs: list[dict[str, Any]], it: Scenario, cpu: float | None, ratio: str) -> str:
@@ -292,6 +292,8 @@ def row(runs: list[dict[str, Any]], it: Scenario, cpu: float | None, ratio: str)
     if it.idle:
         each = (median("memory_after_kb") - median("memory_before_kb")) / it.streams
         return f" |  |  |  | {each:.1f} KB per socket"
+    if cpu is None:
+        return "nothing came before an answer's end |  |  |  | "
     unit = "answers" if it.count == 1 else "tokens"
     rate = statistics.median(run[unit] / run["seconds"] for run in runs)
     cost = f"{cpu / 1000:.2f} ms per answer" if it.count == 1 else f"{cpu:.1f} µs per token"

@@ -60,7 +60,7 @@ async def drops(generations: int, wanted: int, seed: int) -> None:
     count = 0
     async with running(create_app(settings), settings) as service:
         port = int(service.url.rsplit(":", 1)[1])
-        proxy = DroppingProxy(port, lambda: 250 + int(chance.expovariate(1 / 3000)))
+        proxy = DroppingProxy(port, lambda: 250 + int(chance.expovariate(1 / 6000)))
         await proxy.start()
 
         async def ask(chat: Chat) -> None:
@@ -86,7 +86,7 @@ async def drops(generations: int, wanted: int, seed: int) -> None:
 
 
 async def alone(url: str, ask: Any) -> None:
-    async with connect(url) as chat:
+    async with connect(url, patience=600) as chat:
         await ask(chat)
 
 

@@ -15,7 +15,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from ws_chat.doors.connections import Connections
 from ws_chat.doors.http import error_response, install_error_handlers
-from ws_chat.doors.openapi import CHAT_OPERATION
+from ws_chat.doors.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION
 from ws_chat.doors.outlet import STOP
 from ws_chat.doors.sse import SSEDoor
 from ws_chat.doors.websocket import WebSocketDoor
@@ -99,6 +99,7 @@ def create_app(
         if not app.openapi_schema:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             schema["paths"]["/v1/chat/stream"] = {"post": CHAT_OPERATION}
+            schema["paths"]["/v1/chat/stream/{id}"] = {"get": FOLLOW_OPERATION, "delete": CANCEL_OPERATION}
             app.openapi_schema = schema
         return app.openapi_schema
 

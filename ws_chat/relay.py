@@ -113,6 +113,7 @@ class Relay:
         self._check_room()
         self._check_model(chat.model)
         before, model = await self._previous(caller, chat)
+        self._check_room()  # again: that may have taken a while
         model = self._upstream.resolve(chat.model or model)
         try:
             log = await self._store.create(key, Start(generation_id, 0, model), write(chat, before))
