@@ -1,4 +1,4 @@
-"""Soak: thousands of broken connections, and not a delta lost or doubled. `make soak`, about two minutes.
+"""Soak: thousands of broken connections, and not a delta lost or doubled. `make soak`.
 
 First generations over a network that resets connections at random moments, in front of an upstream whose bytes fall
 into random reads; then ten thousand generations that come and go, and the memory they leave behind.
