@@ -74,6 +74,26 @@ async def test_tool_calls_are_joined_and_their_results_continue(service, fake):
     assert len(fake.requests[1].body["messages"]) == 3
 
 
+async def test_what_a_server_repeats_empty_in_a_tool_call_changes_nothing(service, fake):
+    head = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{"}}
+    more = {"index": 0, "id": "", "type": "", "function": {"name": "", "arguments": "}"}}
+    last = {"index": 0, "id": None, "function": {"name": None, "arguments": None}}
+    pieces = [sse(chunk({"tool_calls": [piece]})) for piece in (head, more, last)]
+    fake.reply([*pieces, sse(chunk({}, "tool_calls")), DONE])
+    async with connect(service.url) as chat:
+        reply = await chat.ask(HELLO).end()
+
+    assert reply.tool_calls == [{**head, "function": {"name": "f", "arguments": "{}"}}]
+
+
+async def test_who_leaves_an_iteration_finds_the_rest_later(service, fake):
+    async with connect(service.url) as chat:
+        reply = chat.ask(HELLO)
+        await reply.over.wait()
+        assert (await anext(aiter(reply)))["content"] == "Hel"
+        assert [frame["content"] async for frame in reply] == ["lo"]
+
+
 async def test_several_at_once_on_one_socket(service, fake):
     async with connect(service.url) as chat:
         replies = await asyncio.gather(*(chat.ask(HELLO).end() for _ in range(10)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ws_chat.client.errors import HistoryGoneError, told
@@ -37,7 +38,7 @@ class Reply:
         self._cancel = cancel
         self._acknowledged = False
         self._error: Exception | None = None
-        self._frames: list[Frame] = []
+        self._frames: deque[Frame] = deque()
         self._texts: list[str] = []
         self._changed = asyncio.Event()
 
@@ -75,11 +76,8 @@ class Reply:
 
     async def _tokens(self) -> AsyncIterator[Frame]:
         while True:
-            frames, self._frames = self._frames, []
-            for frame in frames:
-                yield frame
-            if self._frames:
-                continue
+            while self._frames:
+                yield self._frames.popleft()
             if self._error:
                 raise self._error
             if self.ended:
@@ -133,6 +131,8 @@ def _join_calls(calls: list[Frame], pieces: list[Frame]) -> None:
             continue
         for name, value in (piece.get("function") or {}).items():
             old = call["function"].get(name)
-            joins = name != "name" and isinstance(old, str) and isinstance(value, str)
-            call["function"][name] = old + value if joins else value
-        call.update({key: value for key, value in piece.items() if key != "function" and value is not None})
+            if name == "arguments" and old and value:
+                call["function"][name] = old + value
+            elif value:  # servers repeat what is given once, or send it empty
+                call["function"][name] = value
+        call.update({key: value for key, value in piece.items() if key != "function" and value})
