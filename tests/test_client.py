@@ -115,6 +115,30 @@ async def test_cancel(service, fake):
             await (await fake.request(2)).closed.wait()
 
 
+async def test_what_is_cancelled_before_it_was_asked_for_costs_nothing(service, fake):
+    async with connect(service.url) as chat:
+        reply = chat.ask(HELLO)
+        await reply.cancel()
+        await reply.end()
+        assert (reply.status, reply.text) == ("cancelled", "")
+        assert (await chat.ask(HELLO).end()).text == "Hello"
+    assert len(fake.requests) == 1
+
+
+async def test_what_is_closed_stays_closed(service, fake):
+    fake.default = Reply([*text("a")[:2], Hang()])
+    async with connect(service.url) as chat:
+        reply = chat.ask(HELLO)
+        await anext(aiter(reply))
+    with pytest.raises(ConnectionLostError):
+        await reply.end()
+    with pytest.raises(RuntimeError):
+        chat.ask(HELLO)
+    async with asyncio.timeout(5):
+        while service.connections.open:
+            await asyncio.sleep(0.01)
+
+
 async def test_an_answer_is_whole_whatever_the_network_does(service, fake):
     fake.default = Reply([b"".join(text(*LONG[at : at + 50])[1:51]) for at in range(0, 1500, 50)] + text()[1:])
     chance = random.Random(1)

@@ -221,6 +221,16 @@ async def test_a_position_that_is_none_is_400(position, service, fake):
     assert (await follow(service, "r1", "?format=odd")).json()["error"]["param"] == "format"
 
 
+async def test_a_line_break_that_was_cut_in_two_is_one_also_when_resumed(service, fake):
+    fake.reply(text("a\r", "\nb"))
+    async with service.socket() as socket:
+        await socket.chat(id="r1")
+    whole = events((await follow(service, "r1")).content)
+    rest = events((await follow(service, "r1", "?after=1")).content)
+    assert "".join(event["data"] for event in whole[:-1]) == "a\nb"
+    assert [event["data"] for event in rest] == ["b", "[DONE]"]
+
+
 async def test_a_head_request_starts_no_stream(service, fake):
     await service.frames(id="r1")
     async with httpx.AsyncClient(timeout=20) as client:

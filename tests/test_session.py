@@ -40,6 +40,14 @@ def test_a_chat_with_an_id_is_started_under_that(session):
     assert session.receive(named) == StartGeneration("r1", named)
 
 
+def test_who_interrupts_needs_no_room_of_its_own(session):
+    interrupted = started(session)
+    started(session)
+    assert refused(session, CHAT) == ("too_many_generations", None)
+    assert refused(session, Chat(CHAT.body, previous_id="elsewhere")) == ("too_many_generations", None)
+    assert isinstance(session.receive(Chat(CHAT.body, previous_id=interrupted)), StartGeneration)
+
+
 def test_no_more_than_the_limit_are_followed_at_once(session):
     started(session)
     started(session, Chat(CHAT.body, id="r1"))

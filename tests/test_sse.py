@@ -254,6 +254,18 @@ async def test_a_pipelined_request_hides_no_client_that_goes_away(service, fake)
     assert len(fake.requests) == 1
 
 
+async def test_a_large_request_hides_no_client_that_goes_away(service, fake):
+    fake.default = Reply(head_after=[Hang()])
+    _, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 500_000}]}).encode()
+    writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    await fake.request()
+    writer.close()
+
+    async with asyncio.timeout(5):
+        await fake.requests[0].closed.wait()
+
+
 @pytest.mark.usefixtures("only_fast")
 async def test_a_pipelined_request_is_not_answered_and_the_connection_closes(service, fake):
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))

@@ -110,10 +110,10 @@ class Relay:
         key = caller.key(generation_id, named=named)
         if named and (log := await self._store.get(key)):
             return _attached(log, chat)
-        self._check_room()
+        self._check_room(besides=self._interrupted(caller, chat))
         self._check_model(chat.model)
         before, model = await self._previous(caller, chat)
-        self._check_room()  # again: that may have taken a while
+        self._check_room()  # that may have taken a while
         model = self._upstream.resolve(chat.model or model)
         try:
             log = await self._store.create(key, Start(generation_id, 0, model), write(chat, before))
@@ -221,10 +221,15 @@ class Relay:
                 return key, log
         raise ChatError("not_found", "There is no such generation.", param=param)
 
-    def _check_room(self) -> None:
+    def _interrupted(self, caller: Caller, chat: Chat) -> int:
+        """Return how many running generations a chat would end."""
+        keys = [caller.key(chat.previous_id, named=named) for named in (True, False)] if chat.previous_id else []
+        return any(key in self._producing for key in keys)
+
+    def _check_room(self, *, besides: int = 0) -> None:
         if self._stopped:
             raise ChatError(_DRAINING.code, _DRAINING.message, retry_after=_DRAINING.retry_after)
-        if len(self._producing) >= self._max_generations:
+        if len(self._producing) - besides >= self._max_generations:
             raise ChatError("overloaded", "The server runs as many generations as it can.", retry_after=1)
 
     def _check_model(self, model: str | None) -> None:

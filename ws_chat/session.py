@@ -95,12 +95,12 @@ class Session:
         if self._following.get(generation_id) is False:
             # Their frames could not be told apart.
             raise ChatError("id_conflict", "This id is that of an unnamed generation on this connection.", param="id")
-        self._check_room(generation_id)
+        self._check_room(generation_id, chat.previous_id)
         return StartGeneration(generation_id, chat)
 
-    def _check_room(self, generation_id: str) -> None:
-        # One that is followed already only changes its position.
-        if generation_id not in self._following and len(self._following) >= self._limit:
+    def _check_room(self, *leaving: str | None) -> None:
+        # One that is followed already only changes its position, and one that is interrupted makes room.
+        if len(self._following.keys() - set(leaving)) >= self._limit:
             raise ChatError("too_many_generations", f"At most {self._limit} generations run at once on a connection.")
 
     def _cancel(self, generation_id: str | None) -> CancelGeneration | None:

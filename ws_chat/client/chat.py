@@ -101,6 +101,7 @@ class Chat:
         self._links: set[_Link] = set()  # and those that still carry something
         self._connecting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         """Connect. Raises ReplyError where the server refuses, OSError where there is none."""
@@ -111,11 +112,13 @@ class Chat:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close. The server goes on with answers that have not ended for its resume window."""
-        await asyncio.gather(*(link.socket.close() for link in self._links))
-        tasks = list(self._tasks)
+        self._closed = True
+        # First those who would connect again.
+        tasks, links = list(self._tasks), list(self._links)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(link.socket.close() for link in links))
 
     def ask(
         self,
@@ -130,8 +133,10 @@ class Chat:
 
         `messages` is a list of chat messages, or one user message as a string. `previous` continues from an answer with
         the new messages only; one that still runs is interrupted. `parameters` are the other fields of the
-        chat-completions request (the OpenAI reference).
+        chat-completions request (the OpenAI reference). Raises RuntimeError when the connection was closed.
         """
+        if self._closed:
+            raise RuntimeError("this connection was closed")
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         request: dict[str, Any] = {"messages": list(messages), "id": request_id or str(uuid.uuid4()), **parameters}
@@ -154,11 +159,15 @@ class Chat:
 
     async def _drive(self, reply: Reply) -> None:
         """Ask for an answer, and for the rest of it, until it has ended."""
-        progress, pause = time.monotonic(), FIRST_PAUSE
+        progress, pause, asked = time.monotonic(), FIRST_PAUSE, False
         try:
             while not reply.ended:
                 seq = reply.seq
                 link = await self._ready()
+                if reply.cancelling and not asked:
+                    reply.never_asked()
+                    return
+                asked = True
                 gone = link.carry(reply)
                 await link.send(reply.opening)
                 if reply.cancelling:

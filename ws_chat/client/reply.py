@@ -113,6 +113,11 @@ class Reply:
             case "error":
                 self.finish(told(frame["error"]))
 
+    def never_asked(self) -> None:
+        """Take the end of an answer that was cancelled before anybody was asked for it."""
+        self.status = "cancelled"
+        self.finish()
+
     def finish(self, error: Exception | None = None) -> None:
         """Take the end, or what ended it."""
         if not self.ended:

@@ -129,6 +129,8 @@ class DirectOutlet(Outlet):
         self.write_token = partial(wire.write_direct, encoding.token)
         self.writable = wire.takes_bytes()
         wire.on_change = self._on_change
+        if wire.is_gone():  # it will not tell again
+            self._end(sent=False)
 
     def close(self) -> None:  # noqa: D102
         self._end(sent=True)
@@ -203,7 +205,8 @@ class AwaitedOutlet(Outlet):
         error = None if task.cancelled() else task.exception()
         if error and not isinstance(error, OSError):
             logger.error("A server's send failed", exc_info=error)
-        self.ended.set_result(not task.cancelled() and error is None)
+        if not self.ended.done():  # a server that stops cancels whoever awaits it
+            self.ended.set_result(not task.cancelled() and error is None)
 
 
 def outlet(encoding: Encoding, scope: Any, send: Send) -> Outlet:

@@ -93,9 +93,10 @@ class SSEDoor:
 
     async def _follow(self, caller: Caller, exchange: _Exchange) -> None:
         generation_id = exchange.scope["path_params"]["id"]
-        form = format_named(_form_name(exchange.scope), event_ids=True)
+        form_name = _form_name(exchange.scope)
         after = _position(exchange.scope)
         log = await self._relay.find(caller, generation_id, after)
+        form = format_named(form_name, event_ids=True, before=log.after(after - 1, 1) if after else ())
         if log.terminal and after == log.terminal.seq:
             # Nothing more can come, and only this status keeps an EventSource from asking again.
             await exchange.answer(Response(status_code=204))
@@ -207,9 +208,11 @@ async def _begun(log: Log, way_out: Outlet) -> None:
 
     way_out.ended.add_done_callback(wake)
     log.watch(wake)
-    if log.last == 0 and log.terminal is None:
-        await begun.wait()
-    log.unwatch(wake)
+    try:
+        if log.last == 0 and log.terminal is None and not way_out.ended.done():
+            await begun.wait()
+    finally:
+        log.unwatch(wake)
 
 
 async def _gone(receive: Receive, way_out: Outlet) -> None:

@@ -15,6 +15,9 @@ from ws_chat.event_stream import PING, event
 from ws_chat.frames import Done, Failed, Pong, encode, encode_token
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ws_chat.deltas import Delta
     from ws_chat.frames import ServerFrame, Token
 
 
@@ -51,10 +54,11 @@ class FramesFormat(Format):
 class TextFormat(Format):
     """The tutorial's events: the answer's text, then `[DONE]`; with event ids (the seq) where it can be resumed."""
 
-    def __init__(self, *, event_ids: bool = False) -> None:
+    def __init__(self, *, event_ids: bool = False, after_cr: bool = False) -> None:
+        """Begin after a text that ended with a CR, or did not."""
         super().__init__()
         self._event_ids = event_ids
-        self._after_cr = False
+        self._after_cr = after_cr
 
     def token(self, token: Token) -> bytes:  # noqa: D102
         text = token.get("content")
@@ -91,6 +95,9 @@ class TextFormat(Format):
 FORMATS: Final = frozenset({"text", "frames"})
 
 
-def format_named(name: str, *, event_ids: bool) -> Format:
-    """Return a new format; the frames format has event ids always."""
-    return FramesFormat() if name == "frames" else TextFormat(event_ids=event_ids)
+def format_named(name: str, *, event_ids: bool, before: Sequence[Delta] = ()) -> Format:
+    """Return a new format; the frames format has event ids always. `before` is the delta that the reader has last."""
+    if name == "frames":
+        return FramesFormat()
+    text = before[-1].get("content") if before else None
+    return TextFormat(event_ids=event_ids, after_cr=isinstance(text, str) and text.endswith("\r"))

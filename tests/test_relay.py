@@ -1,0 +1,129 @@
+"""The use case without doors: what happens when two callers come at the same instant."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ws_chat.errors import ChatError
+from ws_chat.frames import Chat, Done, Failed
+from ws_chat.relay import ANONYMOUS, Caller, Relay
+from ws_chat.stores.memory import MemoryStore
+
+pytestmark = pytest.mark.anyio
+
+HELLO = [{"role": "user", "content": "hi"}]
+ONE, OTHER = Caller(ANONYMOUS, "one"), Caller(ANONYMOUS, "other")
+
+
+class Upstream:
+    """Says one delta and waits; takes a moment to close."""
+
+    def __init__(self) -> None:
+        self.requests = []
+        self.go = asyncio.Event()
+        self.closing = asyncio.Event()
+        self.closing.set()
+
+    def resolve(self, model):
+        return model or "m"
+
+    async def generate(self, request, emit, outcome) -> None:
+        self.requests.append(request)
+        emit([{"content": "a"}])
+        try:
+            await self.go.wait()
+        finally:
+            await self.closing.wait()
+        outcome.finish_reason = "stop"
+
+    async def close(self) -> None:
+        pass
+
+
+class DistantStore(MemoryStore):
+    """A store whose answers take a turn of the event loop, as those of another machine do."""
+
+    async def get(self, key):
+        found = await super().get(key)
+        await asyncio.sleep(0)
+        return found
+
+
+@pytest.fixture
+async def upstream():
+    return Upstream()
+
+
+async def ended(log) -> Done | Failed:
+    over = asyncio.Event()
+    log.watch(lambda *_: over.set())
+    async with asyncio.timeout(5):
+        while not log.terminal:
+            over.clear()
+            await over.wait()
+    return log.terminal
+
+
+async def code_of(coroutine) -> str:
+    with pytest.raises(ChatError) as refused:
+        await coroutine
+    return refused.value.info.code
+
+
+async def test_two_that_send_the_same_at_the_same_instant_share_one(upstream):
+    relay = Relay(upstream, DistantStore())
+    chat = Chat({"messages": HELLO}, id="r1")
+    one, other = await asyncio.gather(relay.start(ONE, "r1", chat), relay.start(OTHER, "r1", chat))
+    assert one is other
+    upstream.go.set()
+    assert (await ended(one)).status == "completed"
+    assert len(upstream.requests) == 1
+    await relay.close()
+
+
+async def test_of_two_that_send_different_things_at_the_same_instant_one_is_refused(upstream):
+    relay = Relay(upstream, DistantStore())
+    chats = [Chat({"messages": HELLO, "seed": seed}, id="r1") for seed in (1, 2)]
+    outcomes = await asyncio.gather(
+        *(relay.start(caller, "r1", chat) for caller, chat in zip((ONE, OTHER), chats, strict=True)),
+        return_exceptions=True,
+    )
+    assert [type(outcome) is ChatError for outcome in outcomes] == [False, True]
+    assert outcomes[1].info.code == "id_conflict"
+    await relay.close()
+
+
+@pytest.mark.parametrize("meanwhile", ["the server stops", "the last place is taken"])
+async def test_room_is_looked_for_again_after_an_interruption(meanwhile, upstream):
+    relay = Relay(upstream, MemoryStore(), max_generations=1)
+    log = await relay.start(ONE, "r1", Chat({"messages": HELLO}, id="r1"))
+    upstream.closing.clear()
+    await asyncio.sleep(0)  # it runs
+    interrupting = asyncio.create_task(relay.start(ONE, "r2", Chat({"messages": HELLO}, id="r2", previous_id="r1")))
+    await asyncio.sleep(0)  # it waits for the end of r1
+    others = []
+
+    def come_between(*_) -> None:
+        faster = (
+            relay.stop() if meanwhile == "the server stops" else relay.start(OTHER, "r3", Chat({"messages": HELLO}))
+        )
+        others.append(asyncio.create_task(faster))
+
+    log.watch(come_between)
+    upstream.closing.set()
+    assert await code_of(interrupting) == ("draining" if meanwhile == "the server stops" else "overloaded")
+    assert len(others) == 1
+    assert not [request for request in upstream.requests if len(request["messages"]) > 1]
+    await relay.close()
+
+
+async def test_who_interrupts_needs_no_room_of_its_own(upstream):
+    relay = Relay(upstream, MemoryStore(), max_generations=1)
+    await relay.start(ONE, "r1", Chat({"messages": HELLO}, id="r1"))
+    assert await code_of(relay.start(ONE, "r2", Chat({"messages": HELLO}))) == "overloaded"
+    log = await relay.start(ONE, "r2", Chat({"messages": HELLO}, previous_id="r1"))
+    upstream.go.set()
+    assert (await ended(log)).status == "completed"
+    await relay.close()
