@@ -121,8 +121,9 @@ async def test_what_is_cancelled_before_it_was_asked_for_costs_nothing(service, 
         await reply.cancel()
         await reply.end()
         assert (reply.status, reply.text) == ("cancelled", "")
-        assert (await chat.ask(HELLO).end()).text == "Hello"
-    assert len(fake.requests) == 1
+        with pytest.raises(NotFoundError):
+            await chat.ask(HELLO, previous=reply).end()
+    assert not fake.requests
 
 
 async def test_what_is_closed_stays_closed(service, fake):

@@ -302,6 +302,19 @@ async def test_without_readers_it_is_cancelled_after_the_resume_window(serve, fa
     assert service.relay.running == 0
 
 
+async def test_a_reader_that_moved_counts_once(serve, fake):
+    service = await serve(resume_window=0.01)
+    fake.default = Reply([*text("a")[:2], Hang()])
+    async with service.socket() as socket:
+        await socket.send({"messages": HELLO, "id": "r1"})
+        for _ in range(3):
+            await socket.send({"type": "resume", "id": "r1"})
+        assert (await socket.ask({"type": "ping"}))["id"] == "r1"
+        while (await socket.receive())["type"] != "pong":
+            pass
+    await closed(fake)
+
+
 async def test_a_reader_keeps_it_alive(serve, fake):
     service = await serve(resume_window=0.01)
     fake.default, go = slowly("a", "b")

@@ -257,8 +257,11 @@ async def test_a_pipelined_request_hides_no_client_that_goes_away(service, fake)
 async def test_a_large_request_hides_no_client_that_goes_away(service, fake):
     fake.default = Reply(head_after=[Hang()])
     _, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
-    body = json.dumps({"messages": [{"role": "user", "content": "x" * 500_000}]}).encode()
-    writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 200_000}]}).encode()
+    writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+    while not service.connections.open:  # the body shall come when it is waited for
+        await asyncio.sleep(0)
+    writer.write(body)
     await fake.request()
     writer.close()
 
