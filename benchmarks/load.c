@@ -1,6 +1,7 @@
 /* A crowd of readers: load PORT KIND STREAMS SECONDS WARMUP SLOW MESSAGES PIDS…
  *
- * KIND is ws (our WebSocket), text (our SSE, and the tutorial's) or openai (an OpenAI-compatible gateway). Every stream
+ * KIND is ws (our WebSocket), named (the same with an id for each request), text (our SSE, and the tutorial's) or openai
+ * (an OpenAI-compatible gateway). Every stream
  * has a connection of its own and asks again whenever an answer is complete. Every token is checked: its number follows
  * the one before. Between WARMUP and WARMUP + SECONDS it counts tokens and answers, takes the time each token was under
  * way, and the CPU time of the processes PIDS; then it prints one line of JSON and ends. SLOW of the streams take 2 KB
@@ -27,12 +28,14 @@ static const char *KINDS[] = {"ws", "text", "openai", "idle"};
 static int poller, measuring, port;
 static char request[1 << 16], handshake[512];
 static size_t request_length;
+static char *id;                           /* where in the request its id stands, if it has one */
 static uint64_t tokens, answers, failed, wrong, late[BUCKETS + 1];
 
 static void ask(Stream *s) {
   s->next = 0;
   s->matched = 0;
   if (kind != WS) s->head = s->part = 0;
+  for (char *letter = id; letter && ++*letter > 'z'; letter++) *letter = 'a';
   if (send(s->fd, request, request_length, MSG_NOSIGNAL) != (ssize_t)request_length) die("send");
 }
 
@@ -203,7 +206,8 @@ static void usage(int n, char **pids, double *cpu, long *memory) {
 
 static void prepare(int messages) {
   static char body[1 << 15];
-  char *at = body + sprintf(body, "{\"model\":\"mock\",\"stream\":true,\"messages\":[");
+  static const char NAMED[] = "{\"id\":\"aaaaaaaa\",";
+  char *at = body + sprintf(body, "%s\"model\":\"mock\",\"stream\":true,\"messages\":[", id ? NAMED : "{");
   for (int i = 0; i < messages; i++)
     at += sprintf(at, "%s{\"role\":\"%s\",\"content\":\"%s\"}", i ? "," : "", i % 2 ? "assistant" : "user",
                   "The quick brown fox jumps over the lazy dog, and then it sits down and thinks about what it has done.");
@@ -214,6 +218,7 @@ static void prepare(int messages) {
     memcpy(request, head, sizeof head);
     memcpy(request + sizeof head, body, length);
     request_length = sizeof head + length;
+    if (id) id = request + sizeof head + 7;
   } else {
     request_length = (size_t)snprintf(request, sizeof request,
         "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
@@ -235,7 +240,8 @@ static uint64_t percentile(double part) {
 int main(int argc, char **argv) {
   if (argc < 9) return fprintf(stderr, "usage: load PORT KIND STREAMS SECONDS WARMUP SLOW MESSAGES PIDS…\n"), 2;
   port = atoi(argv[1]);
-  while (strcmp(KINDS[kind], argv[2])) kind++;
+  if (!strcmp(argv[2], "named")) id = request;
+  else while (strcmp(KINDS[kind], argv[2])) kind++;
   int streams = atoi(argv[3]), slow = atoi(argv[6]), pids = argc - 8;
   double seconds = atof(argv[4]), warmup = atof(argv[5]), cpu_before, cpu_after;
   long memory_before, memory_after;

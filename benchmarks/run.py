@@ -69,7 +69,7 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class Side:
-    """How to start a relay, and how its clients speak: `ws`, `text` or `openai`."""
+    """How to start a relay, and how its clients speak: `ws`, `named`, `text` or `openai`."""
 
     kind: str
     command: Callable[[], list[str] | None]
@@ -137,6 +137,7 @@ ALL = ("paced", "thousand", "crowd", "saturated", "requests", "slow")
 FEW = ("paced", "saturated", "requests")
 SIDES = {
     "ours-ws": Side("ws", ours()),
+    "ours-named": Side("named", ours(), ("paced", "thousand", "saturated", "requests")),
     "ours-sse": Side("text", ours(), ALL),
     "tutorial-async": Side("text", tutorial("create_async_app"), FEW),
     "tutorial-sync": Side("text", tutorial("create_sync_app"), ("requests",)),

@@ -60,7 +60,7 @@ async def drops(generations: int, wanted: int, seed: int) -> None:
     count = 0
     async with running(create_app(settings), settings) as service:
         port = int(service.url.rsplit(":", 1)[1])
-        proxy = DroppingProxy(port, lambda: 250 + int(chance.expovariate(1 / 6000)))
+        proxy = DroppingProxy(port, lambda: 250 + int(chance.expovariate(1 / 2500)))
         await proxy.start()
 
         async def ask(chat: Chat) -> None:
@@ -77,7 +77,7 @@ async def drops(generations: int, wanted: int, seed: int) -> None:
                 check((reply.status, reply.seq) == ("completed", last + 1), "and its end")
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(8):
+            for _ in range(16):
                 group.create_task(alone(proxy.url, ask))
         check(len(fake.requests) == count, "each was paid for once")
         print(f"{count} generations, {proxy.drops} dropped connections (seed {seed}): 0 lost, 0 doubled", flush=True)
