@@ -22,7 +22,7 @@ from dropping import DroppingProxy
 from fake_openai import DONE, FakeOpenAI, Reply, chunk, sse, usage_chunk
 
 from ws_chat.app import create_app
-from ws_chat.client import Chat, connect
+from ws_chat.client import Chat, chat, connect
 from ws_chat.settings import Settings
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -53,6 +53,7 @@ def cut(chance: random.Random, whole: Any, most: int) -> list[Any]:
 
 async def drops(generations: int, wanted: int, seed: int) -> None:
     """Ask until there were so many generations and drops; end the program at the first fault."""
+    chat.FIRST_PAUSE, chat.LONGEST_PAUSE = 0.005, 0.05  # thousands of pauses for people would take hours
     chance = random.Random(seed)
     fake = FakeOpenAI()
     await fake.start()
@@ -63,12 +64,12 @@ async def drops(generations: int, wanted: int, seed: int) -> None:
         proxy = DroppingProxy(port, lambda: 250 + int(chance.expovariate(1 / 2500)))
         await proxy.start()
 
-        async def ask(chat: Chat) -> None:
+        async def ask(link: Chat) -> None:
             nonlocal count
             while count < generations or proxy.drops < wanted:
                 count += 1
                 fake.default = answer(chance)
-                reply, last = chat.ask(HELLO), 0
+                reply, last = link.ask(HELLO), 0
                 async for frame in reply:
                     check(frame["seq"] > last, "seq rises")
                     last = frame["seq"]
@@ -86,8 +87,8 @@ async def drops(generations: int, wanted: int, seed: int) -> None:
 
 
 async def alone(url: str, ask: Any) -> None:
-    async with connect(url, patience=600) as chat:
-        await ask(chat)
+    async with connect(url, patience=600) as link:
+        await ask(link)
 
 
 async def memory(generations: int) -> None:
@@ -104,10 +105,10 @@ async def memory(generations: int) -> None:
             found = re.search(r"running on http://127\.0\.0\.1:(\d+)", line)
             port = found[1] if found else ""
         asyncio.create_task(server.stderr.read())  # noqa: RUF006  (a full pipe would stop the server)
-        async with connect(f"ws://127.0.0.1:{port}") as chat:
-            await come_and_go(chat, 500)
+        async with connect(f"ws://127.0.0.1:{port}") as link:
+            await come_and_go(link, 500)
             before = resident(server.pid)
-            await come_and_go(chat, generations)
+            await come_and_go(link, generations)
             at_once = resident(server.pid)
             await asyncio.sleep(2)  # the retention
             later = resident(server.pid)
@@ -117,9 +118,9 @@ async def memory(generations: int) -> None:
         await server.wait()
 
 
-async def come_and_go(chat: Chat, generations: int) -> None:
+async def come_and_go(link: Chat, generations: int) -> None:
     for _ in range(0, generations, 10):
-        await asyncio.gather(*(chat.ask(HELLO, model="demo-fast").end() for _ in range(10)))
+        await asyncio.gather(*(link.ask(HELLO, model="demo-fast").end() for _ in range(10)))
 
 
 def resident(pid: int) -> int:
