@@ -25,6 +25,7 @@ from ws_chat.client import (
     connect,
     connect_sync,
 )
+from ws_chat.client import Reply as Answer
 
 pytestmark = pytest.mark.anyio
 
@@ -154,6 +155,13 @@ async def test_an_answer_is_whole_whatever_the_network_does(service, fake):
     assert {(reply.status, reply.seq) for reply in replies} == {("completed", 1501)}
     assert proxy.drops > 5
     assert len(fake.requests) == 10
+
+
+async def test_a_frame_that_comes_twice_counts_once():
+    reply = Answer({"id": "r1", "messages": HELLO}, cancel=None)
+    for seq, content in ((1, "a"), (1, "a"), (2, "b"), (1, "a")):
+        reply.take({"type": "token", "id": "r1", "seq": seq, "content": content})
+    assert (reply.text, reply.seq) == ("ab", 2)
 
 
 async def _all(reply) -> str:
