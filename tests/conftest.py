@@ -16,7 +16,7 @@ from fake_openai import FakeOpenAI
 from websockets.asyncio.client import ClientConnection, connect
 
 from ws_chat import app as application
-from ws_chat.server import Binding, options
+from ws_chat.server import Binding, Server, options
 from ws_chat.settings import Settings
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Service:
 
     url: str
     app: FastAPI
-    server: uvicorn.Server
+    server: Server
 
     @property
     def relay(self) -> Relay:
@@ -154,7 +154,7 @@ async def running(app: FastAPI, settings: Settings, **config: Any) -> AsyncItera
         chosen.pop(name)
     server_config = uvicorn.Config(app, **chosen)
     server_config.load()
-    server = uvicorn.Server(server_config)
+    server = Server(server_config)
     server.lifespan = server_config.lifespan_class(server_config)
     # What Server.serve does, without its signal handlers and without waiting for the ticks of its main loop.
     await server.startup(sockets=[sock])
@@ -197,7 +197,12 @@ async def serve(fake: FakeOpenAI, path: str) -> AsyncIterator[Callable[..., Any]
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(**given: Any) -> Service:
-            values = {"openai_base_url": fake.base_url, "openai_api_key": "sk-operator-key", **given}
+            values = {
+                "openai_base_url": fake.base_url,
+                "openai_api_key": "sk-operator-key",
+                "drain_timeout": 0,
+                **given,
+            }
             settings = Settings(**values)
             return await stack.enter_async_context(running(application.create_app(settings), settings, **config))
 

@@ -11,14 +11,16 @@ import ws_chat
 
 PACKAGE = Path(ws_chat.__file__).parent
 FLOORS = [
-    {"errors", "settings", "deltas", "event_stream"},
-    {"frames"},
-    {"generation", "session", "conversation", "upstreams.base", "stores.base"},
-    {"reader", "upstreams.answer", "upstreams.body", "stores.memory"},
+    {"errors", "settings", "deltas", "event_stream", "observe"},
+    {"frames", "access"},
+    {"generation", "session", "upstreams.base", "stores.base"},
+    {"conversation", "reader", "upstreams.answer", "upstreams.body", "stores.memory"},
     {"upstreams.connection"},
     {"upstreams.transport"},
-    {"relay", "upstreams.openai", "upstreams.demo"},
-    {"doors.connections", "doors.http", "doors.openapi", "doors.outlet", "doors.sse_format"},
+    {"producers", "upstreams.openai", "upstreams.demo", "observers.metrics", "observers.logs", "observers.tracing"},
+    {"relay"},
+    {"doors.http", "doors.openapi", "doors.outlet", "doors.sse_format"},
+    {"doors.connections"},
     {"doors.websocket", "doors.sse"},
     {"client.errors"},
     {"client.reply"},
@@ -54,6 +56,7 @@ IMPURE = {
     "os",
 }
 FORBIDDEN = {
+    "producers": {"fastapi", "starlette", "uvicorn", "openai", "httpx2", "json", "pydantic_core", "redis"},
     "relay": {"fastapi", "starlette", "uvicorn", "openai", "httpx2", "json", "pydantic_core", "redis"},
     "upstreams.openai": {"fastapi", "starlette", "uvicorn"},
     "upstreams.demo": {"fastapi", "starlette", "uvicorn", "openai"},

@@ -26,7 +26,7 @@ def happen(generation: Generation, event: Event) -> None:
         case Event.CANCEL:
             generation.cancel(1, 12.0)
         case Event.FAIL:
-            generation.fail(1, ERROR)
+            generation.fail(1, ERROR, 9.0)
 
 
 def test_every_event_has_its_place_in_every_state_that_has_not_ended():
@@ -75,4 +75,4 @@ def test_a_failed_answer_keeps_its_count():
     generation = new()
     generation.begin(11.0)
 
-    assert generation.fail(1, ERROR) == Failed("r1", 2, ERROR)
+    assert generation.fail(1, ERROR, 9.0) == Failed("r1", 2, ERROR)

@@ -20,6 +20,8 @@ class Connection:
     def __init__(self, *, gone: bool = False) -> None:
         self.gone = gone
         self.written = []
+        self.sent = 0
+        self.dropped = False
         self.on_change = None
 
     def takes_bytes(self) -> bool:

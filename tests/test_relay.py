@@ -6,15 +6,16 @@ import asyncio
 
 import pytest
 
+from ws_chat.access import ANONYMOUS, Caller
 from ws_chat.errors import ChatError
 from ws_chat.frames import Chat, Done, Failed
-from ws_chat.relay import ANONYMOUS, Caller, Relay
+from ws_chat.relay import Relay
 from ws_chat.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
 
 HELLO = [{"role": "user", "content": "hi"}]
-ONE, OTHER = Caller(ANONYMOUS, "one"), Caller(ANONYMOUS, "other")
+ONE, OTHER = Caller(ANONYMOUS, "one", "sse"), Caller(ANONYMOUS, "other", "websocket")
 
 
 class Upstream:

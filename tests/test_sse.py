@@ -121,7 +121,7 @@ async def test_the_request_is_described(service):
     async with httpx.AsyncClient() as client:
         paths = (await client.get(service.url + "/openapi.json")).json()["paths"]
 
-    assert set(paths) == {"/v1/chat/stream", "/v1/chat/stream/{id}", "/healthz", "/readyz"}
+    assert set(paths) == {"/v1/chat/stream", "/v1/chat/stream/{id}", "/healthz", "/readyz", "/metrics"}
     assert set(paths["/v1/chat/stream/{id}"]) == {"get", "delete"}
     assert (
         "messages"

@@ -11,15 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
+from ws_chat.access import Keys, Origins, Quota
 from ws_chat.doors.connections import Connections
 from ws_chat.doors.http import error_response, install_error_handlers
 from ws_chat.doors.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION
-from ws_chat.doors.outlet import STOP
+from ws_chat.doors.outlet import DRAIN, WRITE_TIMEOUT
 from ws_chat.doors.sse import SSEDoor
 from ws_chat.doors.websocket import WebSocketDoor
-from ws_chat.errors import ErrorInfo
+from ws_chat.errors import ChatError, ErrorInfo
+from ws_chat.observe import Observers
+from ws_chat.observers.logs import Logs
+from ws_chat.observers.metrics import Metrics
+from ws_chat.producers import DRAINING
 from ws_chat.relay import Relay
 from ws_chat.settings import Settings, SettingsError
 from ws_chat.stores.memory import MemoryStore
@@ -27,10 +35,11 @@ from ws_chat.upstreams.demo import DemoUpstream
 from ws_chat.upstreams.openai import OpenAIUpstream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from starlette.websockets import WebSocket
 
+    from ws_chat.observe import Observer
     from ws_chat.stores.base import Store
     from ws_chat.upstreams.base import Upstream
 
@@ -38,21 +47,31 @@ logger = logging.getLogger("ws_chat")
 
 
 def create_app(
-    settings: Settings | None = None, *, upstream: Upstream | None = None, store: Store | None = None
+    settings: Settings | None = None,
+    *,
+    upstream: Upstream | None = None,
+    store: Store | None = None,
+    observers: Sequence[Observer] = (),
 ) -> FastAPI:
     """Return the ASGI application. What is not given is chosen by the settings, and they by the environment.
 
-    Raises SettingsError.
+    `observers` are told what happens, besides metrics and logs. Raises SettingsError.
     """
     settings = settings or Settings.load()
+    metrics = Metrics()
+    observe = Observers([metrics, Logs(content=settings.log_content), *_tracing(), *observers])
     relay = Relay(
         upstream or choose_upstream(settings),
         store or MemoryStore(retention=settings.retention),
         models=settings.models,
         max_generations=settings.max_generations,
+        max_generations_per_principal=settings.max_generations_per_principal,
+        quota=Quota(settings.requests_per_minute),
         resume_window=settings.resume_window,
+        observe=observe,
     )
-    connections = Connections(settings.max_connections)
+    keys, origins = Keys(settings.api_keys), Origins(settings.allowed_origins)
+    connections = Connections(settings.max_connections, keys, origins, observe)
     sockets = WebSocketDoor(
         relay,
         connections,
@@ -64,7 +83,15 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        yield {STOP: relay.stop}
+        async def drain() -> None:
+            try:
+                connections.drain(settings.drain_timeout)
+                await relay.drain(settings.drain_timeout)
+            finally:
+                await relay.stop()
+
+        with metrics.watching_the_loop():
+            yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout}
         await relay.close()
 
     sockets_anywhere_else = WebSocketRoute("/{path:path}", _no_socket_here)
@@ -82,6 +109,14 @@ def create_app(
     app.state.relay = relay
     app.state.connections = connections
     install_error_handlers(app)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+            expose_headers=["X-Generation-Id", "Retry-After"],
+        )
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
@@ -93,7 +128,14 @@ def create_app(
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Tell that the process takes requests."""
+        if relay.draining:
+            raise ChatError(DRAINING.code, DRAINING.message, retry_after=DRAINING.retry_after)
         return {"status": "ok"}
+
+    @app.get("/metrics", response_class=Response)
+    async def figures() -> Response:
+        """Tell what was counted and measured, in Prometheus's text format."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
@@ -121,6 +163,15 @@ def choose_upstream(settings: Settings) -> Upstream:
         base_url=settings.openai_base_url,
         timeout=settings.upstream_timeout,
     )
+
+
+def _tracing() -> list[Observer]:
+    """Return what makes traces, where OpenTelemetry is installed."""
+    try:
+        from ws_chat.observers.tracing import Tracing  # noqa: PLC0415  (an extra)
+    except ImportError:
+        return []
+    return [Tracing()]
 
 
 async def _no_socket_here(websocket: WebSocket) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ws_chat.deltas import Delta
     from ws_chat.frames import Chat
+    from ws_chat.stores.base import Log
 
 Message = dict[str, Any]
 
@@ -42,6 +43,14 @@ def conversation(request: bytes, deltas: Sequence[Delta]) -> list[Any]:
     asked = _read(request)
     answer = said(deltas)
     return [*asked.before, *asked.given["messages"], *([answer] if answer else [])]
+
+
+def conversation_of(log: Log) -> list[Any]:
+    """Return the messages of a log, as far as it has come."""
+    deltas: list[Delta] = []
+    while part := log.after(len(deltas), log.last):
+        deltas += part
+    return conversation(log.request, deltas)
 
 
 def said(deltas: Sequence[Delta]) -> Message | None:

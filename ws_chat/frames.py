@@ -240,8 +240,19 @@ class Pong:
         return {"type": "pong"}
 
 
+@dataclass(frozen=True, slots=True)
+class GoAway:
+    """The server is about to stop: what runs may end in the milliseconds that are left, all else goes elsewhere."""
+
+    type: ClassVar[str] = "goaway"
+    deadline_ms: int
+
+    def as_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"type": "goaway", "deadline_ms": self.deadline_ms}
+
+
 Terminal: TypeAlias = Done | Failed
-ServerFrame: TypeAlias = Start | Done | Failed | Refused | Pong
+ServerFrame: TypeAlias = Start | Done | Failed | Refused | Pong | GoAway
 """Any frame but a token."""
 
 

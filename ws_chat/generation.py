@@ -57,7 +57,7 @@ class IllegalTransitionError(Exception):
 class Generation:
     """One answer being produced. Times are seconds of any one clock; `outcome` is what its upstream says of it."""
 
-    __slots__ = ("_first", "_model", "_started", "id", "outcome", "state")
+    __slots__ = ("_model", "_started", "first", "id", "outcome", "state", "total")
 
     def __init__(self, generation_id: str, model: str, now: float) -> None:
         self.id = generation_id
@@ -65,12 +65,15 @@ class Generation:
         self.outcome = Outcome()
         self._model = model
         self._started = now
-        self._first: float | None = None
+        self.first: float | None = None
+        """Seconds until the first delta."""
+        self.total = 0.0
+        """Seconds until the end."""
 
     def begin(self, now: float) -> None:
         """Take note of the first delta."""
         self._move(Event.BEGIN)
-        self._first = now
+        self.first = now - self._started
 
     def finish(self, last: int, now: float) -> Terminal:
         """Take the end of the upstream's stream: complete with a finish_reason, failed without one.
@@ -79,7 +82,7 @@ class Generation:
         """
         if self.outcome.finish_reason is None:
             message = "The upstream's answer broke off before it was complete."
-            return self.fail(last, ErrorInfo("upstream_incomplete", message))
+            return self.fail(last, ErrorInfo("upstream_incomplete", message), now)
         self._move(Event.FINISH)
         return self._done("completed", last, now)
 
@@ -88,9 +91,10 @@ class Generation:
         self._move(Event.CANCEL)
         return self._done("cancelled", last, now)
 
-    def fail(self, last: int, error: ErrorInfo) -> Failed:
+    def fail(self, last: int, error: ErrorInfo, now: float) -> Failed:
         """Take a failure: what was said so far stays said."""
         self._move(Event.FAIL)
+        self.total = now - self._started
         return Failed(self.id, last + 1, error)
 
     def _move(self, event: Event) -> None:
@@ -100,6 +104,7 @@ class Generation:
             raise IllegalTransitionError(f"{event.value} of a generation that is {self.state.value}") from None
 
     def _done(self, status: str, last: int, now: float) -> Done:
+        self.total = now - self._started
         return Done(
             id=self.id,
             seq=last + 1,
@@ -107,8 +112,8 @@ class Generation:
             finish_reason=self.outcome.finish_reason,
             model=self.outcome.model or self._model,
             usage=self.outcome.usage,
-            ttft_ms=None if self._first is None else _milliseconds(self._first - self._started),
-            total_ms=_milliseconds(now - self._started),
+            ttft_ms=None if self.first is None else _milliseconds(self.first),
+            total_ms=_milliseconds(self.total),
         )
 
 

@@ -8,15 +8,17 @@ awaits `send`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+import socket
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode
 
-from ws_chat.doors.outlet import STOP, WIRE
+from ws_chat.doors.outlet import WIRE, WRITE_TIMEOUT
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from uvicorn._types import ASGISendEvent
@@ -26,23 +28,35 @@ if TYPE_CHECKING:
 _SHORT_HEADERS = [bytes((0x81, length)) for length in range(126)]
 
 
-def _after_stop(protocol: DirectWebSocketProtocol | DirectHTTPProtocol, shutdown: Callable[[], None]) -> None:
-    """Shut a connection down after the application's generations have ended: else their ends would find it closed."""
-    stop = protocol.app_state.get(STOP)
-    if stop is None:
-        shutdown()
-        return
-    task = protocol.loop.create_task(stop())
-    protocol.tasks.add(task)  # the server waits for it
-    task.add_done_callback(protocol.tasks.discard)
-    # By then the client may have gone by itself.
-    task.add_done_callback(lambda _: None if protocol.transport.is_closing() else shutdown())
+HEAD_TIMEOUT: Final = 10.0
+"""Seconds in which a request's head must come, of a WebSocket's handshake too."""
+BODY_TIMEOUT: Final = 60.0
+"""Seconds in which its body must come."""
+MAX_HEAD: Final = 64 * 1024
+"""Bytes that a request's head has at most."""
+SEND_BUFFER: Final = 128 * 1024
+"""Bytes that the kernel keeps for a peer that is slow (twice that, by its own counting)."""
+
+
+def _bound(transport: asyncio.BaseTransport, app_state: dict[str, Any]) -> None:
+    """Let the kernel drop a peer that takes nothing for the write timeout, and keep no more than SEND_BUFFER for it.
+
+    The user timeout (RFC 5482) is the time that sent data may stay unacknowledged, or a window closed.
+    """
+    peer = transport.get_extra_info("socket")
+    if peer is not None and peer.family != socket.AF_UNIX:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        seconds = app_state.get(WRITE_TIMEOUT)
+        if seconds and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
 
 
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket whose text frames can be written directly. Only without compression."""
 
     on_change: Callable[[], None] | None = None
+    sent = 0
+    dropped = False
     _full = False
 
     def handle_connect(self, event: Request) -> None:
@@ -76,10 +90,6 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.writable.is_set():
             self.transport.write(pong)
 
-    def shutdown(self) -> None:
-        """Close, when what runs has ended and said so."""
-        _after_stop(self, super().shutdown)
-
     def pause_writing(self) -> None:
         """Tell that the transport takes no more bytes."""
         self._full = True
@@ -95,6 +105,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the connection, and tell whoever writes."""
         super().connection_lost(exc)
+        self.dropped = self.dropped or isinstance(exc, TimeoutError)
         self._tell()
 
     def data_received(self, data: bytes) -> None:
@@ -106,6 +117,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     def keepalive_timeout(self) -> None:
         """Give up a peer that answers no pings, and tell whoever writes."""
         super().keepalive_timeout()
+        self.dropped = True
         self._tell()
 
     def takes_bytes(self) -> bool:
@@ -124,6 +136,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         """Write a text frame, unless the connection is gone."""
         data = encode(frame)
         length = len(data)
+        self.sent += length
         if length < 126:
             header = _SHORT_HEADERS[length]
         elif length < 65536:
@@ -138,7 +151,17 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     """An HTTP connection to which the chunks of a response can be written directly."""
 
     on_change: Callable[[], None] | None = None
+    sent = 0
+    dropped = False
     _deaf = False
+    _head = 0  # bytes that came of a request's head; -1 after it
+    _slow: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Take a connection, and give its first request a time to come."""
+        super().connection_made(transport)
+        _bound(transport, self.app_state)
+        self._await_within(HEAD_TIMEOUT)
 
     # uvicorn reads no further when a request comes before the last one is answered, and then it does not see the client
     # go away. That may be an answer of minutes: here such a request is not answered but read past, and the connection
@@ -150,6 +173,8 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             self._deaf = True
             self.cycle.keep_alive = False
         else:
+            self._head = -1
+            self._await_within(BODY_TIMEOUT)
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -160,24 +185,30 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Take the end of a request."""
         if not self._deaf:
+            self._await_within(None)
             super().on_message_complete()
             # A large body may have paused reading, and a client that goes away would not be seen.
             self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         """Take a read."""
-        if not self._deaf:
-            super().data_received(data)
+        if self._deaf:
+            return
+        if self._head >= 0:
+            self._head += len(data)
+        super().data_received(data)
+        if self._head > MAX_HEAD:
+            self.logger.warning("A request's head is too long.")
+            self.transport.abort()
 
     def on_message_begin(self) -> None:
         """Offer the wire to the application."""
+        self._head = 0
+        if self._slow is None:
+            self._await_within(HEAD_TIMEOUT)
         super().on_message_begin()
         extensions: dict[str, Any] = {WIRE: self}
         self.scope["extensions"] = extensions
-
-    def shutdown(self) -> None:
-        """Close, when what runs has ended and said so."""
-        _after_stop(self, super().shutdown)
 
     def pause_writing(self) -> None:
         """Tell that the transport takes no more bytes."""
@@ -194,12 +225,21 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the connection, and tell whoever writes."""
         super().connection_lost(exc)
+        self._await_within(None)
+        self.dropped = isinstance(exc, TimeoutError)
         if self.on_change:
             self.on_change()
+
+    def _await_within(self, seconds: float | None) -> None:
+        """Give up the connection after so many seconds; None: it may take its time."""
+        if self._slow:
+            self._slow.cancel()
+        self._slow = self.loop.call_later(seconds, self.transport.abort) if seconds else None
 
     def handle_websocket_upgrade(self) -> None:
         """Upgrade, unless an answer is under way."""
         if not self._deaf:
+            self._await_within(None)
             super().handle_websocket_upgrade()
 
     def takes_bytes(self) -> bool:
@@ -213,5 +253,6 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     def write_direct(self, encode: Callable[[Any], bytes], frame: Any) -> None:
         """Write a chunk (RFC 9112, section 7.1) of a response whose head is out, unless the connection is gone."""
         data = encode(frame)
+        self.sent += len(data)
         if data and not self.transport.is_closing():
             self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))

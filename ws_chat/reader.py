@@ -44,17 +44,24 @@ class Outlet(Protocol):
 class Reader:
     """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once."""
 
-    __slots__ = ("_closed", "_id", "_log", "_on_end", "_outlet", "_seq", "_started")
+    __slots__ = ("_after", "_closed", "_id", "_log", "_on_end", "_outlet", "_seq", "_started", "frames")
 
     def __init__(self, log: Log, after: int, outlet: Outlet, on_end: Callable[[], None]) -> None:
         """Read `log` after the seq `after`; `on_end` is called once, when the terminal frame is out."""
         self._log = log
         self._id = log.start.id
-        self._seq = after
+        self._seq = self._after = after
         self._outlet = outlet
         self._on_end = on_end
         self._started = False
         self._closed = False
+        self.frames = 0
+        """How many token frames it has sent."""
+
+    @property
+    def deltas(self) -> int:
+        """How many deltas were in them."""
+        return self._seq - self._after
 
     def open(self) -> None:
         """Start reading."""
@@ -85,6 +92,7 @@ class Reader:
                 deltas = log.after(seq, MERGE_LIMIT)
                 delta, count = merge(deltas) if len(deltas) > 1 else (deltas[0], 1)
                 self._seq = seq = seq + count
+                self.frames += 1
                 outlet.write_token({"type": "token", "id": self._id, "seq": seq, **delta})
             elif log.terminal:
                 self.close()
@@ -95,6 +103,7 @@ class Reader:
         """Take word of a write: one delta that is next goes out at once, which is the way of nearly every token."""
         if self._started and len(deltas) == 1 and last == self._seq + 1 and self._outlet.writable:
             self._seq = last
+            self.frames += 1
             self._outlet.write_token({"type": "token", "id": self._id, "seq": last, **deltas[0]})
         else:
             self.pump()

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
+import logging
+import os
 import resource
+import signal
 import socket
 import sys
+import tempfile
+import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG
+from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
+from uvicorn.supervisors import multiprocess
+
+from ws_chat.doors.outlet import DRAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from ws_chat.settings import Settings
 
+logger = logging.getLogger("ws_chat.server")
+
 SHUTDOWN_TIMEOUT: Final = 5
-"""Seconds that running requests may take to end after the first signal; a second signal does not wait for them."""
+"""Seconds in which the last frames must leave when what ran has ended; a second signal does not wait for them."""
+
+RETIRE: Final = signal.SIGINT
+"""Ends one worker of several. SIGTERM ends them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +57,110 @@ class Binding:
 def run(settings: Settings, binding: Binding) -> None:
     """Serve until a signal ends it. Exits the process with a status of uvicorn's when it cannot listen."""
     _raise_file_limit()
+    config = uvicorn.Config("ws_chat.app:app", **options(settings, binding))
     with _own_socket_file(binding.uds):
-        uvicorn.run("ws_chat.app:app", **options(settings, binding))
+        if config.workers > 1:
+            with tempfile.TemporaryDirectory(prefix="ws_chat-") as folder:
+                os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+                Supervisor(config, [config.bind_socket()]).run()
+            return
+        server = Server(config)
+        server.run()
+        if not server.started:
+            sys.exit(STARTUP_FAILURE)
+
+
+class Server(uvicorn.Server):
+    """Ends what runs before its connections are closed: uvicorn would close them at once.
+
+    Until then it goes on listening, so that who comes is told to go elsewhere. The same signal again ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._signals: Counter[int] = Counter()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal."""
+        super().handle_exit(sig, frame)
+        self._signals[sig] += 1
+        self.force_exit = self.force_exit or self._signals[sig] > 1
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then close."""
+        if RETIRE in self._signals and self.config.workers > 1:
+            for server in self.servers:  # the others serve the address
+                server.close()
+        if drain := self.lifespan.state.get(DRAIN):
+            logger.info("Draining: what runs may end, nothing new is taken. The same signal again ends it at once.")
+            draining = asyncio.ensure_future(drain())
+            while not draining.done() and not self.force_exit:
+                await asyncio.wait({draining}, timeout=0.1)
+            draining.cancel()
+            await asyncio.wait({draining}, timeout=1)
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would break off the application instead, with a traceback
+            await self.lifespan.shutdown()
+        self._captured_signals.clear()  # to have done what they asked for is no failure
+
+
+class _Worker(multiprocess.Process):
+    """One of several processes that serve one address."""
+
+    @property
+    def server(self) -> uvicorn.Server:
+        """The server that runs in it."""
+        if self._server is None:
+            self._server = Server(self.config)
+        return self._server
+
+    def terminate(self) -> None:
+        """End it while others go on: it takes no new connections."""
+        self.send(RETIRE)
+
+    def send(self, number: int) -> None:
+        """Send it a signal, if it is there."""
+        if self.process.pid and self.process.is_alive():
+            os.kill(self.process.pid, number)
+
+
+class Supervisor(multiprocess.Multiprocess):
+    """Runs workers. SIGHUP replaces them one by one; SIGTERM drains them all, and again ends them at once."""
+
+    processes: list[_Worker]  # type: ignore[assignment]  # more than uvicorn's
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        multiprocess.Process = _Worker  # type: ignore[misc]  # the only way to run another Server in them
+
+    def terminate_all(self) -> None:
+        """Let all of them drain."""
+        for worker in self.processes:
+            worker.send(signal.SIGTERM)
+
+    def join_all(self) -> None:
+        """Wait for their ends, and pass on what signals come meanwhile."""
+        while any(worker.process.is_alive() for worker in self.processes):
+            time.sleep(0.05)
+            if self.signal_queue:
+                self.signal_queue.clear()
+                self.terminate_all()
 
 
 def options(settings: Settings, binding: Binding) -> dict[str, Any]:
     """Return the keyword arguments of `uvicorn.run` and `uvicorn.Config`."""
-    logging = copy.deepcopy(LOGGING_CONFIG)
-    logging["loggers"]["ws_chat"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
+    log_config = copy.deepcopy(LOGGING_CONFIG)
+    log_config["loggers"]["ws_chat"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
+    if not sys.stderr.isatty():  # a program reads it
+        formatter = {"()": "ws_chat.observers.logs.JSONFormatter"}
+        log_config["formatters"] = {name: formatter for name in log_config["formatters"]}  # noqa: C420
     return {
         "host": binding.host,
         "port": binding.port,
         "uds": binding.uds,
         "workers": binding.workers,
         "log_level": binding.log_level,
-        "log_config": logging,
+        "log_config": log_config,
         "ssl_keyfile": binding.ssl_keyfile,
         "ssl_certfile": binding.ssl_certfile,
         "forwarded_allow_ips": binding.forwarded_allow_ips,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from dotenv import dotenv_values
@@ -30,18 +31,42 @@ class Settings(BaseModel):
     upstream: UpstreamName = Field("auto", alias="WS_CHAT_UPSTREAM")
     model: str = Field("gpt-4o-mini", alias="WS_CHAT_MODEL")
     models: tuple[str, ...] = Field((), alias="WS_CHAT_MODELS")
+    api_keys: tuple[str, ...] = Field((), alias="WS_CHAT_API_KEYS", repr=False)
+    allowed_origins: tuple[str, ...] = Field((), alias="WS_CHAT_ALLOWED_ORIGINS")
     resume_window: float = Field(30.0, alias="WS_CHAT_RESUME_WINDOW", ge=0, allow_inf_nan=False)
     retention: float = Field(300.0, alias="WS_CHAT_RETENTION", ge=0, allow_inf_nan=False)
     max_frame_bytes: int = Field(4 * 1024 * 1024, alias="WS_CHAT_MAX_FRAME_BYTES", gt=0)
     max_connections: int = Field(20_000, alias="WS_CHAT_MAX_CONNECTIONS", gt=0)
     max_generations: int = Field(10_000, alias="WS_CHAT_MAX_GENERATIONS", gt=0)
     max_generations_per_connection: int = Field(16, alias="WS_CHAT_MAX_GENERATIONS_PER_CONNECTION", gt=0)
+    max_generations_per_principal: int | None = Field(None, alias="WS_CHAT_MAX_GENERATIONS_PER_PRINCIPAL", gt=0)
+    requests_per_minute: int | None = Field(None, alias="WS_CHAT_REQUESTS_PER_MINUTE", gt=0)
     upstream_timeout: float = Field(120.0, alias="WS_CHAT_UPSTREAM_TIMEOUT", gt=0, allow_inf_nan=False)
+    write_timeout: float = Field(30.0, alias="WS_CHAT_WRITE_TIMEOUT", gt=0, le=2_000_000, allow_inf_nan=False)
+    drain_timeout: float = Field(25.0, alias="WS_CHAT_DRAIN_TIMEOUT", ge=0, allow_inf_nan=False)
+    log_content: bool = Field(default=False, alias="WS_CHAT_LOG_CONTENT")
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "api_keys", "allowed_origins", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return tuple(part for part in map(str.strip, value.split(",")) if part) if isinstance(value, str) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _fit_for_headers(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not re.fullmatch(r"[!-~]+", key) for key in keys):
+            raise ValueError("a key is made of visible ASCII characters")
+        return keys
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _as_browsers_write_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin not in ("*", "null") and not re.fullmatch(
+                r"[a-z][a-z0-9+.-]*://[^/?#]+/?", origin, re.IGNORECASE
+            ):
+                raise ValueError(f"{origin!r} is no origin, such as https://chat.example.com")
+        return tuple(origin.lower().rstrip("/") for origin in origins)
 
     @property
     def uses_demo(self) -> bool:
@@ -92,5 +117,5 @@ def _told(fault: ErrorDetails) -> str:
     if not fault["loc"]:
         return fault["msg"]
     name = fault["loc"][0]
-    value = "" if name == "OPENAI_API_KEY" else f"={fault['input']!r}"
+    value = "" if name in ("OPENAI_API_KEY", "WS_CHAT_API_KEYS") else f"={fault['input']!r}"
     return f"{name}{value}: {fault['msg']}"

@@ -1,30 +1,87 @@
-"""How many connections this process holds, over both doors."""
+"""Who is let in, over both doors: origin, key, room. All refusals before the first byte of an answer come from here."""
 
 from __future__ import annotations
 
+import secrets
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import Headers
+
+from ws_chat.access import Caller, bearer
 from ws_chat.errors import ChatError
+from ws_chat.frames import GoAway
+from ws_chat.observe import ConnectionClosed, ConnectionOpened, Observers, Refused
+from ws_chat.producers import DRAINING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from starlette.types import Scope
+
+    from ws_chat.access import Keys, Origins
+    from ws_chat.doors.outlet import Outlet
+    from ws_chat.observe import Observer
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """A connection that was let in: who it is, and its outlet when it has one."""
+
+    caller: Caller
+    outlet: Outlet | None = None
+
 
 class Connections:
-    """Counts connections and refuses those above `limit`."""
+    """The connections that are open, at most `limit`."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, keys: Keys, origins: Origins, observe: Observer | None = None) -> None:
         self._limit = limit
-        self.open = 0
+        self._keys = keys
+        self._origins = origins
+        self.observe = observe or Observers()
+        self._open: set[Connection] = set()
+        self._draining = False
+
+    @property
+    def open(self) -> int:
+        """How many there are."""
+        return len(self._open)
+
+    def caller(self, scope: Scope, door: str) -> Caller:
+        """Return who asks. Raises ChatError (`origin_not_allowed`, `unauthorized`)."""
+        headers = Headers(scope=scope)
+        self._origins.check(headers.get("origin"), headers.get("host"))
+        key = bearer(headers.get("authorization"), scope.get("subprotocols", ()))
+        return Caller(self._keys.principal(key), secrets.token_urlsafe(16), door)
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Hold a place for a connection. Raises ChatError (`overloaded`) when there is none."""
+    def admit(self, scope: Scope, door: str) -> Iterator[Connection]:
+        """Hold a place for a connection. Raises ChatError (also `draining`, `overloaded`)."""
+        caller = self.caller(scope, door)
+        if self._draining:
+            raise ChatError(DRAINING.code, DRAINING.message, retry_after=DRAINING.retry_after)
         if self.open >= self._limit:
             raise ChatError("overloaded", "The server has as many connections as it can.", retry_after=1)
-        self.open += 1
+        connection = Connection(caller)
+        self._open.add(connection)
+        self.observe(ConnectionOpened(door))
         try:
-            yield
+            yield connection
         finally:
-            self.open -= 1
+            self._open.remove(connection)
+            way_out = connection.outlet
+            self.observe(ConnectionClosed(door, way_out.sent if way_out else 0, bool(way_out and way_out.dropped)))
+
+    def refuse(self, door: str, error: ChatError) -> None:
+        """Tell the observers of a refusal."""
+        self.observe(Refused(door, error.info.code))
+
+    def drain(self, deadline: float) -> None:
+        """Let nobody in any more, and tell the open sockets so; `deadline` seconds are left."""
+        self._draining = True
+        frame = GoAway(round(deadline * 1000))
+        for connection in self._open:
+            if connection.outlet:
+                connection.outlet.announce(frame)

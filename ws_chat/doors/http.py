@@ -26,6 +26,8 @@ def error_response(error: ErrorInfo, headers: Mapping[str, str] | None = None) -
     headers = dict(headers or {})
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.code == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
     if error.code == "too_large":
         headers["Connection"] = "close"  # the rest of the body is not read
     return Response(msgspec.json.encode({"error": error.as_dict()}), error.status, headers, "application/json")

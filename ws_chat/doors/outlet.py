@@ -29,8 +29,10 @@ MAX_REPLIES: Final = 64
 WIRE: Final = "ws_chat.wire"
 """The extension of an ASGI scope under which our own protocol classes offer a Wire."""
 
-STOP: Final = "ws_chat.stop"
+DRAIN: Final = "ws_chat.drain"
 """The key of the lifespan's state under which the application says how to end what runs before connections close."""
+WRITE_TIMEOUT: Final = "ws_chat.write_timeout"
+"""The key of the lifespan's state with the seconds after which a peer that takes nothing is dropped."""
 
 
 class Encoding(NamedTuple):
@@ -47,6 +49,10 @@ class Wire(Protocol):
     """
 
     on_change: Callable[[], None] | None
+    sent: int
+    """Bytes of frames that were written, encoded."""
+    dropped: bool
+    """Whether the connection ended because its peer took nothing, or answered no ping."""
 
     def takes_bytes(self) -> bool:
         """Whether `write_direct` may be called now."""
@@ -71,6 +77,8 @@ class Outlet(ABC):
     """Send a frame. Only while `writable`."""
     write_token: Callable[[Token], None]
     """Send a token frame. Only while `writable`."""
+    dropped = False
+    """Whether its peer was given up."""
 
     def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
@@ -86,6 +94,17 @@ class Outlet(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """End at once."""
+
+    @property
+    @abstractmethod
+    def sent(self) -> int:
+        """Return the bytes of the frames that were written."""
+
+    def announce(self, frame: ServerFrame) -> None:
+        """Send a frame that nobody asked for, before all that waits."""
+        self._replies.append(frame)
+        if self.writable:
+            self._call_waiting()
 
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, when it is writable again, after those that wait already."""
@@ -125,6 +144,7 @@ class DirectOutlet(Outlet):
     def __init__(self, encoding: Encoding, wire: Wire) -> None:
         super().__init__()
         self._wire = wire
+        self._sent_before = wire.sent  # a connection may serve one request after the other
         self.write = partial(wire.write_direct, encoding.frame)
         self.write_token = partial(wire.write_direct, encoding.token)
         self.writable = wire.takes_bytes()
@@ -138,6 +158,11 @@ class DirectOutlet(Outlet):
     async def stop(self) -> None:  # noqa: D102
         self._end(sent=False)
         self._wire.on_change = None
+        self.dropped = self._wire.dropped
+
+    @property
+    def sent(self) -> int:  # noqa: D102
+        return self._wire.sent - self._sent_before
 
     def _on_change(self) -> None:
         if self._wire.is_gone():
@@ -164,6 +189,7 @@ class AwaitedOutlet(Outlet):
         self._send = send
         self._pending: list[bytes] = []
         self._size = 0
+        self._sent = 0
         self.writable = True
         self.write = partial(self._write, encoding.frame)
         self.write_token = partial(self._write, encoding.token)
@@ -175,6 +201,7 @@ class AwaitedOutlet(Outlet):
         if data := encode(frame):
             self._pending.append(data)
             self._size += len(data)
+            self._sent += len(data)
             self.writable = self._size < HIGH_WATER and not self._closed
             self._wake.set()
 
@@ -186,6 +213,10 @@ class AwaitedOutlet(Outlet):
     async def stop(self) -> None:  # noqa: D102
         self._task.cancel()
         await asyncio.wait({self._task})
+
+    @property
+    def sent(self) -> int:  # noqa: D102
+        return self._sent
 
     async def _run(self) -> None:
         while self._pending or not self._closed:

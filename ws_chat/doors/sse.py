@@ -15,7 +15,6 @@ from ws_chat.doors.sse_format import FORMATS, format_named
 from ws_chat.errors import ChatError
 from ws_chat.frames import Chat, Failed, InvalidFrameError, Pong, decode
 from ws_chat.reader import Reader
-from ws_chat.relay import ANONYMOUS, Caller
 from ws_chat.session import Session, StartGeneration
 
 if TYPE_CHECKING:
@@ -23,12 +22,13 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from ws_chat.doors.connections import Connections
+    from ws_chat.doors.connections import Connection, Connections
     from ws_chat.doors.outlet import Outlet
     from ws_chat.doors.sse_format import Format
     from ws_chat.relay import Relay
     from ws_chat.stores.base import Log
 
+DOOR: Final = "sse"
 PING_INTERVAL: Final = 15.0
 """Seconds of silence after which a comment line keeps proxies from closing the connection."""
 
@@ -54,6 +54,15 @@ class _Exchange(NamedTuple):
         await self.send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
 
 
+class _Reading(NamedTuple):
+    """What is read, from where, and in which format."""
+
+    log: Log
+    key: str
+    after: int
+    form: Format
+
+
 class SSEDoor:
     """Serves generations as event streams. Bodies above `max_body_bytes` are `too_large`."""
 
@@ -67,31 +76,35 @@ class SSEDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, as an ASGI application. Raises ChatError when there is nothing to stream."""
-        caller = Caller(ANONYMOUS, self._new_id())
         exchange = _Exchange(scope, receive, send)
-        with self._connections.admit():
-            match scope["method"]:
-                case "POST":
-                    await self._start(caller, exchange)
-                case "DELETE":
-                    await self._relay.cancel(caller, scope["path_params"]["id"])
-                    await exchange.answer(Response(status_code=204))
-                case _:
-                    await self._follow(caller, exchange)
+        try:
+            if scope["method"] == "DELETE":  # welcome also where nothing new is: it makes room
+                caller = self._connections.caller(scope, DOOR)
+                await self._relay.cancel(caller, scope["path_params"]["id"])
+                await exchange.answer(Response(status_code=204))
+                return
+            with self._connections.admit(scope, DOOR) as connection:
+                serve = self._start if scope["method"] == "POST" else self._follow
+                await serve(connection, exchange)
+        except ChatError as error:
+            self._connections.refuse(DOOR, error)
+            raise
 
-    async def _start(self, caller: Caller, exchange: _Exchange) -> None:
+    async def _start(self, connection: Connection, exchange: _Exchange) -> None:
+        caller = connection.caller
         form_name = _form_name(exchange.scope)
         start = await self._chat(exchange.receive)
         named = start.chat.id is not None
         key = caller.key(start.id, named=named)
         log = await self._relay.start(caller, start.id, start.chat)
         try:
-            await self._serve(log, key, 0, format_named(form_name, event_ids=named), exchange)
+            await self._serve(connection, _Reading(log, key, 0, format_named(form_name, event_ids=named)), exchange)
         finally:
             if not named:
                 self._relay.release(key)
 
-    async def _follow(self, caller: Caller, exchange: _Exchange) -> None:
+    async def _follow(self, connection: Connection, exchange: _Exchange) -> None:
+        caller = connection.caller
         generation_id = exchange.scope["path_params"]["id"]
         form_name = _form_name(exchange.scope)
         after = _position(exchange.scope)
@@ -103,12 +116,16 @@ class SSEDoor:
         elif exchange.scope["method"] == "HEAD":
             await exchange.answer(Response(media_type="text/event-stream"))
         else:
-            await self._serve(log, caller.key(generation_id, named=True), after, form, exchange)
+            key = caller.key(generation_id, named=True)
+            await self._serve(connection, _Reading(log, key, after, form), exchange)
 
-    async def _serve(self, log: Log, key: str, after: int, form: Format, exchange: _Exchange) -> None:
+    async def _serve(self, connection: Connection, reading: _Reading, exchange: _Exchange) -> None:
+        log, key, after, form = reading
         way_out = outlet(Encoding(form.frame, form.token), exchange.scope, exchange.send_batch)
+        connection.outlet = way_out
         # Where the wire does not tell that the client has gone away, asking the server does.
         gone = asyncio.create_task(_gone(exchange.receive, way_out)) if isinstance(way_out, AwaitedOutlet) else None
+        reader = Reader(log, after, way_out, on_end=way_out.close)
         self._relay.attach(key)
         try:
             await _begun(log, way_out)
@@ -116,9 +133,9 @@ class SSEDoor:
                 headers = {"X-Generation-Id": log.start.id}
                 await exchange.answer(error_response(log.terminal.error, headers))
             elif not way_out.ended.done():
-                await _stream(log, after, way_out, form, exchange.send)
+                await _stream(log.start.id, reader, way_out, form, exchange.send)
         finally:
-            self._relay.detach(key)
+            self._relay.detach(connection.caller, key, reader)
             if gone:
                 gone.cancel()
             await way_out.stop()
@@ -164,11 +181,10 @@ def _position(scope: Scope) -> int:
     return int(position)
 
 
-async def _stream(log: Log, after: int, way_out: Outlet, form: Format, send: Send) -> None:
-    headers = [*_HEADERS, (b"x-generation-id", log.start.id.encode())]
+async def _stream(generation_id: str, reader: Reader, way_out: Outlet, form: Format, send: Send) -> None:
+    headers = [*_HEADERS, (b"x-generation-id", generation_id.encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     pings = _Pings(way_out, form)
-    reader = Reader(log, after, way_out, on_end=way_out.close)
     try:
         reader.open()
         if await way_out.ended:

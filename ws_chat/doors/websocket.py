@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from starlette.websockets import WebSocketDisconnect
 
+from ws_chat.access import SUBPROTOCOL
 from ws_chat.doors.http import error_response
 from ws_chat.doors.outlet import Encoding, outlet
 from ws_chat.errors import ChatError
 from ws_chat.frames import InvalidFrameError, Refused, decode, encode, encode_token
 from ws_chat.reader import Reader
-from ws_chat.relay import ANONYMOUS, Caller
 from ws_chat.session import REMEMBERED, CancelGeneration, FollowGeneration, Reply, Session, StartGeneration
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
     from starlette.websockets import WebSocket
 
-    from ws_chat.doors.connections import Connections
+    from ws_chat.doors.connections import Connection, Connections
     from ws_chat.relay import Relay
     from ws_chat.stores.base import Log
 
 logger = logging.getLogger("ws_chat.websocket")
 
+DOOR = "websocket"
 TOO_LARGE = 1009
 INTERNAL_ERROR = 1011
 _ENCODING = Encoding(encode, encode_token)
@@ -46,7 +47,7 @@ class WebSocketDoor:
     ) -> None:
         """Let each socket run `max_generations` generations at once."""
         self.relay = relay
-        self._connections = connections
+        self.connections = connections
         self.max_frame_bytes = max_frame_bytes
         self._max_generations = max_generations
         self._new_id = new_id
@@ -54,25 +55,27 @@ class WebSocketDoor:
     async def serve(self, websocket: WebSocket) -> None:
         """Serve one socket until it closes. A refusal is an HTTP response, before the upgrade."""
         try:
-            with self._connections.admit():
-                await websocket.accept()
+            with self.connections.admit(websocket.scope, DOOR) as connection:
+                offered = websocket.scope["subprotocols"]
+                await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
                 session = Session(limit=self._max_generations, new_id=self._new_id)
-                caller = Caller(ANONYMOUS, self._new_id())
-                await _Socket(websocket, self, session, caller).run()
+                await _Socket(websocket, self, session, connection).run()
         except ChatError as error:
+            self.connections.refuse(DOOR, error)
             await websocket.send_denial_response(error_response(error.info))
 
 
 class _Socket:
     """One open socket: its session, its readers, its outlet."""
 
-    def __init__(self, websocket: WebSocket, door: WebSocketDoor, session: Session, caller: Caller) -> None:
+    def __init__(self, websocket: WebSocket, door: WebSocketDoor, session: Session, connection: Connection) -> None:
         self._websocket = websocket
         self._relay = door.relay
+        self._connections = door.connections
         self._max_frame_bytes = door.max_frame_bytes
         self._session = session
-        self._caller = caller
-        self._outlet = outlet(_ENCODING, websocket.scope, self._send)
+        self._caller = connection.caller
+        self._outlet = connection.outlet = outlet(_ENCODING, websocket.scope, self._send)
         self._readers: dict[str, tuple[Reader, str]] = {}  # by id, with the key of their log
         self._unnamed: set[str] = set()  # the keys of running generations that nobody but this socket can reach
         self._ended: deque[str] = deque()  # and of those that have ended: they can be continued from
@@ -89,7 +92,7 @@ class _Socket:
             # First the generations: whatever else happens here, a client that has gone costs nothing more.
             for reader, key in self._readers.values():
                 reader.close()
-                self._relay.detach(key)
+                self._relay.detach(self._caller, key, reader)
             for key in (*self._unnamed, *self._ended):
                 self._relay.release(key)
             await self._outlet.stop()
@@ -123,10 +126,10 @@ class _Socket:
                     await self._relay.cancel(self._caller, generation_id)
                 case Reply(reply):
                     await self._outlet.reply(reply)
-        except InvalidFrameError as error:
-            await self._outlet.reply(Refused(error.info, error.id))
         except ChatError as error:
-            await self._outlet.reply(Refused(error.info, frame_id))
+            self._connections.refuse(DOOR, error)
+            named = error.id if isinstance(error, InvalidFrameError) else frame_id
+            await self._outlet.reply(Refused(error.info, named))
 
     def _follow(self, log: Log, after: int, *, named: bool) -> None:
         """Read a log from after a seq; the reader that this socket had of it ends there."""
@@ -134,8 +137,8 @@ class _Socket:
         key = self._caller.key(generation_id, named=named)
 
         def on_end() -> None:
-            del self._readers[generation_id]
-            self._relay.detach(key)
+            reader, _ = self._readers.pop(generation_id)
+            self._relay.detach(self._caller, key, reader)
             self._session.ended(generation_id)
             if not named:
                 self._unnamed.remove(key)
@@ -146,7 +149,7 @@ class _Socket:
         self._relay.attach(key)
         if before := self._readers.pop(generation_id, None):
             before[0].close()
-            self._relay.detach(key)
+            self._relay.detach(self._caller, key, before[0])
         if not named:
             self._unnamed.add(key)
         self._session.follows(generation_id, named=named)

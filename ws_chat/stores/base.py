@@ -41,6 +41,10 @@ class Log(Protocol):
     def terminal(self) -> Terminal | None:
         """The last frame, once there is one."""
 
+    @property
+    def size(self) -> int:
+        """Bytes of its deltas as JSON, once it has ended."""
+
     def after(self, seq: int, limit: int) -> Sequence[Delta]:
         """Return at most `limit` deltas, from the one after `seq` on."""
 

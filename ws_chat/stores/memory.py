@@ -46,8 +46,8 @@ class MemoryLog:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes when it has ended, more or less."""
-        return OVERHEAD + len(self.request) + sum(map(len, self._parts))
+        """Bytes of its deltas as JSON, once it has ended."""
+        return sum(map(len, self._parts))
 
     def after(self, seq: int, limit: int) -> Sequence[Delta]:  # noqa: D102  (the seam says it)
         if self.terminal is None:
@@ -125,7 +125,8 @@ class MemoryStore:
         if log is None:
             return  # forgotten while it ran
         loop = asyncio.get_running_loop()
-        self._ended[key] = kept = _Kept(loop.time() + self._retention, log.size)
+        size = OVERHEAD + len(log.request) + log.size
+        self._ended[key] = kept = _Kept(loop.time() + self._retention, size)
         self.kept_bytes += kept.size
         while self.kept_bytes > self._limit:
             self.remove(next(iter(self._ended)))

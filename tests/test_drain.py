@@ -1,0 +1,150 @@
+"""A deploy, of a real process: what runs may end, what comes is sent elsewhere, and no answer is broken off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from typing import Any
+
+import httpx
+import pytest
+from conftest import HELLO, events, joined
+from fake_openai import Hang, Reply, Wait, text
+from processes import program
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+pytestmark = pytest.mark.anyio
+
+CHAT = {"messages": HELLO}
+
+
+@contextlib.asynccontextmanager
+async def serving(fake, *options: str, drain: float = 20):
+    command = ("ws-chat", "serve", "--port", "0", *options)
+    variables = {"OPENAI_BASE_URL": fake.base_url, "WS_CHAT_DRAIN_TIMEOUT": str(drain)}
+    async with program(*command, **variables) as server:
+        yield server, f"http://127.0.0.1:{await server.port()}"
+
+
+async def receive(websocket, kind: str) -> dict[str, Any]:
+    """Return the next frame of a kind."""
+    async with asyncio.timeout(20):
+        while (frame := json.loads(await websocket.recv()))["type"] != kind:
+            pass
+    return frame
+
+
+async def rest(websocket) -> list[dict[str, Any]]:
+    frames = []
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            frames.append(json.loads(await websocket.recv()))
+    return frames
+
+
+def slowly() -> tuple[Reply, asyncio.Event]:
+    go = asyncio.Event()
+    first, *others = text("a", "b", "c")[1:]
+    return Reply([first, Wait(go), *others]), go
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_what_runs_ends_and_what_comes_is_sent_elsewhere(workers, fake):
+    fake.default, go = slowly()
+    async with serving(fake, "--workers", workers) as (server, url), httpx.AsyncClient(timeout=20) as client:
+        async with (
+            connect(url.replace("http", "ws") + "/v1/chat/ws") as websocket,
+            client.stream("POST", f"{url}/v1/chat/stream", json=CHAT) as response,
+        ):
+            await websocket.send(json.dumps({**CHAT, "id": "r1"}))
+            await receive(websocket, "token")
+            server.process.send_signal(signal.SIGTERM)
+            goaway = await receive(websocket, "goaway")
+            assert goaway == {"type": "goaway", "deadline_ms": 20000}
+            await server.until_logged("(?s)" + int(workers) * "Draining.*")
+
+            ready = await client.get(f"{url}/readyz")
+            assert (ready.status_code, ready.json()["error"]["code"]) == (503, "draining")
+            assert (await client.get(f"{url}/healthz")).status_code == 200
+            refused = await client.post(f"{url}/v1/chat/stream", json=CHAT)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            with pytest.raises(InvalidStatus) as denied:
+                await connect(url.replace("http", "ws") + "/v1/chat/ws")
+            assert denied.value.response.status_code == 503
+            assert denied.value.response.headers["Retry-After"] == "1"
+            await websocket.send(json.dumps({**CHAT, "id": "r2"}))
+            error = await receive(websocket, "error")
+            assert (error["id"], error["error"]["code"], "seq" in error) == ("r2", "draining", False)
+            await websocket.send(json.dumps({"type": "resume", "id": "r1"}))
+            await receive(websocket, "start")
+
+            go.set()
+            frames = await rest(websocket)
+            body = b"".join([part async for part in response.aiter_raw()])
+        async with asyncio.timeout(20):
+            assert await server.process.wait() == 0
+
+    assert joined(frames) == "abc"
+    assert (frames[-1]["type"], frames[-1]["status"]) == ("done", "completed")
+    assert websocket.close_code == 1012
+    assert "".join(event["data"] for event in events(body)) == "abc[DONE]"
+    assert len(fake.requests) == 2
+    assert "Traceback" not in server.log
+    assert '"level": "error"' not in server.log
+
+
+async def test_who_does_not_end_in_time_is_ended(fake):
+    fake.default = Reply([*text("a")[:2], Hang()])
+    async with (
+        serving(fake, drain=0.2) as (server, url),
+        connect(url.replace("http", "ws") + "/v1/chat/ws") as websocket,
+    ):
+        await websocket.send(json.dumps(CHAT))
+        await receive(websocket, "token")
+        server.process.send_signal(signal.SIGTERM)
+        error = await receive(websocket, "error")
+        await rest(websocket)
+        async with asyncio.timeout(20):
+            assert await server.process.wait() == 0
+    assert (error["seq"], error["error"]["code"]) == (2, "draining")
+    assert websocket.close_code == 1012
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_second_signal_ends_at_once(workers, fake):
+    fake.default = Reply([*text("a")[:2], Hang()])
+    async with (
+        serving(fake, "--workers", workers, drain=600) as (server, url),
+        connect(url.replace("http", "ws") + "/v1/chat/ws") as websocket,
+    ):
+        await websocket.send(json.dumps(CHAT))
+        await receive(websocket, "token")
+        server.process.send_signal(signal.SIGTERM)
+        await receive(websocket, "goaway")
+        server.process.send_signal(signal.SIGTERM)
+        error = await receive(websocket, "error")
+        async with asyncio.timeout(20):
+            assert await server.process.wait() == 0
+    assert error["error"]["code"] == "draining"
+    assert "Traceback" not in server.log
+
+
+async def test_workers_are_replaced_one_by_one_and_nobody_is_turned_away(fake):
+    fake.default, go = slowly()
+    async with serving(fake, "--workers", "2") as (server, url), httpx.AsyncClient(timeout=20) as client:
+        async with client.stream("POST", f"{url}/v1/chat/stream", json=CHAT) as response:
+            server.process.send_signal(signal.SIGHUP)
+            await server.until_logged(r"(?s)Started server process.*Started server process.*Started server process")
+            fake.default = Reply(text("x"))
+            for _ in range(50):
+                async with httpx.AsyncClient(timeout=20) as other:
+                    assert (await other.get(f"{url}/readyz")).status_code == 200
+            go.set()
+            body = b"".join([part async for part in response.aiter_raw()])
+        await server.until_logged(r"(?s)(Finished server process.*){2}")
+        assert (await client.get(f"{url}/readyz")).status_code == 200
+    assert "".join(event["data"] for event in events(body)) == "abc[DONE]"
