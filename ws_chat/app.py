@@ -7,11 +7,13 @@ import logging
 import secrets
 import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 
 from ws_chat.doors.connections import Connections
 from ws_chat.doors.http import error_response, install_error_handlers
@@ -77,6 +79,7 @@ def create_app(
             Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             sockets_anywhere_else,
+            Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
         ],
     )
     app.state.relay = relay
