@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -23,11 +23,15 @@ def need(program: str) -> str:
     """Return the path of a program."""
     path = shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if path is None:
-        message = f"{program} is not installed"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        lacking(f"{program} is not installed")
     return path
+
+
+def lacking(message: str) -> NoReturn:
+    """Skip a test aloud, because of a program; with CI set, fail it."""
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 def environment(**variables: str) -> dict[str, str]:

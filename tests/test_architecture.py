@@ -19,7 +19,7 @@ FLOORS = [
     {"upstreams.transport"},
     {"producers", "upstreams.openai", "upstreams.demo", "observers.metrics", "observers.logs", "observers.tracing"},
     {"relay"},
-    {"doors.http", "doors.openapi", "doors.outlet", "doors.sse_format"},
+    {"doors.http", "doors.openapi", "doors.outlet", "doors.page", "doors.sse_format"},
     {"doors.connections"},
     {"doors.websocket", "doors.sse"},
     {"client.errors"},

@@ -7,6 +7,7 @@ import logging
 import secrets
 import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -14,13 +15,14 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Mount, Route, WebSocketRoute
 
 from ws_chat.access import Keys, Origins, Quota
 from ws_chat.doors.connections import Connections
 from ws_chat.doors.http import error_response, install_error_handlers
 from ws_chat.doors.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION
 from ws_chat.doors.outlet import DRAIN, WRITE_TIMEOUT
+from ws_chat.doors.page import Page
 from ws_chat.doors.sse import SSEDoor
 from ws_chat.doors.websocket import WebSocketDoor
 from ws_chat.errors import ChatError, ErrorInfo
@@ -104,6 +106,7 @@ def create_app(
             Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             sockets_anywhere_else,
+            Mount("/static", Page(directory=Path(__file__).parent / "static")),
         ],
     )
     app.state.relay = relay
