@@ -117,3 +117,30 @@ def _leaves(value):
             yield from _leaves(part)
     else:
         yield value
+
+
+def test_a_call_in_thousands_of_pieces_is_one_call():
+    head = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    pieces = [{"tool_calls": [{"index": 0, "function": {"arguments": f"{number:05} "}}]} for number in range(10_000)]
+    (call,) = said([{"tool_calls": [head]}, *pieces])["tool_calls"]
+    assert call == {
+        "id": "c1",
+        "type": "function",
+        "function": {"name": "f", "arguments": "".join(f"{number:05} " for number in range(10_000))},
+    }
+
+
+def test_what_else_a_delta_says_does_not_cut_a_call_in_two():
+    deltas = [
+        {"content": "a", "n": 1, "tool_calls": [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": "{"}}]},
+        {"content": "b", "n": 2, "tool_calls": [{"index": 0, "id": "", "function": {"arguments": "}"}}]},
+        {"tool_calls": [{"index": 0, "id": "c2", "function": {"name": "g", "arguments": "[]"}}]},
+    ]
+    assert said(deltas) == {
+        "role": "assistant",
+        "content": "ab",
+        "tool_calls": [
+            {"id": "c1", "function": {"name": "f", "arguments": "{}"}},
+            {"id": "c2", "function": {"name": "g", "arguments": "[]"}},
+        ],
+    }

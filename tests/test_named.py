@@ -231,12 +231,44 @@ async def test_a_line_break_that_was_cut_in_two_is_one_also_when_resumed(service
     assert [event["data"] for event in rest] == ["b", "[DONE]"]
 
 
+async def test_an_empty_position_is_none_in_the_query_and_not_given_in_the_header(service, fake):
+    await service.frames(id="r1")
+    assert (await follow(service, "r1", "?after=")).status_code == 400
+    resumed = await follow(service, "r1", "?after=00001", **{"Last-Event-ID": ""})
+    assert [event["data"] for event in events(resumed.content)] == ["lo", "[DONE]"]
+
+
 async def test_a_head_request_starts_no_stream(service, fake):
     await service.frames(id="r1")
     async with httpx.AsyncClient(timeout=20) as client:
         response = await client.head(f"{service.stream_url}/r1")
         assert (response.status_code, response.content) == (200, b"")
         assert (await client.get(f"{service.url}/healthz")).status_code == 200, "the connection is in order"
+
+
+async def test_a_head_is_that_of_the_get(service, fake):
+    fake.reply(text("a"))
+    fake.reply([sse({"error": {"message": "no"}})])
+    async with service.socket() as socket:
+        await socket.chat(id="r1")
+        await socket.chat(id="r2")
+    for generation_id in ("r1", "r2"):
+        async with httpx.AsyncClient(timeout=20) as client:
+            head = await client.head(f"{service.stream_url}/{generation_id}")
+        whole = await follow(service, generation_id)
+        assert head.status_code == whole.status_code == (200 if generation_id == "r1" else 502)
+        for name in ("content-type", "x-generation-id", "cache-control", "x-accel-buffering"):
+            assert head.headers.get(name) == whole.headers.get(name)
+
+
+async def test_a_cancel_of_what_is_forgotten_says_so(serve, fake):
+    service = await serve(retention=0.05)
+    async with service.socket() as socket:
+        await socket.chat(id="r1")
+        async with asyncio.timeout(10):
+            while (await follow(service, "r1")).status_code != 404:
+                pass
+        assert (await socket.ask({"type": "cancel", "id": "r1"}))["error"]["code"] == "not_found"
 
 
 async def test_delete_cancels_from_anywhere(service, fake):

@@ -9,6 +9,7 @@ import pytest
 from ws_chat.access import ANONYMOUS, Caller
 from ws_chat.errors import ChatError
 from ws_chat.frames import Chat, Done, Failed
+from ws_chat.reader import Reader
 from ws_chat.relay import Relay
 from ws_chat.stores.memory import MemoryStore
 
@@ -127,4 +128,45 @@ async def test_who_interrupts_needs_no_room_of_its_own(upstream):
     log = await relay.start(ONE, "r2", Chat({"messages": HELLO}, previous_id="r1"))
     upstream.go.set()
     assert (await ended(log)).status == "completed"
+    await relay.close()
+
+
+async def test_a_history_has_a_size(upstream):
+    relay = Relay(upstream, MemoryStore(), max_bytes=1000)
+    upstream.go.set()
+    long = [{"role": "user", "content": "x" * 600}]
+    await ended(await relay.start(ONE, "r1", Chat({"messages": long}, id="r1")))
+    assert await code_of(relay.start(ONE, "r2", Chat({"messages": long}, id="r2", previous_id="r1"))) == "too_large"
+    await ended(await relay.start(ONE, "r2", Chat({"messages": HELLO}, id="r2", previous_id="r1")))
+    assert len(upstream.requests) == 2
+    await relay.close()
+
+
+async def test_a_reader_of_what_is_forgotten_counts_nowhere_else(upstream):
+    store = MemoryStore()
+    relay = Relay(upstream, store, resume_window=0)
+    chat = Chat({"messages": HELLO}, id="r1")
+    upstream.go.set()
+    old = Reader(await relay.start(ONE, "r1", chat), 0, None, None)
+    await ended(old.log)
+    store.remove(ONE.key("r1", named=True))
+    upstream.go.clear()
+    new = Reader(await relay.start(ONE, "r1", chat), 0, None, None)
+    key = ONE.key("r1", named=True)
+    relay.attach(key, new)
+    relay.attach(key, old)
+    relay.detach(ONE, key, old)
+    await asyncio.sleep(0.01)  # far longer than the window
+    assert relay.running == 1
+    relay.detach(ONE, key, new)
+    assert (await ended(new.log)).status == "cancelled"
+    await relay.close()
+
+
+async def test_two_that_interrupt_the_same_way_at_the_same_instant_share_one(upstream):
+    relay = Relay(upstream, DistantStore(), max_generations=1)
+    await relay.start(ONE, "r1", Chat({"messages": HELLO}, id="r1"))
+    chat = Chat({"messages": HELLO}, id="r2", previous_id="r1")
+    one, other = await asyncio.gather(relay.start(ONE, "r2", chat), relay.start(OTHER, "r2", chat))
+    assert one is other
     await relay.close()

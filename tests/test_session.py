@@ -6,7 +6,7 @@ import pytest
 
 from ws_chat.errors import ChatError
 from ws_chat.frames import Cancel, Chat, Ping, Pong, Resume
-from ws_chat.session import REMEMBERED, CancelGeneration, FollowGeneration, Reply, Session, StartGeneration
+from ws_chat.session import CancelGeneration, FollowGeneration, Reply, Session, StartGeneration
 
 CHAT = Chat({"messages": [{"role": "user"}]})
 
@@ -79,7 +79,12 @@ def test_cancel_by_id(session):
     assert session.receive(Cancel("g2")) == CancelGeneration("g2")
     assert session.receive(Cancel("r9")) == CancelGeneration("r9"), "it may be another connection's"
     session.ended("g2")
-    assert session.receive(Cancel("g2")) is None
+    assert session.receive(Cancel("g2")) == CancelGeneration("g2"), "it may run again, elsewhere"
+
+
+def test_what_nobody_named_is_not_followed_again(session):
+    started(session)
+    assert refused(session, Resume("g1")) == ("not_found", "id")
 
 
 def test_cancel_without_id_takes_the_only_one(session):
@@ -88,14 +93,6 @@ def test_cancel_without_id_takes_the_only_one(session):
     assert session.receive(Cancel()) == CancelGeneration("g1")
     started(session)
     assert refused(session, Cancel()) == ("invalid_request", "id")
-
-
-def test_ended_generations_are_remembered_up_to_a_bound(session):
-    for _ in range(REMEMBERED + 1):
-        session.ended(started(session))
-
-    assert session.receive(Cancel("g1")) == CancelGeneration("g1")
-    assert session.receive(Cancel("g2")) is None
 
 
 def test_ping(session):

@@ -69,6 +69,7 @@ def create_app(
         max_generations=settings.max_generations,
         max_generations_per_principal=settings.max_generations_per_principal,
         quota=Quota(settings.requests_per_minute),
+        max_bytes=settings.max_frame_bytes,
         resume_window=settings.resume_window,
         observe=observe,
     )

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ws_chat.deltas import merge
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -55,26 +53,57 @@ def conversation_of(log: Log) -> list[Any]:
 
 def said(deltas: Sequence[Delta]) -> Message | None:
     """Return deltas as one assistant message (text and tool calls), None when there is nothing in them."""
-    text = ""
-    calls: list[dict[str, Any]] = []
-    while deltas:
-        joined, count = merge(deltas)
-        deltas = deltas[count:]
-        content = joined.get("content")
-        text += content if isinstance(content, str) else ""
-        calls += _calls(joined.get("tool_calls"))
+    texts: list[str] = []
+    calls: list[_Call] = []
+    open_calls: dict[Any, _Call] = {}  # by index: the last one that was begun under it
+    for delta in deltas:
+        content, pieces = delta.get("content"), delta.get("tool_calls")
+        if isinstance(content, str):
+            texts.append(content)
+        for piece in pieces if isinstance(pieces, list) else ():
+            if isinstance(piece, dict):
+                index = piece.get("index")
+                call = open_calls.get(index) if isinstance(index, int) else None
+                if call is None or not call.add(piece):
+                    calls.append(_Call(piece))
+                    if isinstance(index, int):
+                        open_calls[index] = calls[-1]
+    text = "".join(texts)
     if not (text or calls):
         return None
     message: Message = {"role": "assistant", "content": text or None}
-    return {**message, "tool_calls": calls} if calls else message
+    return {**message, "tool_calls": [call.result() for call in calls]} if calls else message
 
 
-def _calls(pieces: Any) -> list[dict[str, Any]]:
-    """Return tool calls as a message has them: without the `index` that only a stream needs."""
-    if not isinstance(pieces, list):
-        return []
-    calls = [call for call in pieces if isinstance(call, dict)]
-    return [{key: value for key, value in call.items() if key != "index"} for call in calls]
+class _Call:
+    """A tool call being joined from its pieces (the OpenAI streaming reference)."""
+
+    def __init__(self, piece: dict[str, Any]) -> None:
+        self._fields: dict[str, Any] = {}
+        self._function: dict[str, Any] = {}
+        self._arguments: list[str] = []
+        self.add(piece)
+
+    def add(self, piece: dict[str, Any]) -> bool:
+        """Join one more piece; False when it is of another call."""
+        known, given = self._fields.get("id"), piece.get("id")
+        if known and given and known != given:
+            return False
+        # What is given once may be repeated, or sent empty; `index` is of the stream's business only.
+        self._fields |= {key: value for key, value in piece.items() if value and key not in {"index", "function"}}
+        function = piece.get("function")
+        if isinstance(function, dict):
+            arguments = function.get("arguments")
+            if isinstance(arguments, str):
+                self._arguments.append(arguments)
+            self._function |= {key: value for key, value in function.items() if value and key != "arguments"}
+        return True
+
+    def result(self) -> dict[str, Any]:
+        """Return the call as a message has it."""
+        if self._function or self._arguments:
+            return {**self._fields, "function": {**self._function, "arguments": "".join(self._arguments)}}
+        return self._fields
 
 
 def _given(chat: Chat) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class _Producing:
     """A generation that runs."""
 
     task: asyncio.Task[None]
-    principal: str
+    log: Log
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     readers: int = 0
     window: asyncio.TimerHandle | None = None
@@ -107,28 +107,33 @@ class Producers:
         task = asyncio.create_task(self._upstream.generate(request, log.append, generation.outcome))
         # The end is told from outside: a task that is cancelled before its first step never runs a line of its own.
         task.add_done_callback(on_done)
-        self._running[key] = _Producing(task, caller.principal)
+        self._running[key] = _Producing(task, log)
         self._of_principals[caller.principal] += 1
         self._observe(GenerationStarted(caller.door))
 
-    def attach(self, key: str) -> None:
+    def attach(self, key: str, log: Log) -> None:
         """Count a reader of a generation, which keeps it from being cancelled."""
         self._reading += 1
-        if producing := self._running.get(key):
+        if producing := self._of_log(key, log):
             producing.readers += 1
             if producing.window:
                 producing.window.cancel()
                 producing.window = None
 
-    def detach(self, key: str) -> None:
+    def detach(self, key: str, log: Log) -> None:
         """Count a reader out. After the last one the resume window opens."""
         self._reading -= 1
         self._look_if_quiet()
-        if producing := self._running.get(key):
+        if producing := self._of_log(key, log):
             producing.readers -= 1
             if producing.readers == 0:
                 loop = asyncio.get_running_loop()
                 producing.window = loop.call_later(self._resume_window, producing.task.cancel)
+
+    def _of_log(self, key: str, log: Log) -> _Producing | None:
+        # One that is forgotten may still be read when another runs under its name.
+        producing = self._running.get(key)
+        return producing if producing and producing.log is log else None
 
     def cancel(self, key: str) -> None:
         """Cancel a generation, if it runs: its upstream request is closed, then its log ends."""

@@ -44,11 +44,11 @@ class Outlet(Protocol):
 class Reader:
     """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once."""
 
-    __slots__ = ("_after", "_closed", "_id", "_log", "_on_end", "_outlet", "_seq", "_started", "frames")
+    __slots__ = ("_after", "_closed", "_id", "_on_end", "_outlet", "_seq", "_started", "frames", "log")
 
     def __init__(self, log: Log, after: int, outlet: Outlet, on_end: Callable[[], None]) -> None:
         """Read `log` after the seq `after`; `on_end` is called once, when the terminal frame is out."""
-        self._log = log
+        self.log = log
         self._id = log.start.id
         self._seq = self._after = after
         self._outlet = outlet
@@ -65,18 +65,18 @@ class Reader:
 
     def open(self) -> None:
         """Start reading."""
-        self._log.watch(self._wake)
+        self.log.watch(self._wake)
         self.pump()
 
     def close(self) -> None:
         """Stop reading. Nothing is sent after this."""
         self._closed = True
         self._started = False
-        self._log.unwatch(self._wake)
+        self.log.unwatch(self._wake)
 
     def pump(self) -> None:
         """Send all that comes after the position, as far as the outlet takes it."""
-        log, outlet = self._log, self._outlet
+        log, outlet = self.log, self._outlet
         while not self._closed:
             seq = self._seq
             if seq >= log.last and not log.terminal and self._started:

@@ -39,13 +39,15 @@ class Relay:
         max_generations: int = 10_000,
         max_generations_per_principal: int | None = None,
         quota: Quota | None = None,
+        max_bytes: int = 4 * 1024 * 1024,
         resume_window: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         observe: Observer | None = None,
     ) -> None:
         """Allow the models that match one of the shell patterns `models` (none: any). `clock` gives seconds.
 
-        A named generation that nobody reads for `resume_window` seconds is cancelled.
+        A conversation, with what `previous_id` puts in front, has at most `max_bytes`. A named generation that nobody
+        reads for `resume_window` seconds is cancelled.
         """
         self._upstream = upstream
         self._store = store
@@ -53,6 +55,7 @@ class Relay:
         self._max_generations = max_generations
         self._max_per_principal = max_generations_per_principal
         self._quota = quota or Quota(None)
+        self._max_bytes = max_bytes
         self._observe = observe or Observers()
         self._producers = Producers(upstream, resume_window, clock, self._observe)
         self.draining = False
@@ -66,7 +69,7 @@ class Relay:
         """Start a generation, or find the one that the same named request has started already; return its log.
 
         The upstream has not answered yet. Raises ChatError (`id_conflict`, `not_found`, `model_not_allowed`,
-        `rate_limited`, `too_many_generations`, `overloaded`, `draining`), with nothing started.
+        `too_large`, `rate_limited`, `too_many_generations`, `overloaded`, `draining`), with nothing started.
         """
         named = chat.id is not None
         key = caller.key(generation_id, named=named)
@@ -76,10 +79,14 @@ class Relay:
         self._check_model(chat.model)
         await self._quota.take(caller.principal)
         before, model = await self._previous(caller, chat)
-        self._check_room(caller)  # that may have taken a while
+        request = write(chat, before)
+        if len(request) > self._max_bytes:
+            raise ChatError("too_large", f"A conversation is at most {self._max_bytes} bytes.", param="previous_id")
         model = self._upstream.resolve(chat.model or model)
         try:
-            log = await self._store.create(key, Start(generation_id, 0, model), write(chat, before))
+            if key not in self._producers:  # else it is refused below
+                self._check_room(caller)  # all this may have taken a while
+            log = await self._store.create(key, Start(generation_id, 0, model), request)
         except KeyError:
             # The same request came over two connections at the same instant: the other one was first.
             if log_of_other := await self._store.get(key):
@@ -102,15 +109,14 @@ class Relay:
         self._observe(Followed(caller.door, after))
         return log
 
-    def attach(self, key: str) -> None:
+    def attach(self, key: str, reader: Reader) -> None:
         """Count a reader of a generation, which keeps it from being cancelled."""
-        self._producers.attach(key)
+        self._producers.attach(key, reader.log)
 
-    def detach(self, caller: Caller, key: str, reader: Reader | None = None) -> None:
+    def detach(self, caller: Caller, key: str, reader: Reader) -> None:
         """Count a reader out. After the last one the resume window opens."""
-        self._producers.detach(key)
-        if reader:
-            self._observe(ReadingEnded(caller.door, reader.deltas, reader.frames))
+        self._producers.detach(key, reader.log)
+        self._observe(ReadingEnded(caller.door, reader.deltas, reader.frames))
 
     async def cancel(self, caller: Caller, generation_id: str) -> None:
         """Stop a generation: its upstream request is closed, then its log ends. One that has ended is left as it is.
@@ -152,7 +158,7 @@ class Relay:
 
     async def _find_any(self, caller: Caller, generation_id: str, param: str) -> tuple[str, Log]:
         """Return the key and log of a named generation of the principal, or any generation of the connection."""
-        for named in (True, False):
+        for named in (False, True):
             key = caller.key(generation_id, named=named)
             if log := await self._store.get(key):
                 return key, log

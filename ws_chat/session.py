@@ -6,9 +6,8 @@ out what it decided, and tells what came of it.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ws_chat.errors import ChatError
 from ws_chat.frames import Cancel, Chat, Pong, Resume, ServerFrame
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ws_chat.frames import ClientFrame
-
-REMEMBERED: Final = 128
-"""How many ended generations of a connection are still known: a cancel that crosses the done frame is no error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +54,15 @@ Action: TypeAlias = StartGeneration | FollowGeneration | CancelGeneration | Repl
 class Session:
     """One connection's generations: at most `limit` followed at once, named by `new_id` (random and unguessable)."""
 
-    __slots__ = ("_ended", "_following", "_limit", "_new_id")
+    __slots__ = ("_following", "_limit", "_new_id")
 
     def __init__(self, *, limit: int, new_id: Callable[[], str]) -> None:
         self._limit = limit
         self._new_id = new_id
         self._following: dict[str, bool] = {}  # ids, and whether they are named
-        self._ended: deque[str] = deque(maxlen=REMEMBERED)
 
-    def receive(self, frame: ClientFrame) -> Action | None:
-        """Decide what a frame asks for; None when nothing is to be done. Nothing changes by the decision alone.
+    def receive(self, frame: ClientFrame) -> Action:
+        """Decide what a frame asks for. Nothing changes by the decision alone.
 
         Raises ChatError (`invalid_request`, `id_conflict`, `too_many_generations`).
         """
@@ -75,6 +70,8 @@ class Session:
             case Chat():
                 return self._chat(frame)
             case Resume():
+                if self._following.get(frame.id) is False:
+                    raise ChatError("not_found", "There is no such generation.", param="id")
                 self._check_room(frame.id)
                 return FollowGeneration(frame.id, frame.after)
             case Cancel():
@@ -88,7 +85,6 @@ class Session:
     def ended(self, generation_id: str) -> None:
         """Take note that the terminal frame of a generation that was followed is out."""
         del self._following[generation_id]
-        self._ended.append(generation_id)
 
     def _chat(self, chat: Chat) -> StartGeneration:
         generation_id = chat.id or self._new_id()
@@ -103,7 +99,7 @@ class Session:
         if len(self._following.keys() - set(leaving)) >= self._limit:
             raise ChatError("too_many_generations", f"At most {self._limit} generations run at once on a connection.")
 
-    def _cancel(self, generation_id: str | None) -> CancelGeneration | None:
+    def _cancel(self, generation_id: str | None) -> CancelGeneration:
         if generation_id is None:
             if len(self._following) != 1:
                 raise ChatError(
@@ -112,6 +108,4 @@ class Session:
                     param="id",
                 )
             (generation_id,) = self._following
-        if generation_id in self._ended and generation_id not in self._following:
-            return None
         return CancelGeneration(generation_id)

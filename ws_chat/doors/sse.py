@@ -114,7 +114,7 @@ class SSEDoor:
             # Nothing more can come, and only this status keeps an EventSource from asking again.
             await exchange.answer(Response(status_code=204))
         elif exchange.scope["method"] == "HEAD":
-            await exchange.answer(Response(media_type="text/event-stream"))
+            await exchange.answer(_failure(log) or _Heading(log.start.id))
         else:
             key = caller.key(generation_id, named=True)
             await self._serve(connection, _Reading(log, key, after, form), exchange)
@@ -126,12 +126,11 @@ class SSEDoor:
         # Where the wire does not tell that the client has gone away, asking the server does.
         gone = asyncio.create_task(_gone(exchange.receive, way_out)) if isinstance(way_out, AwaitedOutlet) else None
         reader = Reader(log, after, way_out, on_end=way_out.close)
-        self._relay.attach(key)
+        self._relay.attach(key, reader)
         try:
             await _begun(log, way_out)
-            if log.last == 0 and isinstance(log.terminal, Failed):
-                headers = {"X-Generation-Id": log.start.id}
-                await exchange.answer(error_response(log.terminal.error, headers))
+            if failure := _failure(log):
+                await exchange.answer(failure)
             elif not way_out.ended.done():
                 await _stream(log.start.id, reader, way_out, form, exchange.send)
         finally:
@@ -175,15 +174,33 @@ def _form_name(scope: Scope) -> str:
 
 def _position(scope: Scope) -> int:
     """Return the seq to follow after: an EventSource says it in a header, which wins over the query."""
-    position = Headers(scope=scope).get("last-event-id") or _query(scope).get("after") or "0"
-    if not (position.isascii() and position.isdecimal() and len(position) <= MAX_DIGITS):
+    position = Headers(scope=scope).get("last-event-id") or _query(scope).get("after", "0")
+    if not (position.isascii() and position.isdecimal() and len(position.lstrip("0")) <= MAX_DIGITS):
         raise ChatError("invalid_request", "The position is a seq: a whole number from 0.", param="after")
     return int(position)
 
 
+def _failure(log: Log) -> Response | None:
+    """Return the answer of a generation that failed before it said anything."""
+    if log.last == 0 and isinstance(log.terminal, Failed):
+        return error_response(log.terminal.error, {"X-Generation-Id": log.start.id})
+    return None
+
+
+class _Heading(Response):
+    """The head of an answer, as its GET would have it."""
+
+    def __init__(self, generation_id: str) -> None:
+        super().__init__()
+        self.raw_headers = _headers(generation_id)
+
+
+def _headers(generation_id: str) -> list[tuple[bytes, bytes]]:
+    return [*_HEADERS, (b"x-generation-id", generation_id.encode())]
+
+
 async def _stream(generation_id: str, reader: Reader, way_out: Outlet, form: Format, send: Send) -> None:
-    headers = [*_HEADERS, (b"x-generation-id", generation_id.encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.start", "status": 200, "headers": _headers(generation_id)})
     pings = _Pings(way_out, form)
     try:
         reader.open()

@@ -14,7 +14,7 @@ from ws_chat.doors.outlet import Encoding, outlet
 from ws_chat.errors import ChatError
 from ws_chat.frames import InvalidFrameError, Refused, decode, encode, encode_token
 from ws_chat.reader import Reader
-from ws_chat.session import REMEMBERED, CancelGeneration, FollowGeneration, Reply, Session, StartGeneration
+from ws_chat.session import CancelGeneration, FollowGeneration, Reply, Session, StartGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,8 @@ logger = logging.getLogger("ws_chat.websocket")
 DOOR = "websocket"
 TOO_LARGE = 1009
 INTERNAL_ERROR = 1011
+REMEMBERED = 128
+"""How many ended generations that nobody named a socket still knows: they can be continued from."""
 _ENCODING = Encoding(encode, encode_token)
 
 
@@ -146,14 +148,14 @@ class _Socket:
                 if len(self._ended) > REMEMBERED:
                     self._relay.release(self._ended.popleft())
 
-        self._relay.attach(key)
+        reader = Reader(log, after, self._outlet, on_end)
+        self._relay.attach(key, reader)
         if before := self._readers.pop(generation_id, None):
             before[0].close()
-            self._relay.detach(self._caller, key, before[0])
+            self._relay.detach(self._caller, before[1], before[0])
         if not named:
             self._unnamed.add(key)
         self._session.follows(generation_id, named=named)
-        reader = Reader(log, after, self._outlet, on_end)
         self._readers[generation_id] = (reader, key)
         reader.open()
 
