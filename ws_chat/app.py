@@ -20,7 +20,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from ws_chat.access import Keys, Origins, Quota
 from ws_chat.doors.connections import Connections
 from ws_chat.doors.http import error_response, install_error_handlers
-from ws_chat.doors.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION
+from ws_chat.doors.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION, SCHEMAS
 from ws_chat.doors.outlet import DRAIN, WRITE_TIMEOUT
 from ws_chat.doors.page import Page
 from ws_chat.doors.sse import SSEDoor
@@ -146,6 +146,7 @@ def create_app(
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
             schema["paths"]["/v1/chat/stream"] = {"post": CHAT_OPERATION}
             schema["paths"]["/v1/chat/stream/{id}"] = {"get": FOLLOW_OPERATION, "delete": CANCEL_OPERATION}
+            schema["components"] = {"schemas": SCHEMAS}
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -1,0 +1,39 @@
+"""The OpenAPI description is true: schemathesis asks for all that it promises, and for some things that it forbids."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from processes import need, output
+
+pytestmark = pytest.mark.anyio
+
+# What a schema cannot say: a position may be beyond the end, and one in the header goes before one in the query. A
+# generation that was cancelled is kept all the same, and one without a name is gone with its connection.
+CONFIG = """
+[cache]
+enabled = false
+
+[checks]
+use_after_free.enabled = false
+ensure_resource_availability.enabled = false
+
+[[operations]]
+include-operation-id = "follow"
+checks.positive_data_acceptance.enabled = false
+checks.negative_data_rejection.enabled = false
+"""
+ARGUMENTS = ("--seed", "1", "--max-examples", "50", "--no-color", "--generation-database", "none")
+
+
+async def test_the_description_is_true(service, tmp_path, caplog):
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(CONFIG)
+    program = need("schemathesis")
+    where = service.url + "/openapi.json"
+    status, out, err = await output(program, "--config-file", str(config), "run", where, *ARGUMENTS)
+
+    assert status == 0, out.decode() + err.decode()
+    assert "6 selected / 6 total" in out.decode()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
