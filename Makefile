@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 ARGS ?=
 
-.PHONY: run test soak bench lint format clean
+.PHONY: run test soak fuzz bench lint format clean
 
 run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
 	$(BIN)/ws-chat serve $(ARGS)
@@ -16,6 +16,9 @@ test: $(INSTALLED)  ## Run the tests: make test ARGS="-k cancel"
 
 soak: $(INSTALLED)  ## Break ten thousand connections and look for what is lost: make soak ARGS="--seed 1"
 	PYTHONPATH=tests $(BIN)/python tests/soak.py $(ARGS)
+
+fuzz: $(INSTALLED)  ## Try a hundred thousand hostile frames: make fuzz ARGS="--seconds 60 --seed 1"
+	PYTHONPATH=tests $(BIN)/python tests/fuzz.py $(ARGS)
 
 bench: $(INSTALLED)  ## Measure against others, in under 10 minutes: make bench ARGS="--runs 5 --sides ours-ws,vllm-router"
 	$(BIN)/python benchmarks/run.py --seconds 3 --write docs/performance.md $(ARGS)

@@ -1,0 +1,173 @@
+"""What docs/protocol.md lets a server say, checked with nothing of the server but its error table."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from ws_chat.errors import CODES
+
+ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+REFUSALS = {"invalid_request", "not_found", "id_conflict", "too_many_generations", "overloaded"}
+SAYINGS = {"content", "reasoning_content", "refusal", "tool_calls", "logprobs"}
+"""The fields that deltas of the fake upstream have."""
+
+
+class ContractError(AssertionError):
+    """The server said something that the contract does not let it say."""
+
+
+def check(holds: object, what: str, *seen: object) -> None:
+    """Raise ContractError unless this holds."""
+    if not holds:
+        raise ContractError(f"not so: {what}: " + " ".join(f"{value!r:.2000}" for value in seen))
+
+
+def check_error(error: Any, status: int | None = None) -> None:
+    """Check an error object, and that it came with its status."""
+    keys = ["type", "code", "message", "param", "status", "retryable"]
+    check(isinstance(error, dict) and list(error) == keys, "an error object has these keys", error)
+    kind = CODES.get(error["code"])
+    check(kind, "the code is one of the table", error)
+    passed_on = error["code"] == "upstream_rejected" and 400 <= error["status"] < 500
+    check(error["status"] == kind.status or passed_on, "the status follows the code", error)
+    check((error["type"], error["retryable"]) == (kind.type, kind.retryable), "so do the others", error)
+    check(isinstance(error["message"], str) and error["message"], "there is a message", error)
+    check(error["param"] is None or isinstance(error["param"], str), "param is a name", error)
+    check(error["code"] != "internal_error", "nothing went wrong inside the server", error)
+    check(status in (None, error["status"]), "it came with its status", error, status)
+
+
+class Followed:
+    """One reader's view of one generation: a start, tokens whose seq rises, one terminal frame."""
+
+    def __init__(self, start: dict[str, Any]) -> None:
+        check(list(start) == ["type", "id", "seq", "model"], "a start frame has these keys", start)
+        check(ID.match(start["id"]) and start["model"], "it names id and model", start)
+        self.id = start["id"]
+        self.seq = start["seq"]
+        self.ended = False
+
+    def take(self, frame: dict[str, Any]) -> None:
+        """Take the next frame of this id."""
+        check(not self.ended, "nothing comes after the terminal frame", frame)
+        check(list(frame)[:3] == ["type", "id", "seq"], "a frame begins with type, id and seq", frame)
+        rest = {key: value for key, value in frame.items() if key not in ("type", "id", "seq")}
+        match frame["type"]:
+            case "token":
+                check(frame["seq"] > self.seq, "seq rises", frame)
+                check(rest and rest.keys() <= SAYINGS and all(rest.values()), "a token says something", frame)
+                self.seq = frame["seq"]
+                return
+            case "done":
+                check(list(rest) == ["status", "finish_reason", "model", "usage", "timing"], "these keys", frame)
+                check(frame["status"] in ("completed", "cancelled"), "it completed or was cancelled", frame)
+                check(frame["status"] == "cancelled" or frame["finish_reason"], "it has a reason", frame)
+            case "error":
+                check(list(rest) == ["error"], "only the error", frame)
+                check_error(frame["error"])
+                check(frame["error"]["code"] not in REFUSALS, "a refusal ends nothing", frame)
+            case _:
+                check(False, "a generation has these types of frames", frame)
+        # Of one that is resumed at exactly its end, the terminal frame comes again.
+        check(frame["seq"] in (self.seq, self.seq + 1), "the last seq counts the deltas", frame, self.seq)
+        self.ended = True
+
+
+def read_frame(text: str | bytes) -> dict[str, Any]:
+    """Return a server's frame: one line of JSON, type first."""
+    text = text.decode() if isinstance(text, bytes) else text
+    frame = json.loads(text, parse_constant=lambda name: check(False, "JSON has no such number", name))
+    check(isinstance(frame, dict) and next(iter(frame)) == "type" and "\n" not in text, "it is a frame", text)
+    return frame
+
+
+class Expected(NamedTuple):
+    """What a client frame is, by its type (None: none), what may answer it, and the valid id that it carries.
+
+    Answers are `start`, `pong`, None for nothing, and codes of errors.
+    """
+
+    kind: str | None
+    answers: set[str | None]
+    id: str | None = None
+    after: int = 0
+
+
+def expected(data: bytes) -> Expected:
+    """Tell what must come of a client frame, whatever the server holds at the moment."""
+    try:
+        value, doubts = _parsed(data)
+    except (ValueError, RecursionError):
+        return Expected(None, {"invalid_json"})
+    except OverflowError:
+        # A number by itself may be refused for being no object.
+        return Expected(
+            None, {"invalid_json"} if data.strip()[:1] in (b"{", b"[") else {"invalid_json", "invalid_request"}
+        )
+    if isinstance(value, list):
+        value = {"messages": value}
+    if not isinstance(value, dict):
+        return Expected(None, {"invalid_request", *doubts})
+    kind = value.get("type", "chat")
+    allowed: dict[str, set[str | None]] = {
+        "chat": {"start", *REFUSALS} - {"invalid_request"},
+        "resume": {"start", "not_found", "too_many_generations", "invalid_request"},
+        "cancel": {None, "not_found", "invalid_request"},
+        "ping": {"pong"},
+    }
+    fine = isinstance(kind, str) and kind in allowed and (kind != "chat" or _is_chat(value))
+    if kind in ("resume", "cancel", "chat"):
+        fine = fine and ("id" in value or kind != "resume") and _is_id(value.get("id", "x"))
+    after = value.get("after", 0) if kind == "resume" else 0
+    if kind == "resume":
+        fine = fine and type(after) is int and after >= 0
+    given = value.get("id")
+    answers = allowed[kind] if fine else {"invalid_request"}
+    given_id = given if _is_id(given) else None
+    return Expected(kind if fine else None, answers | doubts, given_id, after if fine else 0)
+
+
+def _parsed(data: bytes) -> tuple[Any, set[str]]:
+    """Read JSON that can be passed on. What is very deep, or a very long number, may be refused or not: a doubt."""
+    doubts = set()
+
+    def number(digits: str) -> int | float:
+        if len(digits) > 300:
+            doubts.add("invalid_json")
+            return int(digits[:300])
+        return int(digits)
+
+    def fraction(digits: str) -> float:
+        value = float(digits)
+        if value in (float("inf"), float("-inf")):
+            raise OverflowError
+        return value
+
+    def constant(name: str) -> Any:
+        raise ValueError(name)
+
+    value = json.loads(data.decode(), parse_int=number, parse_float=fraction, parse_constant=constant)
+    json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8
+    hidden = b"\\ud" in data.lower()  # under a key that is given once more
+    if hidden or data.count(b"[") + data.count(b"{") > 100:
+        doubts.add("invalid_json")
+    return value, doubts
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and ID.match(value) is not None
+
+
+def _is_chat(value: dict[str, Any]) -> bool:
+    messages, count, model = value.get("messages"), value.get("n"), value.get("model", "x")
+    return (
+        isinstance(messages, list)
+        and len(messages) > 0
+        and all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages)
+        and (isinstance(model, str) and model != "")
+        and value.get("stream", True) is True
+        and not (isinstance(count, int | float) and count > 1)
+        and _is_id(value.get("previous_id", "x"))
+    )

@@ -1,0 +1,17 @@
+"""A small part of the fuzz at every test; `make fuzz` for the rest."""
+
+from __future__ import annotations
+
+import pytest
+from fuzz import fuzz
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.usefixtures("path")
+async def test_whatever_a_client_sends_is_answered_as_the_contract_says():
+    answers = await fuzz(frames=2000, seed=1)
+
+    assert answers["frames"] >= 2000
+    tried = {"start", "pong", "nothing", "invalid_json", "invalid_request", "not_found", "id_conflict", "200", "204"}
+    assert tried <= answers.keys()
