@@ -68,7 +68,7 @@ def _stream(description: str) -> dict[str, Any]:
 
 
 _UPSTREAM: Final = tuple(code for code in CODES if code.startswith("upstream_"))
-_OURS: Final = ("unauthorized", "origin_not_allowed", "rate_limited", "overloaded", "draining", "internal_error")
+_OURS: Final = ("unauthorized", "origin_not_allowed", "overloaded", "draining", "internal_error")
 _FORMAT: Final = {
     "name": "format",
     "in": "query",
@@ -99,6 +99,7 @@ CHAT_OPERATION: Final[dict[str, Any]] = {
         | {"links": {name: {"operationId": name, **_NAMED} for name in ("follow", "cancel")}},
         **_errors(
             *("invalid_json", "invalid_request", "model_not_allowed", "not_found", "id_conflict", "too_large"),
+            "rate_limited",
             *_UPSTREAM,
             *_OURS,
         ),
