@@ -472,3 +472,17 @@ async def test_an_id_of_an_unnamed_one_names_no_other(service, fake):
         assert (await socket.ask({"messages": HELLO, "id": unnamed}))["error"]["code"] == "id_conflict"
         go.set()
         assert joined(await socket.until_end()) == "b"
+
+
+async def test_an_id_that_an_unnamed_generation_had_can_be_a_name(service, fake):
+    """A cancel means the one that runs."""
+    async with service.socket() as socket:
+        (start, *_) = await socket.chat()
+        fake.default = Reply([sse(chunk({"content": "a"})), Hang()])
+        await socket.send({"messages": HELLO, "id": start["id"]})
+        assert (await socket.receive())["type"] == "start"
+        assert (await socket.receive())["content"] == "a"
+        await socket.send({"type": "cancel", "id": start["id"]})
+        done = await socket.receive()
+
+    assert (done["type"], done["status"]) == ("done", "cancelled")

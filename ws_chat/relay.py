@@ -157,12 +157,15 @@ class Relay:
         return conversation_of(log), log.start.model
 
     async def _find_any(self, caller: Caller, generation_id: str, param: str) -> tuple[str, Log]:
-        """Return the key and log of a named generation of the principal, or any generation of the connection."""
-        for named in (False, True):
-            key = caller.key(generation_id, named=named)
-            if log := await self._store.get(key):
-                return key, log
-        raise ChatError("not_found", "There is no such generation.", param=param)
+        """Return the key and log of a named generation of the principal, or any generation of the connection.
+
+        Where one id is both, the one that runs is meant; of two, the connection's own.
+        """
+        keys = [caller.key(generation_id, named=named) for named in (False, True)]
+        found = [(key, log) for key in keys if (log := await self._store.get(key))]
+        if not found:
+            raise ChatError("not_found", "There is no such generation.", param=param)
+        return min(found, key=lambda pair: pair[1].terminal is not None)
 
     def _attached(self, caller: Caller, log: Log, chat: Chat) -> Log:
         if not is_same(log.request, chat):
