@@ -196,7 +196,7 @@ async def serve(fake: FakeOpenAI, path: str) -> AsyncIterator[Callable[..., Any]
     config = FALLBACK if path == "fallback" else {}
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(**given: Any) -> Service:
+        async def start(*, server: dict[str, Any] | None = None, **given: Any) -> Service:
             values = {
                 "openai_base_url": fake.base_url,
                 "openai_api_key": "sk-operator-key",
@@ -204,7 +204,9 @@ async def serve(fake: FakeOpenAI, path: str) -> AsyncIterator[Callable[..., Any]
                 **given,
             }
             settings = Settings(**values)
-            return await stack.enter_async_context(running(application.create_app(settings), settings, **config))
+            return await stack.enter_async_context(
+                running(application.create_app(settings), settings, **config, **(server or {}))
+            )
 
         yield start
 
