@@ -8,6 +8,7 @@ awaits `send`.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -18,10 +19,9 @@ from websockets.frames import CloseCode
 from ws_chat.doors.outlet import WIRE, WRITE_TIMEOUT
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
-    from uvicorn._types import ASGISendEvent
+    from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
     from websockets.http11 import Request
 
 # Unmasked, unfragmented text frames (RFC 6455, section 5.2) of up to 125 bytes: their two bytes of header.
@@ -34,6 +34,10 @@ BODY_TIMEOUT: Final = 60.0
 """Seconds in which its body must come."""
 MAX_HEAD: Final = 64 * 1024
 """Bytes that a request's head has at most."""
+SLICE: Final = 512
+"""Bytes of a client's frames that are parsed at a time."""
+TURN: Final = 0.002
+"""Seconds after which others have their turn."""
 SEND_BUFFER: Final = 128 * 1024
 """Bytes that the kernel keeps for a peer that is slow (twice that, by its own counting)."""
 
@@ -58,6 +62,10 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     sent = 0
     dropped = False
     _full = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unread = bytearray()
 
     def handle_connect(self, event: Request) -> None:
         """Offer the wire to the application."""
@@ -110,9 +118,36 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take a read; when it ended the connection, tell whoever writes."""
-        super().data_received(data)
+        # It may hold tens of thousands of tiny frames, which would keep everybody else waiting.
+        self._unread += data
+        if len(self._unread) > SLICE:
+            self.transport.pause_reading()
+        self._feed()
+
+    def _feed(self) -> None:
+        """Parse until there is a message for the application, or others have waited long enough."""
+        enough = self.loop.time() + TURN
+        while self._unread and self.queue.empty() and not self.is_gone():
+            if self.loop.time() > enough:
+                self.loop.call_soon(self._feed)
+                return
+            part = self._unread[:SLICE]
+            del self._unread[:SLICE]
+            super().data_received(bytes(part))
+        if not (self._unread or self.read_paused or self.transport.is_closing()):
+            self.transport.resume_reading()
         if self.is_gone():
             self._tell()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Give the application a message, and read on when there is none left."""
+        while self._unread and self.queue.empty() and not self.is_gone():
+            await asyncio.sleep(0)
+            self._feed()
+        if self.read_paused and self.queue.empty() and not self.transport.is_closing():
+            self.read_paused = False
+            self.transport.resume_reading()
+        return await self.queue.get()
 
     def keepalive_timeout(self) -> None:
         """Give up a peer that answers no pings, and tell whoever writes."""
