@@ -11,7 +11,10 @@ import contextlib
 import sys
 from urllib.parse import urlsplit
 
-from ws_chat.client import connect
+from ws_chat.client import ClientError, ConnectionLostError, connect
+
+PATIENCE = 5
+"""Seconds to go on trying to reach a server."""
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -28,7 +31,11 @@ async def ask(url: str, question: str, model: str | None) -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal breaks
-        server_reader, server_writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+        try:
+            server_reader, server_writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+        except OSError:
+            writer.close()  # the client tries again
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await asyncio.gather(copy(reader, server_writer), copy(server_reader, writer))
@@ -38,11 +45,10 @@ async def ask(url: str, question: str, model: str | None) -> None:
 
     network = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = network.sockets[0].getsockname()[1]
-    async with connect(f"ws://127.0.0.1:{port}") as chat:
+    async with network, connect(f"ws://127.0.0.1:{port}", patience=PATIENCE) as chat:
         async for text in chat.stream(question, model=model):
             print(text, end="", flush=True)
     print(f"\n(the connection broke {breaks} times)", file=sys.stderr)
-    network.close()
 
 
 def main() -> int:
@@ -54,6 +60,12 @@ def main() -> int:
     options = parser.parse_args()
     try:
         asyncio.run(ask(options.url, options.question, options.model))
+    except ConnectionLostError:
+        print(f"{options.url} cannot be reached", file=sys.stderr)
+        return 1
+    except ClientError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 1
     return 0

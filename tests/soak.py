@@ -22,7 +22,7 @@ from dropping import DroppingProxy
 from fake_openai import DONE, FakeOpenAI, Reply, chunk, sse, usage_chunk
 
 from ws_chat.app import create_app
-from ws_chat.client import Chat, chat, connect
+from ws_chat.client import Chat, connect, patience
 from ws_chat.settings import Settings
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -53,7 +53,7 @@ def cut(chance: random.Random, whole: Any, most: int) -> list[Any]:
 
 async def drops(generations: int, wanted: int, seed: int) -> None:
     """Ask until there were so many generations and drops; end the program at the first fault."""
-    chat.FIRST_PAUSE, chat.LONGEST_PAUSE = 0.005, 0.05  # thousands of pauses for people would take hours
+    patience.FIRST_PAUSE, patience.LONGEST_PAUSE = 0.005, 0.05  # thousands of pauses for people would take hours
     chance = random.Random(seed)
     fake = FakeOpenAI()
     await fake.start()

@@ -1,45 +1,18 @@
-"""The Python client, in front of the real server, over a network that breaks."""
+"""The Python client: what an answer is to whoever asked, in front of the real server."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import random
+from contextlib import aclosing
 
 import pytest
 from conftest import HELLO
-from dropping import DroppingProxy
-from fake_openai import DONE, Cut, Hang, Reply, chunk, sse, text, usage_chunk
-from websockets.asyncio.server import serve as serve_sockets
+from fake_openai import DONE, Hang, Reply, Wait, chunk, sse, text, usage_chunk
 
-from ws_chat.client import (
-    AuthenticationError,
-    ConnectionLostError,
-    HistoryGoneError,
-    InvalidRequestError,
-    NotFoundError,
-    RateLimitError,
-    ServerError,
-    UpstreamError,
-    connect,
-    connect_sync,
-)
-from ws_chat.client import Reply as Answer
+from ws_chat.client import ConnectionLostError, NotFoundError, connect
+from ws_chat.client.answer import Answer
 
 pytestmark = pytest.mark.anyio
-
-LONG = [f"{number} " for number in range(1500)]
-
-
-@contextlib.asynccontextmanager
-async def breaking(service, budget):
-    proxy = DroppingProxy(int(service.url.rsplit(":", 1)[1]), budget)
-    await proxy.start()
-    try:
-        yield proxy
-    finally:
-        await proxy.stop()
 
 
 async def test_a_text_and_what_is_known_at_its_end(service, fake):
@@ -85,14 +58,6 @@ async def test_what_a_server_repeats_empty_in_a_tool_call_changes_nothing(servic
         reply = await chat.ask(HELLO).end()
 
     assert reply.tool_calls == [{**head, "function": {"name": "f", "arguments": "{}"}}]
-
-
-async def test_who_leaves_an_iteration_finds_the_rest_later(service, fake):
-    async with connect(service.url) as chat:
-        reply = chat.ask(HELLO)
-        await reply.over.wait()
-        assert (await anext(aiter(reply)))["content"] == "Hel"
-        assert [frame["content"] async for frame in reply] == ["lo"]
 
 
 async def test_several_at_once_on_one_socket(service, fake):
@@ -141,169 +106,143 @@ async def test_what_is_closed_stays_closed(service, fake):
             await asyncio.sleep(0.01)
 
 
-async def test_an_answer_is_whole_whatever_the_network_does(service, fake):
-    fake.default = Reply([b"".join(text(*LONG[at : at + 50])[1:51]) for at in range(0, 1500, 50)] + text()[1:])
-    chance = random.Random(1)
-    async with (
-        breaking(service, lambda: int(chance.expovariate(1 / 6000)) + 250) as proxy,
-        connect(proxy.url) as chat,
-    ):
-        replies = [chat.ask(HELLO) for _ in range(10)]
-        seen = await asyncio.gather(*(_all(reply) for reply in replies))
+async def test_closing_is_for_once_and_for_all(service):
+    chat = connect(service.url)
+    assert (await chat.ask("hi")).text == "Hello", "it connects when it is first asked"
+    running = chat.ask("hi")
+    await chat.close()
+    await chat.close()
+    with pytest.raises(ConnectionLostError):  # asked for a moment ago, and not even begun
+        await running
+    for use in (chat.ask, chat.resume):
+        with pytest.raises(RuntimeError, match="closed"):
+            use("hi")
+    with pytest.raises(RuntimeError, match="closed"):
+        await chat.cancel("r1")
+    with pytest.raises(RuntimeError, match="closed"):
+        async with chat:
+            pass
 
-    assert seen == ["".join(LONG)] * 10
-    assert {(reply.status, reply.seq) for reply in replies} == {("completed", 1501)}
-    assert proxy.drops > 5
-    assert len(fake.requests) == 10
+
+async def test_every_iteration_begins_at_the_beginning(service, fake):
+    more = asyncio.Event()
+    fake.default = Reply([*text("a")[:2], Wait(more), *text("b")[1:]])
+    async with connect(service.url) as chat:
+        reply = chat.ask(HELLO)
+        ending = asyncio.create_task(reply.end())
+        early = asyncio.create_task(_texts(reply))
+        async for piece in reply.texts():
+            assert piece == "a"
+            break
+        more.set()
+        assert await early == await _texts(reply) == ["a", "b"]
+        assert (await ending) is (await reply) is reply
+        assert [frame["seq"] async for frame in reply] == [1, 2]
 
 
-async def test_a_frame_that_comes_twice_counts_once():
-    reply = Answer({"id": "r1", "messages": HELLO}, cancel=None)
+async def _texts(reply) -> list[str]:
+    return [piece async for piece in reply.texts()]
+
+
+def test_a_frame_that_comes_twice_counts_once():
+    answer = Answer("r1", "{}")
     for seq, content in ((1, "a"), (1, "a"), (2, "b"), (1, "a")):
-        reply.take({"type": "token", "id": "r1", "seq": seq, "content": content})
-    assert (reply.text, reply.seq) == ("ab", 2)
+        answer.take({"type": "token", "id": "r1", "seq": seq, "content": content})
+    assert (answer.said("content"), answer.seq, len(answer.frames)) == ("ab", 2, 2)
+    answer.finish()
+    assert not answer.request, "an answer that is kept does not keep its request, which may be large"
 
 
-async def _all(reply) -> str:
-    seen, last = [], 0
-    async for frame in reply:
-        assert frame["seq"] > last
-        last = frame["seq"]
-        seen.append(frame["content"])
-    assert "".join(seen) == reply.text
-    return reply.text
+async def test_a_block_that_is_left_early_cancels(service, fake):
+    fake.default = Reply([*text("a")[:2], Hang()])
+    async with connect(service.url) as chat:
+        async with chat.ask(HELLO) as reply:
+            await anext(aiter(reply))
+        assert (await reply).status == "cancelled"
+        async with aclosing(chat.stream(HELLO)) as pieces:
+            assert await anext(pieces) == "a"
+        await _closed(fake, 2)
+        with pytest.raises(TimeoutError):
+            async with chat.ask(HELLO) as reply:
+                await asyncio.wait_for(reply.end(), 0.1)
+        assert (await reply).status == "cancelled"
+
+        waiting = chat.ask(HELLO)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(waiting.end(), 0.1)
+        assert waiting.status == "running", "waiting no longer is not cancelling"
 
 
-async def test_what_was_never_acknowledged_is_sent_again(service, fake):
-    budgets = iter([200, None])  # the first breaks in the handshake or soon after it
-    async with breaking(service, lambda: next(budgets, None)) as proxy, connect(proxy.url) as chat:
-        reply = await chat.ask(HELLO).end()
+async def test_a_stream_that_is_left_just_before_closing_cancels(service, fake):
+    fake.default = Reply([*text("a")[:2], Hang()])
+    async with connect(service.url) as chat:
+        async for _ in chat.stream(HELLO):
+            break
+    await _closed(fake, 1)
 
-    assert reply.text == "Hello"
+
+async def _closed(fake, number) -> None:
+    async with asyncio.timeout(5):
+        await (await fake.request(number)).closed.wait()
+
+
+async def test_an_answer_is_followed_by_its_id(service, fake):
+    more = asyncio.Event()
+    fake.default = Reply([*text("a")[:2], Wait(more), *text("b")[1:]])
+    async with connect(service.url) as chat, connect(service.url) as other:
+        first = chat.ask(HELLO)
+        await anext(aiter(first))
+        whole, rest = other.resume(first.id), connect(service.url)
+        assert other.resume(first.id) is whole
+        with pytest.raises(ValueError, match="followed"):
+            other.resume(first.id, after=1)
+        with pytest.raises(ValueError, match="running"):
+            other.ask(HELLO, request_id=first.id)
+        assert chat.resume(first.id) is first
+        more.set()
+        assert (await whole).text == "ab"
+        async with rest:
+            assert (await rest.resume(first.id, after=1)).text == "b"
+        for wrong in (-1, "1", True, 1.0):
+            with pytest.raises((ValueError, TypeError)):
+                chat.resume(first.id, after=wrong)
+        with pytest.raises(NotFoundError):
+            await chat.resume("r9")
     assert len(fake.requests) == 1
 
 
-async def test_errors_say_what_they_are(serve, service, fake):
-    fake.refuse(400, "no such thing")
-    fake.refuse(429, "slow down", x_should_retry="false")
-    fake.reply([*text("a")[:2], Cut()])
-    async with connect(service.url) as chat:
-        with pytest.raises(UpstreamError) as refused:
-            await chat.ask(HELLO).end()
-        assert (refused.value.code, refused.value.status, refused.value.retryable) == ("upstream_rejected", 400, False)
-        with pytest.raises(RateLimitError) as limited:
-            await chat.ask(HELLO).end()
-        assert (limited.value.code, limited.value.retryable) == ("upstream_rate_limited", True)
-        broken = chat.ask(HELLO)
-        with pytest.raises(UpstreamError):
-            await broken.end()
-        assert broken.text == "a", "what was said stays said"
-        with pytest.raises(NotFoundError):
-            await chat.ask(HELLO, previous="r9").end()
-        with pytest.raises(InvalidRequestError):
-            await chat.ask([]).end()
-    full = await serve(max_connections=1)
-    async with connect(full.url):
-        with pytest.raises(ServerError) as overloaded:
-            await connect(full.url).__aenter__()
-        assert (overloaded.value.code, overloaded.value.retry_after) == ("overloaded", 1)
-
-
-async def test_a_history_that_is_gone_says_so(serve, fake):
-    service = await serve(resume_window=0, retention=0)
+async def test_an_answer_is_cancelled_by_its_id(service, fake):
     fake.default = Reply([*text("a")[:2], Hang()])
-    async with connect(service.url) as chat:
-        reply = chat.ask(HELLO)
-        async for _ in reply:
-            for connection in service.server.server_state.connections.copy():
-                connection.transport.abort()
-            break
-        with pytest.raises(HistoryGoneError):
-            await reply.end()
-        assert reply.text == "a"
-
-
-async def test_a_server_that_stays_away_is_given_up(service, fake):
-    fake.default = Reply([*text("a")[:2], Hang()])
-    async with breaking(service, lambda: None) as proxy, connect(proxy.url, patience=0.2) as chat:
-        reply = chat.ask(HELLO)
-        await anext(aiter(reply))
-        await proxy.stop()
-        with pytest.raises(ConnectionLostError):
-            await reply.end()
-        assert reply.text == "a"
-
-
-@pytest.mark.parametrize("accepting", [False, True])
-async def test_no_server_at_all(accepting):
-    if not accepting:
-        with pytest.raises(OSError, match=r"refused|failed"):
-            await connect("ws://127.0.0.1:1").__aenter__()
-        return
-
-    async def refuse(connection, request):
-        return connection.respond(
-            401, json.dumps({"error": {"type": "authentication_error", "code": "unauthorized", "message": "no"}})
+    async with connect(service.url) as chat, connect(service.url) as other:
+        first, second = chat.ask(HELLO), chat.ask(HELLO)
+        await asyncio.gather(*(anext(aiter(reply)) for reply in (first, second)))
+        await other.cancel(first.id)
+        assert (await first).status == "cancelled"
+        await other.cancel(first.id)
+        await chat.cancel(second.id)
+        assert (await second).status == "cancelled"
+        results = await asyncio.gather(
+            other.cancel("r8"), other.cancel(first.id), other.cancel("r9"), return_exceptions=True
         )
-
-    async with serve_sockets(lambda _: None, "127.0.0.1", 0, process_request=refuse) as server:
-        with pytest.raises(AuthenticationError):
-            await connect(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", api_key="x").__aenter__()
+        assert [type(result) for result in results] == [NotFoundError, type(None), NotFoundError]
 
 
-async def test_goaway_is_honoured():
-    """New questions go over a new socket; what runs ends on the old one."""
-    sockets = []
-
-    async def answer(socket):
-        sockets.append(socket)
-        number = len(sockets)
-        async for message in socket:
-            frame = json.loads(message)
-            assert frame["type" if "type" in frame else "id"] is not None
-            await socket.send(json.dumps({"type": "start", "id": frame["id"], "seq": 0, "model": "m"}))
-            if number == 1:
-                await socket.send('{"type":"goaway","deadline_ms":1000}')
-                old.append((socket, frame["id"]))
-                going.set()
-            else:
-                await _say(socket, frame["id"], "new")
-
-    old, going = [], asyncio.Event()
-    async with (
-        serve_sockets(answer, "127.0.0.1", 0) as server,
-        connect(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as chat,
-    ):
-        first = chat.ask(HELLO)
-        await going.wait()
-        assert (await chat.ask(HELLO).end()).text == "new"
-        await _say(*old[0], "old")
-        assert (await first.end()).text == "old"
-        async with asyncio.timeout(5):
-            await sockets[0].wait_closed()
-        assert len(sockets) == 2
+async def test_what_is_known_of_an_answer(service, fake):
+    deltas = [{"reasoning_content": "hm"}, {"reasoning_content": "m"}, {"content": "a"}, {"refusal": "no"}]
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    fake.reply([*(sse(chunk(delta)) for delta in deltas), *text()[1:]])
+    fake.reply([sse(chunk({"tool_calls": [{"index": 0, **call}]})), sse(chunk({}, "tool_calls")), DONE])
+    async with connect(service.url) as chat:
+        reply = chat.ask(HELLO, request_id="r1")
+        assert (reply.status, reply.error, repr(reply)) == ("running", None, "<Reply r1 running, seq 0: ''>")
+        await reply
+        assert (reply.text, reply.reasoning, reply.refusal) == ("a", "hmm", "no")
+        assert reply.message == {"role": "assistant", "content": "a", "refusal": "no"}
+        assert repr(reply) == "<Reply r1 completed, seq 5: 'a'>"
+        called = await chat.ask(HELLO)
+        assert called.message == {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
-async def _say(socket, generation_id, content) -> None:
-    for frame in (
-        {"type": "token", "seq": 1, "content": content},
-        {"type": "done", "seq": 2, "status": "completed", "model": "m"},
-    ):
-        await socket.send(json.dumps({"id": generation_id, **frame}))
-
-
-async def test_without_async(service, fake):
-    def use() -> tuple[list[str], str, str]:
-        with connect_sync(service.url) as chat:
-            pieces = list(chat.stream("hi"))
-            first = chat.ask("hi")
-            frames = [frame["content"] for frame in first]
-            second = chat.ask("more", previous=first).end()
-            with pytest.raises(NotFoundError):
-                chat.ask("hi", previous="r9").end()
-            for _ in chat.stream("hi"):
-                break
-            return pieces, "".join(frames), second.text
-
-    assert await asyncio.to_thread(use) == (["Hel", "lo"], "Hello", "Hello")
-    assert len(fake.requests[2].body["messages"]) == 3
+def test_only_what_a_caller_needs_is_seen():
+    shown = {name for name in dir(connect("ws://127.0.0.1")) if not name.startswith("_")}
+    assert shown == {"ask", "cancel", "close", "resume", "stream"}

@@ -58,6 +58,19 @@ async def test_python_over_a_network_that_breaks(serve):
     assert b"broke" in err
 
 
+async def test_python_over_a_network_tells_errors(serve, fake):
+    script = str(ROOT / "examples/survive.py")
+    status, out, err = await output(sys.executable, script, "--url", "ws://127.0.0.1:1")
+    assert (status, out, err) == (1, b"", b"ws://127.0.0.1:1 cannot be reached\n")
+
+    service = await serve()
+    fake.default = Reply(text("a", finish_reason=None))
+    status, out, err = await output(sys.executable, script, "--url", service.ws_url)
+    assert (status, out) == (1, b"a")
+    assert err.startswith(b"\nupstream_incomplete: ")
+    assert err.count(b"\n") == 2
+
+
 async def test_python_tells_errors(service, fake):
     fake.default = Reply(text("a", finish_reason=None))
     status, out, err = await output(sys.executable, str(ROOT / "examples/chat.py"), "--url", service.ws_url)

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_reader import Tap
 
-from ws_chat.client import chat
-from ws_chat.client.reply import Reply
+from ws_chat.client import patience
+from ws_chat.client.answer import Answer as Received
 from ws_chat.frames import Start, encode, encode_token
 from ws_chat.generation import Generation
 from ws_chat.reader import Reader
@@ -43,9 +43,9 @@ def test_any_cut_of_the_upstream_and_any_drop_of_a_reader(deltas, cuts, drops):
     generation = Generation("r1", "m", 0.0)
     log = MemoryLog(Start("r1", 0, "m"))
     answer = Answer(log.append, generation.outcome, str)
-    reply = Reply({"id": "r1"}, cancel=None)
+    received = Received("r1", "{}")
     seen = []
-    follower = Follower(log, reply, seen)
+    follower = Follower(log, received, seen)
     fates = iter(drops)
 
     stream = b"".join([*(sse(chunk(delta)) for delta in deltas), sse(chunk({}, "stop")), sse(usage_chunk()), DONE])
@@ -60,33 +60,33 @@ def test_any_cut_of_the_upstream_and_any_drop_of_a_reader(deltas, cuts, drops):
     follower.live(None)
 
     whole = [delta for delta in deltas if delta.get("content") != ""]
-    assert reply.text == "".join(delta.get("content", "") for delta in whole)
-    assert arguments(reply.tool_calls) == arguments_of(whole)
+    assert received.said("content") == "".join(delta.get("content", "") for delta in whole)
+    assert arguments(received.tool_calls) == arguments_of(whole)
     assert [frame["place"] for frame in seen if "place" in frame] == [d["place"] for d in deltas if "place" in d]
     seqs = [frame["seq"] for frame in seen if frame["type"] == "token"]
     assert seqs == sorted(set(seqs))
     assert [frame["type"] for frame in seen].count("done") == 1
-    assert (reply.status, reply.seq, reply.usage["completion_tokens"]) == ("completed", len(whole) + 1, 3)
+    assert (received.status, received.seq, received.usage["completion_tokens"]) == ("completed", len(whole) + 1, 3)
 
 
 class Follower:
     """A client that reads a log, loses its connection, and resumes where it was."""
 
-    def __init__(self, log: MemoryLog, reply: Reply, seen: list) -> None:
+    def __init__(self, log: MemoryLog, answer: Received, seen: list) -> None:
         self.log = log
-        self.reply = reply
+        self.answer = answer
         self.seen = seen
         self.connect()
 
     def connect(self) -> None:
         self.tap = Tap(0)
         self.received = 0
-        self.reader = Reader(self.log, self.reply.opening.get("after", 0), self.tap, on_end=lambda: None)
+        self.reader = Reader(self.log, json.loads(self.answer.opening).get("after", 0), self.tap, on_end=lambda: None)
         self.reader.open()
 
     def live(self, fate: tuple[int, int] | None) -> None:
         """Take a few frames, and lose those on their way with the connection; with no fate, take all there is."""
-        if self.reply.ended:
+        if self.answer.ended:
             return
         self.tap.open(fate[0] if fate else 10**6)
         self.receive(len(self.tap.frames) - fate[1] if fate else None)
@@ -97,7 +97,7 @@ class Follower:
     def receive(self, most: int | None) -> None:
         for frame in self.tap.frames[self.received : most]:
             told = json.loads(encode_token(frame) if isinstance(frame, dict) else encode(frame))
-            self.reply.take(told)
+            self.answer.take(told)
             self.seen.append(told)
         self.received = len(self.tap.frames)
 
@@ -125,5 +125,5 @@ def arguments_of(deltas: list) -> dict:
 @pytest.mark.anyio
 async def test_connections_that_are_reset_at_random(monkeypatch):
     for name in ("FIRST_PAUSE", "LONGEST_PAUSE"):  # which the soak sets
-        monkeypatch.setattr(chat, name, getattr(chat, name))
+        monkeypatch.setattr(patience, name, getattr(patience, name))
     await soak.drops(generations=30, wanted=100, seed=1)

@@ -12,34 +12,48 @@ from __future__ import annotations
 from ws_chat.client.chat import Chat, connect
 from ws_chat.client.errors import (
     AuthenticationError,
+    ClientError,
     ConnectionLostError,
     HistoryGoneError,
     InvalidRequestError,
     NotFoundError,
     PermissionDeniedError,
+    ProtocolError,
     RateLimitError,
     ReplyError,
     ServerError,
+    UntrustedServerError,
     UpstreamError,
 )
+from ws_chat.client.frames import Frame, Function, Message, Status, Timing, ToolCall, Usage
 from ws_chat.client.reply import Reply
 from ws_chat.client.sync import SyncChat, SyncReply, connect_sync
 
 __all__ = [
     "AuthenticationError",
     "Chat",
+    "ClientError",
     "ConnectionLostError",
+    "Frame",
+    "Function",
     "HistoryGoneError",
     "InvalidRequestError",
+    "Message",
     "NotFoundError",
     "PermissionDeniedError",
+    "ProtocolError",
     "RateLimitError",
     "Reply",
     "ReplyError",
     "ServerError",
+    "Status",
     "SyncChat",
     "SyncReply",
+    "Timing",
+    "ToolCall",
+    "UntrustedServerError",
     "UpstreamError",
+    "Usage",
     "connect",
     "connect_sync",
 ]

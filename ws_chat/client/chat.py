@@ -9,217 +9,224 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import random
 import time
-import uuid
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import urlsplit, urlunsplit
 
-from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as connect_socket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
-
-from ws_chat.client.errors import AuthenticationError, ConnectionLostError, PermissionDeniedError, ReplyError, told
-from ws_chat.client.reply import Reply
+from ws_chat.client.answer import Answer
+from ws_chat.client.errors import ClientError, ConnectionLostError
+from ws_chat.client.link import Link
+from ws_chat.client.network import Address
+from ws_chat.client.patience import Patience
+from ws_chat.client.reply import Known, Reply
+from ws_chat.client.request import asking, is_same, valid_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+    import uuid
+    from collections.abc import AsyncGenerator, Coroutine
     from types import TracebackType
+
+    from ws_chat.client.request import Messages
 
 logger = logging.getLogger("ws_chat.client")
 
-FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 10.0
-"""Seconds before the second attempt to connect, and at most; each pause is up to twice the one before, at random."""
-
-
-class _Link:
-    """One socket, and the answers that it carries."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
-        self.leaving = False  # the server has said goaway
-        self.lost = False
-        self._carried: dict[str, tuple[Reply, asyncio.Event]] = {}
-
-    def carry(self, reply: Reply) -> asyncio.Event:
-        """Hand the frames of an answer to it from now on. The event is set when no more will come this way."""
-        self._carried[reply.id] = (reply, asyncio.Event())
-        return self._carried[reply.id][1]
-
-    async def drop(self, reply: Reply) -> None:
-        """Carry an answer no more; a socket that the server wants to be rid of is closed after the last one."""
-        del self._carried[reply.id]
-        if self.leaving and not self._carried:
-            await self.socket.close()
-
-    async def send(self, frame: Mapping[str, Any]) -> None:
-        """Send a frame. On a socket that is lost it is lost, which is told to all that it carries."""
-        with contextlib.suppress(ConnectionClosed):
-            await self.socket.send(json.dumps(frame, ensure_ascii=False))
-
-    async def cancel(self, reply: Reply) -> None:
-        """Ask for the end of an answer, if it is carried here."""
-        if reply.id in self._carried:
-            await self.send({"type": "cancel", "id": reply.id})
-
-    async def run(self) -> None:
-        """Hand out what comes until the socket is lost."""
-        try:
-            async for message in self.socket:
-                self._take(json.loads(message))
-        except ConnectionClosed:
-            pass
-        finally:
-            self.lost = True
-            for _, gone in self._carried.values():
-                gone.set()
-
-    def _take(self, frame: dict[str, Any]) -> None:
-        if frame["type"] == "goaway":
-            self.leaving = True
-        elif frame.get("id") in self._carried:
-            reply, gone = self._carried[frame["id"]]
-            if frame["type"] == "error" and "seq" not in frame and frame["error"]["code"] == "draining":
-                self.leaving = True
-                gone.set()  # another server will take it
-            else:
-                reply.take(frame)
+HEARTBEAT: Final = (0.5, 15.0)
+"""Seconds between two looks for life at least and at most; in between it is a quarter of the patience."""
 
 
 class Chat:
-    """Answers from one server. Use it with `async with connect(…) as chat`."""
+    """Answers from one server. `connect` returns it; `async with` or `close` ends it."""
 
     def __init__(self, url: str, *, api_key: str | None = None, patience: float = 60.0) -> None:
         """See `connect`."""
-        self.url = _socket_url(url)
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._address = Address(url, api_key)
         self._patience = patience
-        self._link: _Link | None = None  # the one to ask on
-        self._links: set[_Link] = set()  # and those that still carry something
+        self._link: Link | None = None  # the one to ask on
+        self._links: set[Link] = set()  # and those that still carry something
         self._connecting = asyncio.Lock()
+        self._unreachable: ClientError | None = None
+        self._running: dict[str, tuple[Answer, Reply]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        """Connect. Raises ReplyError where the server refuses, OSError where there is none."""
-        self._link = await self._open()
+        """Connect. Raises ClientError when the server refuses or cannot be reached, RuntimeError after closing."""
+        self._check_open()
+        await self._ready(Patience(self._patience))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close. The server goes on with answers that have not ended for its resume window."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close; once is enough. The server goes on with answers that have not ended for its resume window."""
         self._closed = True
+        await asyncio.sleep(0)  # an iteration of `stream` that was left a moment ago sends its cancel
         # First those who would connect again.
         tasks, links = list(self._tasks), list(self._links)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(link.socket.close() for link in links))
+        await asyncio.gather(*(link.close() for link in links))
 
     def ask(
         self,
-        messages: str | Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         model: str | None = None,
-        previous: Reply | str | None = None,
-        request_id: str | None = None,
+        previous: Known | str | uuid.UUID | None = None,
+        request_id: str | uuid.UUID | None = None,
         **parameters: Any,
     ) -> Reply:
         """Start an answer and return it at once.
 
         `messages` is a list of chat messages, or one user message as a string. `previous` continues from an answer with
         the new messages only; one that still runs is interrupted. `parameters` are the other fields of the
-        chat-completions request (the OpenAI reference). Raises RuntimeError when the connection was closed.
-        """
-        if self._closed:
-            raise RuntimeError("this connection was closed")
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        request: dict[str, Any] = {"messages": list(messages), "id": request_id or str(uuid.uuid4()), **parameters}
-        if model is not None:
-            request["model"] = model
-        if previous is not None:
-            request["previous_id"] = previous if isinstance(previous, str) else previous.id
-        reply = Reply(request, self._send_cancel)
-        self._start(self._drive(reply))
-        return reply
+        chat-completions request (the OpenAI reference). The same request with the `request_id` of one that is running
+        is that one.
 
-    async def stream(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> AsyncIterator[str]:
-        """Yield the text of an answer as it comes; the options are those of `ask`. Leaving early cancels it."""
-        reply = self.ask(messages, **options)
-        try:
+        Raises TypeError and ValueError for what cannot be sent as JSON, a bad id and the id of another running request;
+        RuntimeError after closing.
+        """
+        self._check_open()
+        request_id = valid_id(request_id)
+        previous_id = previous.id if isinstance(previous, Known) else previous
+        if previous_id is not None:
+            previous_id = valid_id(previous_id)
+        request = asking(messages, request_id, model=model, previous_id=previous_id, parameters=parameters)
+        if running := self._find(request_id):
+            answer, reply = running
+            if answer.request is None or not is_same(answer.request, request):
+                raise ValueError(f"The id {request_id} is that of another answer that is still running.")
+            return reply
+        return self._begin(Answer(request_id, request), self._find(previous_id))
+
+    def resume(self, request_id: str | uuid.UUID, *, after: int = 0) -> Reply:
+        """Follow an answer that was asked for elsewhere, or before this program started, from after a seq on.
+
+        The reply holds what came after that. It fails with NotFoundError when the server has no such answer (any more).
+        Raises TypeError and ValueError for a bad id or seq, RuntimeError after closing.
+        """
+        self._check_open()
+        request_id = valid_id(request_id)
+        if type(after) is not int:
+            raise TypeError(f"A seq is a whole number, not {type(after).__name__}.")
+        if after < 0:
+            raise ValueError(f"A seq is a whole number from 0, not {after}.")
+        if running := self._find(request_id):
+            answer, reply = running
+            if answer.after != after:
+                raise ValueError(f"The answer {request_id} is followed from after seq {answer.after} already.")
+            return reply
+        return self._begin(Answer(request_id, None, after))
+
+    async def cancel(self, request_id: str | uuid.UUID) -> None:
+        """Stop an answer by its id, wherever it was asked for. One that has ended is left as it is.
+
+        Raises NotFoundError when the server has no such answer (any more), ClientError, RuntimeError after closing.
+        """
+        self._check_open()
+        request_id = valid_id(request_id)
+        if running := self._find(request_id):
+            return await running[1].cancel()
+        patience = Patience(self._patience)
+        while True:
+            link = await self._ready(patience)
+            try:
+                return await link.cancel_other(request_id)
+            except ConnectionLostError as error:
+                await asyncio.sleep(_pause(patience, error))
+
+    async def stream(
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        previous: Known | str | uuid.UUID | None = None,
+        request_id: str | uuid.UUID | None = None,
+        **parameters: Any,
+    ) -> AsyncGenerator[str, None]:
+        """Yield the text of an answer as it comes; all else is as with `ask`. Leaving early cancels it."""
+        reply = self.ask(messages, model=model, previous=previous, request_id=request_id, **parameters)
+        async with reply:
             async for text in reply.texts():
                 yield text
-        finally:
-            await reply.cancel()
 
-    async def _drive(self, reply: Reply) -> None:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("This connection was closed; `connect` makes another.")
+
+    def _find(self, request_id: str | None) -> tuple[Answer, Reply] | None:
+        running = self._running.get(request_id or "")
+        return None if running is None or running[0].ended else running
+
+    def _begin(self, answer: Answer, previous: tuple[Answer, Reply] | None = None) -> Reply:
+        def settle(task: asyncio.Task[None]) -> None:
+            closed = ConnectionLostError("The client was closed before the answer had ended.")
+            answer.finish(closed if task.cancelled() else task.exception())
+            if self._running[answer.id] is running:
+                del self._running[answer.id]
+
+        reply = Reply(answer, self._send_cancel)
+        self._running[answer.id] = running = (answer, reply)
+        # Told from outside: a task that is cancelled before its first step never runs a line of its own.
+        self._start(self._drive(answer, previous and previous[0])).add_done_callback(settle)
+        return reply
+
+    async def _drive(self, answer: Answer, previous: Answer | None) -> None:
         """Ask for an answer, and for the rest of it, until it has ended."""
-        progress, pause, asked = time.monotonic(), FIRST_PAUSE, False
-        try:
-            while not reply.ended:
-                seq = reply.seq
-                link = await self._ready()
-                if reply.cancelling and not asked:
-                    reply.never_asked()
-                    return
-                asked = True
-                gone = link.carry(reply)
-                await link.send(reply.opening)
-                if reply.cancelling:
-                    await link.cancel(reply)
-                await _first(gone.wait(), reply.over.wait())
-                await link.drop(reply)
-                if reply.seq > seq:
-                    progress, pause = time.monotonic(), FIRST_PAUSE
-                elif not reply.ended:
-                    # A server that is there, and gives nothing, is not to be asked again and again at once.
-                    if time.monotonic() + pause > progress + self._patience:
-                        raise ConnectionLostError(f"{self.url} breaks off every connection.")  # noqa: TRY301
-                    await asyncio.sleep(pause)
-                    pause = _longer(pause)
-        except (ReplyError, ConnectionLostError) as error:
-            reply.finish(error)
-        except asyncio.CancelledError:
-            reply.finish(ConnectionLostError("The client was closed before the answer had ended."))
-            raise
+        if previous:
+            await previous.begun.wait()  # which the server must know before this one
+        patience = Patience(self._patience)
+        while not answer.ended:
+            link = await self._ready(patience)
+            if answer.ended:
+                return
+            seq, began = answer.seq, time.monotonic()
+            refusal = await link.carry(answer)
+            if answer.ended:
+                return
+            if answer.cancelling:
+                answer.cancel()  # one that was refused is not asked for again
+            if answer.seq > seq or (link.lost and patience.counts_as_held(link.alive - began)):
+                patience.renew(link.alive)
+                continue
+            # A server that is there, and gives nothing, is not to be asked again and again at once.
+            broken = ConnectionLostError(f"{self._address} breaks off every connection: {link.ending}")
+            pause = _pause(patience, refusal or broken)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(answer.over.wait(), pause)
 
-    async def _send_cancel(self, reply: Reply) -> None:
+    async def _send_cancel(self, answer: Answer) -> None:
         for link in list(self._links):
-            await link.cancel(reply)
+            await link.cancel(answer)
 
-    async def _ready(self) -> _Link:
-        """Return the socket to ask on, connecting if need be. Raises ConnectionLostError and ReplyError."""
-        deadline = time.monotonic() + self._patience
+    async def _ready(self, patience: Patience) -> Link:
+        """Return the socket to ask on, connecting if need be. Raises ClientError, ValueError."""
         async with self._connecting:
-            pause = FIRST_PAUSE
             while self._link is None or self._link.leaving or self._link.lost:
+                self._check_open()
+                if self._unreachable and not patience.left:
+                    raise self._unreachable  # while this one waited for its turn
                 try:
-                    self._link = await self._open()
-                except (AuthenticationError, PermissionDeniedError):
-                    raise
-                except (OSError, InvalidHandshake, ReplyError) as error:
-                    pause = max(pause, getattr(error, "retry_after", None) or 0)
-                    if time.monotonic() + pause > deadline:
-                        message = f"{self.url} could not be reached again: {error}"
-                        raise ConnectionLostError(message) from error
-                    logger.info("%s: %s; trying again in %.1f s", self.url, error, pause)
+                    self._link = await self._open(patience.left)
+                    self._unreachable = None
+                except ClientError as error:
+                    self._unreachable = error
+                    pause = _pause(patience, error)
+                    logger.info("%s; trying again in %.1f s", error, pause)
                     await asyncio.sleep(pause)
-                    pause = _longer(pause)
             return self._link
 
-    async def _open(self) -> _Link:
-        try:
-            socket = await connect_socket(
-                self.url, additional_headers=self._headers, max_size=None, compression=None, close_timeout=1
-            )
-        except InvalidStatus as error:
-            raise _refusal(error) from error
-        link = _Link(socket)
+    async def _open(self, patience: float) -> Link:
+        shortest, longest = HEARTBEAT
+        socket = await self._address.open(patience)
+        if self._closed:
+            await socket.close()
+            self._check_open()
+        link = Link(socket, heartbeat=min(longest, max(shortest, self._patience / 4)))
         self._links.add(link)
         self._start(link.run()).add_done_callback(lambda _: self._links.discard(link))
         return link
@@ -232,39 +239,23 @@ class Chat:
 
 
 def connect(url: str, *, api_key: str | None = None, patience: float = 60.0) -> Chat:
-    """Return a connection to the server at `url` (`ws://`, `wss://`, `http://` or `https://`), for `async with`.
+    """Return a connection to the server at `url` (`ws://`, `wss://`, `http://` or `https://`).
 
-    A connection that is lost is made again, for `patience` seconds at most, and every answer goes on where it was.
+    `async with connect(…) as chat` connects at once and closes at the end; `chat = connect(…)` connects when it is
+    first asked, and is closed with `await chat.close()`.
+
+    A connection that cannot be made, is lost or falls silent is made again, and a request that the server has no room
+    for is sent again, for `patience` seconds at most, counted from when all was last well (silence is noticed after a
+    second at the earliest). Every answer goes on where it was.
+
+    Raises ValueError when `url` or `api_key` cannot be one.
     """
     return Chat(url, api_key=api_key, patience=patience)
 
 
-def _longer(pause: float) -> float:
-    return min(LONGEST_PAUSE, pause * random.uniform(1, 2))  # noqa: S311  (jitter, no secret)
-
-
-def _socket_url(url: str) -> str:
-    scheme, host, path, query, _ = urlsplit(url if "://" in url else f"ws://{url}")
-    scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
-    return urlunsplit((scheme, host, path if path.strip("/") else "/v1/chat/ws", query, ""))
-
-
-def _refusal(refused: InvalidStatus) -> ReplyError:
-    response = refused.response
-    try:
-        error = json.loads(response.body or b"")["error"]
-    except (ValueError, KeyError, TypeError):
-        message = f"the server answered with status {response.status_code}"
-        error = {"type": "server_error", "code": "refused", "message": message, "status": response.status_code}
-    retry_after = response.headers.get("Retry-After", "")
-    return told(error, float(retry_after) if retry_after.isdecimal() else None)
-
-
-async def _first(*waits: Coroutine[Any, Any, object]) -> None:
-    """Wait for the first of several, and give up the others."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
+def _pause(patience: Patience, error: ClientError) -> float:
+    """Return how many seconds to wait before the next attempt. Raises the error of the last one when there is none."""
+    pause = patience.pause(error.retry_after) if error.retryable else None
+    if pause is None:
+        raise error
+    return pause

@@ -1,143 +1,174 @@
-"""One answer on its way: what has come of it, and how to wait for more. Knows no socket."""
+"""What a caller holds of an answer: what has come of it, and how to follow, await or cancel it."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from typing import TYPE_CHECKING, Any
-
-from ws_chat.client.errors import HistoryGoneError, told
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+    from types import TracebackType
 
-    Frame = dict[str, Any]
+    from ws_chat.client.answer import Answer
+    from ws_chat.client.frames import Frame, Message, Status, Timing, ToolCall, Usage
 
 
-class Reply:
-    """An answer. Iterate it for its token frames as they come, `texts` for their text, or await `end`.
+class Known:
+    """What is known of an answer by now."""
 
-    What has come so far is always in `text`, `tool_calls` and `seq`; `status`, `finish_reason`, `model`, `usage` and
-    `timing` are known at the end. Raises ReplyError and its kinds when the answer failed, ConnectionLostError when the
-    server could not be reached again.
-    """
-
-    def __init__(self, request: Frame, cancel: Callable[[Reply], Awaitable[None]]) -> None:
-        self.id: str = request["id"]
-        self.seq = 0
-        self.tool_calls: list[Frame] = []
-        self.status: str | None = None
-        self.finish_reason: str | None = None
-        self.model: str | None = None
-        self.usage: Frame | None = None
-        self.timing: Frame | None = None
-        self.over = asyncio.Event()
-        """Set at the end, however it came."""
-        self.cancelling = False
-        self._request = request
-        self._cancel = cancel
-        self._acknowledged = False
-        self._error: Exception | None = None
-        self._frames: deque[Frame] = deque()
-        self._texts: list[str] = []
-        self._changed = asyncio.Event()
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
 
     @property
-    def text(self) -> str:
-        """The text that has come so far."""
-        return "".join(self._texts)
+    def id(self) -> str:
+        """The id of the request, by which the answer can be resumed and continued from."""
+        return self._answer.id
+
+    @property
+    def seq(self) -> int:
+        """The seq of the last frame that has come, to resume after."""
+        return self._answer.seq
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will come."""
-        return self.over.is_set()
+        return self._answer.ended
+
+    @property
+    def status(self) -> Status:
+        """`running`, or how it ended: `completed`, `cancelled` or `failed`."""
+        return self._answer.status
+
+    @property
+    def error(self) -> BaseException | None:
+        """What it failed with."""
+        return self._answer.error
+
+    @property
+    def text(self) -> str:
+        """The text that has come so far."""
+        return self._answer.said("content")
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning (`reasoning_content`) that has come so far, where the model shows it."""
+        return self._answer.said("reasoning_content")
+
+    @property
+    def refusal(self) -> str:
+        """The words with which the model refuses to answer, as far as they have come."""
+        return self._answer.said("refusal")
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The tool calls that have come so far, each joined from its pieces."""
+        return self._answer.tool_calls
+
+    @property
+    def message(self) -> Message:
+        """What was said so far as an assistant's message, for a message list of one's own."""
+        message: Message = {"role": "assistant", "content": self.text}
+        if self.refusal:
+            message["refusal"] = self.refusal
+        if self.tool_calls:
+            message["content"] = self.text or None
+            message["tool_calls"] = [
+                {"id": call.get("id", ""), "type": call.get("type", "function"), "function": call["function"]}
+                for call in self.tool_calls
+            ]
+        return message
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the model stopped (`stop`, `length`, `tool_calls`, …), known at the end."""
+        return self._answer.finish_reason
+
+    @property
+    def model(self) -> str | None:
+        """The model that was asked; at the end, what it called itself."""
+        return self._answer.model
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens used, known at the end, where the upstream tells."""
+        return self._answer.usage
+
+    @property
+    def timing(self) -> Timing | None:
+        """How long it took, in milliseconds, known at the end."""
+        return self._answer.timing
+
+    def __repr__(self) -> str:
+        text = self.text
+        text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+        return f"<{type(self).__name__} {self.id} {self.status}, seq {self.seq}: {text!r}>"
+
+
+_SHOWN = 40
+"""Characters of an answer in its repr."""
+
+
+class Reply(Known):
+    """An answer. Iterate it for its token frames as they come, `texts` for their text, or await it for its end.
+
+    Every iteration begins at the beginning of the answer, so any number of them see all of it. What has come so far is
+    always in `text`, `tool_calls` and so on. Raises ReplyError and its kinds when the answer failed,
+    ConnectionLostError when the server could not be reached again. A block of `async with` cancels it when it is left
+    early.
+    """
+
+    def __init__(self, answer: Answer, cancel: Callable[[Answer], Awaitable[None]]) -> None:
+        super().__init__(answer)
+        self._cancel = cancel
 
     def __aiter__(self) -> AsyncIterator[Frame]:
-        """Yield the token frames that come from now on, or have come and were not yielded yet."""
-        return self._tokens()
+        """Yield the token frames from the first one on."""
+        return self._frames()
 
-    async def texts(self) -> AsyncIterator[str]:
-        """Yield the text of the answer, piece by piece."""
+    async def texts(self) -> AsyncGenerator[str, None]:
+        """Yield the text of the answer from its beginning, piece by piece."""
         async for frame in self:
             if text := frame.get("content"):
                 yield text
 
-    async def end(self) -> Reply:
-        """Wait for the end of the answer, and return it."""
-        async for _ in self:
-            pass
+    async def end(self) -> Self:
+        """Wait for the end of the answer, and return it. Waiting no longer does not cancel it."""
+        await self._answer.over.wait()
+        if self._answer.error:
+            raise self._answer.error
         return self
+
+    def __await__(self) -> Generator[None, None, Self]:
+        """Wait for the end of the answer, as `end` does."""
+        return self.end().__await__()
 
     async def cancel(self) -> None:
         """Stop the answer: it ends soon after with the status `cancelled`. One that has ended is left as it is."""
         if not self.ended:
-            self.cancelling = True
-            await self._cancel(self)
+            self._answer.cancel()
+            await self._cancel(self._answer)
 
-    async def _tokens(self) -> AsyncIterator[Frame]:
+    async def __aenter__(self) -> Self:
+        """Return the answer, which is cancelled when the block is left before its end."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.cancel()
+
+    async def _frames(self) -> AsyncGenerator[Frame, None]:
+        frames, count = self._answer.frames, 0
         while True:
-            while self._frames:
-                yield self._frames.popleft()
-            if self._error:
-                raise self._error
+            while count < len(frames):
+                count += 1
+                yield frames[count - 1]
+            if self._answer.error:
+                raise self._answer.error
             if self.ended:
                 return
-            self._changed.clear()
-            await self._changed.wait()
-
-    # The connection calls these.
-
-    @property
-    def opening(self) -> Frame:
-        """The frame that asks for what has not come yet. Sent twice, it is paid for once: the id is the same."""
-        return {"type": "resume", "id": self.id, "after": self.seq} if self._acknowledged else self._request
-
-    def take(self, frame: Frame) -> None:
-        """Take a frame of this answer; one that has come before is passed over."""
-        match frame["type"]:
-            case "start":
-                self._acknowledged = True
-                self.model = frame["model"]
-            case "token" if frame["seq"] > self.seq:
-                self.seq = frame["seq"]
-                self._texts.append(frame.get("content") or "")
-                _join_calls(self.tool_calls, frame.get("tool_calls") or [])
-                self._frames.append(frame)
-                self._changed.set()
-            case "done":
-                for name in ("seq", "status", "finish_reason", "model", "usage", "timing"):
-                    setattr(self, name, frame.get(name))
-                self.finish()
-            case "error" if self._acknowledged and frame["error"]["code"] == "not_found":
-                self.finish(HistoryGoneError(frame["error"]))
-            case "error":
-                self.finish(told(frame["error"]))
-
-    def never_asked(self) -> None:
-        """Take the end of an answer that was cancelled before anybody was asked for it."""
-        self.status = "cancelled"
-        self.finish()
-
-    def finish(self, error: Exception | None = None) -> None:
-        """Take the end, or what ended it."""
-        if not self.ended:
-            self._error = error
-            self.over.set()
-            self._changed.set()
+            await self._answer.more(count)
 
 
-def _join_calls(calls: list[Frame], pieces: list[Frame]) -> None:
-    """Join pieces of tool calls to those that have come, by their `index` (the OpenAI streaming reference)."""
-    for piece in pieces:
-        index = piece.get("index")
-        call = next((call for call in reversed(calls) if index is not None and call.get("index") == index), None)
-        if call is None or (piece.get("id") and call.get("id") and piece["id"] != call["id"]):
-            calls.append({**piece, "function": dict(piece.get("function") or {})})
-            continue
-        for name, value in (piece.get("function") or {}).items():
-            old = call["function"].get(name)
-            if name == "arguments" and old and value:
-                call["function"][name] = old + value
-            elif value:  # servers repeat what is given once, or send it empty
-                call["function"][name] = value
-        call.update({key: value for key, value in piece.items() if key != "function" and value})
+def answer_of(reply: Known) -> Answer:
+    """Return what a reply shows."""
+    return reply._answer  # noqa: SLF001

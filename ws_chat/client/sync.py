@@ -2,117 +2,144 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from ws_chat.client.chat import Chat
+from ws_chat.client.reply import Known, Reply, answer_of
+from ws_chat.client.thread import LoopThread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+    import uuid
+    from collections.abc import Generator, Iterator
     from types import TracebackType
 
-    from ws_chat.client.reply import Reply
+    from ws_chat.client.frames import Frame
+    from ws_chat.client.request import Messages
 
-T = TypeVar("T")
 
+class SyncReply(Known):
+    """An answer. Iterate it for its token frames as they come, `texts` for their text, or call `end`.
 
-class SyncReply:
-    """An answer: iterate it for its token frames, or `texts` for their text; `reply` is what is known of it."""
+    Every iteration begins at the beginning of the answer. Raises what the async client raises, and RuntimeError where
+    it would have to wait after closing. A block of `with` cancels it when it is left early.
+    """
 
-    def __init__(self, reply: Reply, chat: SyncChat) -> None:
-        self.reply = reply
-        self._chat = chat
+    def __init__(self, reply: Reply, thread: LoopThread) -> None:
+        super().__init__(answer_of(reply))
+        self._reply = reply
+        self._thread = thread
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield token frames as they come. Raises what the async client raises."""
-        return self._chat.each(aiter(self.reply))
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield the token frames from the first one on."""
+        frames, count = self._answer.frames, 0
+        while True:
+            ended = self.ended  # asked first: the other thread goes on
+            while count < len(frames):
+                count += 1
+                yield frames[count - 1]
+            if ended:
+                self.end()
+                return
+            self._thread.run(self._answer.more(count))
 
-    def texts(self) -> Iterator[str]:
-        """Yield the text of the answer, piece by piece."""
-        return self._chat.each(self.reply.texts())
+    def texts(self) -> Generator[str, None, None]:
+        """Yield the text of the answer from its beginning, piece by piece."""
+        for frame in self:
+            if text := frame.get("content"):
+                yield text
 
-    def end(self) -> Reply:
-        """Wait for the end of the answer; return what is known of it."""
-        return self._chat.wait(self.reply.end())
+    def end(self) -> Self:
+        """Wait for the end of the answer, and return it."""
+        if not self.ended:
+            self._thread.run(self._answer.over.wait())
+        if self._answer.error:
+            raise self._answer.error
+        return self
 
     def cancel(self) -> None:
-        """Stop the answer."""
-        self._chat.wait(self.reply.cancel())
+        """Stop the answer: it ends soon after with the status `cancelled`. One that has ended is left as it is."""
+        if not self.ended:
+            self._thread.run(self._reply.cancel())
+
+    def __enter__(self) -> Self:
+        """Return the answer, which is cancelled when the block is left before its end."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
 
 
 class SyncChat:
-    """Answers from one server. Use it with `with connect_sync(…) as chat`, in one thread or several."""
+    """Answers from one server, for one thread or several. `connect_sync` returns it; `with` or `close` ends it."""
 
     def __init__(self, url: str, *, api_key: str | None = None, patience: float = 60.0) -> None:
-        """See `connect_sync`."""
+        """See `connect`."""
         self._chat = Chat(url, api_key=api_key, patience=patience)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ws_chat client", daemon=True)
+        self._thread = LoopThread()
 
     def __enter__(self) -> Self:
-        """Connect. Raises ReplyError where the server refuses, OSError where there is none."""
-        self._thread.start()
+        """Connect. Raises ClientError when the server refuses or cannot be reached, RuntimeError after closing."""
         try:
-            self.wait(self._chat.__aenter__())
+            self._thread.run(self._chat.__aenter__())
         except BaseException:
-            self._stop()
+            self.close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close."""
-        try:
-            self.wait(self._chat.__aexit__(kind, error, traceback))
-        finally:
-            self._stop()
+        self.close()
 
-    def ask(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> SyncReply:
-        """Start an answer and return it at once; the options are those of `Chat.ask`."""
-        if isinstance(previous := options.get("previous"), SyncReply):
-            options["previous"] = previous.reply
+    def close(self) -> None:
+        """Close; once is enough. The server goes on with answers that have not ended for its resume window."""
+        self._thread.stop(self._chat.close())
+
+    def ask(
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        previous: Known | str | uuid.UUID | None = None,
+        request_id: str | uuid.UUID | None = None,
+        **parameters: Any,
+    ) -> SyncReply:
+        """Start an answer and return it at once. What it takes and raises is as with `Chat.ask`."""
 
         async def ask() -> Reply:
-            return self._chat.ask(messages, **options)
+            return self._chat.ask(messages, model=model, previous=previous, request_id=request_id, **parameters)
 
-        return SyncReply(self.wait(ask()), self)
+        return SyncReply(self._thread.run(ask()), self._thread)
 
-    def stream(self, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Iterator[str]:
-        """Yield the text of an answer as it comes. Leaving early cancels it."""
-        reply = self.ask(messages, **options)
-        try:
+    def resume(self, request_id: str | uuid.UUID, *, after: int = 0) -> SyncReply:
+        """Follow an answer that was asked for elsewhere, or before this program started, as `Chat.resume` does."""
+
+        async def resume() -> Reply:
+            return self._chat.resume(request_id, after=after)
+
+        return SyncReply(self._thread.run(resume()), self._thread)
+
+    def cancel(self, request_id: str | uuid.UUID) -> None:
+        """Stop an answer by its id, as `Chat.cancel` does."""
+        self._thread.run(self._chat.cancel(request_id))
+
+    def stream(
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        previous: Known | str | uuid.UUID | None = None,
+        request_id: str | uuid.UUID | None = None,
+        **parameters: Any,
+    ) -> Generator[str, None, None]:
+        """Yield the text of an answer as it comes; all else is as with `ask`. Leaving early cancels it."""
+        reply = self.ask(messages, model=model, previous=previous, request_id=request_id, **parameters)
+        with reply:
             yield from reply.texts()
-        finally:
-            reply.cancel()
-
-    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the client's loop and return its result."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # a Ctrl-C here must not leave it running there
-            raise
-
-    def each(self, values: AsyncIterator[T]) -> Iterator[T]:
-        """Yield what an async iterator yields."""
-
-        async def following() -> tuple[T] | None:
-            async for value in values:
-                return (value,)
-            return None
-
-        while (following_one := self.wait(following())) is not None:
-            yield following_one[0]
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 def connect_sync(url: str, *, api_key: str | None = None, patience: float = 60.0) -> SyncChat:
-    """Return a connection for `with`; `url`, `api_key` and `patience` are those of `connect`."""
+    """Return a connection as `connect` does, to be used without async: with `with`, or closed with `close`."""
     return SyncChat(url, api_key=api_key, patience=patience)

@@ -1,0 +1,42 @@
+"""A WebSocket server that says exactly what a test tells it to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from websockets.asyncio.server import ServerConnection, serve
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+
+@contextlib.asynccontextmanager
+async def scripted(handle: Callable[[ServerConnection], Awaitable[None]], **options: Any) -> AsyncIterator[str]:
+    """Serve sockets with `handle` until the block ends; yield the URL."""
+    async with serve(handle, "127.0.0.1", 0, **options) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def tell(socket: ServerConnection, generation_id: str | None, *frames: dict[str, Any]) -> None:
+    """Send frames of a generation."""
+    for frame in frames:
+        await socket.send(json.dumps({**frame, **({"id": generation_id} if generation_id else {})}))
+
+
+def start(seq: int = 0) -> dict[str, Any]:
+    return {"type": "start", "seq": seq, "model": "m"}
+
+
+def token(seq: int, content: str) -> dict[str, Any]:
+    return {"type": "token", "seq": seq, "content": content}
+
+
+def done(seq: int, status: str = "completed") -> dict[str, Any]:
+    return {"type": "done", "seq": seq, "status": status, "finish_reason": "stop", "model": "m"}
+
+
+def refusal(code: str, kind: str, *, retryable: bool) -> dict[str, Any]:
+    error = {"type": kind, "code": code, "message": "no", "param": None, "status": 400, "retryable": retryable}
+    return {"type": "error", "error": error}

@@ -1,0 +1,112 @@
+"""The client without async."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+from conftest import HELLO
+from fake_openai import Hang, Reply, text
+
+from ws_chat.client import ConnectionLostError, NotFoundError, connect_sync
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_without_async(service, fake):
+    def use() -> tuple[list[str], str, str]:
+        with connect_sync(service.url) as chat:
+            pieces = list(chat.stream("hi"))
+            first = chat.ask("hi")
+            frames = [frame["content"] for frame in first]
+            second = chat.ask("more", previous=first).end()
+            with pytest.raises(NotFoundError):
+                chat.ask("hi", previous="r9").end()
+            for _ in chat.stream("hi"):
+                break
+            return pieces, "".join(frames), second.text
+
+    assert await asyncio.to_thread(use) == (["Hel", "lo"], "Hello", "Hello")
+    assert len(fake.requests[2].body["messages"]) == 3
+
+
+async def test_without_a_block(service):
+    def use():
+        chat = connect_sync(service.url)
+        reply = chat.ask("hi").end()
+        assert (reply.text, reply.status, reply.usage["completion_tokens"]) == ("Hello", "completed", 2)
+        assert repr(reply) == f"<SyncReply {reply.id} completed, seq 3: 'Hello'>"
+        assert chat.resume(reply.id, after=1).end().text == "lo"
+        with chat as same, same as again:
+            assert again is chat
+        chat.close()
+        for closed in (lambda: chat.ask("hi"), lambda: chat.resume("r1"), lambda: chat.cancel("r1"), chat.__enter__):
+            with pytest.raises(RuntimeError, match="closed"):
+                closed()
+        with pytest.raises(RuntimeError, match="closed"):
+            next(chat.stream("hi"))
+        assert "".join(reply.texts()) == reply.end().text == "Hello", "what has come stays"
+        reply.cancel()
+
+    await asyncio.to_thread(use)
+
+
+def test_mistakes_are_told_at_the_call():
+    chat = connect_sync("ws://127.0.0.1:1", patience=0)
+    with pytest.raises(TypeError):
+        chat.ask("hi", stop={1})
+    with pytest.raises(ConnectionLostError):
+        chat.ask("hi").end()
+    chat.close()
+    with pytest.raises(ConnectionLostError):
+        connect_sync("ws://127.0.0.1:1", patience=0).__enter__()
+    connect_sync("ws://127.0.0.1:1").close()
+
+
+async def test_a_block_that_is_left_early_cancels(service, fake):
+    fake.default = Reply([*text("a")[:2], Hang()])
+
+    def use():
+        with connect_sync(service.url) as chat:
+            with chat.ask(HELLO) as reply:
+                assert next(iter(reply))["content"] == "a"
+            assert reply.end().status == "cancelled"
+            other = chat.ask(HELLO)
+            next(iter(other))
+            chat.cancel(other.id)
+            assert other.end().status == "cancelled"
+
+    await asyncio.to_thread(use)
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_closing_wakes_whoever_waits(there, service, fake):
+    fake.default = Reply([*text("a")[:2], Hang()])
+
+    def use():
+        chat = connect_sync(service.url if there else "ws://127.0.0.1:1")
+        reply = chat.ask(HELLO)
+        failures = []
+
+        def wait(function):
+            try:
+                function()
+            except Exception as error:  # noqa: BLE001
+                failures.append(type(error))
+
+        waiting = [
+            threading.Thread(target=wait, args=[function])
+            for function in (reply.end, lambda: list(reply), lambda: list(chat.stream("hi")))
+        ]
+        for thread in waiting:
+            thread.start()
+        time.sleep(0.3)
+        chat.close()
+        for thread in waiting:
+            thread.join(5)
+            assert not thread.is_alive()
+        assert failures == [ConnectionLostError] * 3
+
+    await asyncio.to_thread(use)
