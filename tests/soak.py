@@ -1,7 +1,8 @@
 """Soak: thousands of broken connections, and not a delta lost or doubled. `make soak`.
 
 First generations over a network that resets connections at random moments, in front of an upstream whose bytes fall
-into random reads; then ten thousand generations that come and go, and the memory they leave behind.
+into random reads; then ten thousand generations that come and go, and the memory they leave behind; and for the rest of
+ten minutes everything at once.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import random
 import re
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from conftest import running
 from dropping import DroppingProxy
 from fake_openai import DONE, FakeOpenAI, Reply, chunk, sse, usage_chunk
+from soak_mixed import check, mixed, resident
 
 from ws_chat.app import create_app
 from ws_chat.client import Chat, connect, patience
@@ -123,25 +124,18 @@ async def come_and_go(link: Chat, generations: int) -> None:
         await asyncio.gather(*(link.ask(HELLO, model="demo-fast").end() for _ in range(10)))
 
 
-def resident(pid: int) -> int:
-    """Return the memory of a process in KB."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # type: ignore[index]
-
-
-def check(holds: bool, what: str) -> None:  # noqa: FBT001
-    if not holds:
-        raise AssertionError(f"not so: {what}")
-
-
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generations", type=int, default=500)
     parser.add_argument("--drops", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=600, help="of all, at most some more")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
+    end = time.monotonic() + options.seconds
     asyncio.run(drops(options.generations, options.drops, options.seed))
     asyncio.run(memory(10_000))
+    asyncio.run(mixed(max(20.0, end - time.monotonic()), options.seed))
 
 
 if __name__ == "__main__":
