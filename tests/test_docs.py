@@ -9,6 +9,7 @@ import pytest
 from processes import ROOT, need, output
 
 from ws_chat import frames
+from ws_chat.observers.metrics import Metrics
 from ws_chat.settings import Settings
 from ws_chat.upstreams import demo
 
@@ -45,9 +46,15 @@ def test_every_make_target_is_there():
 
 
 def test_every_file_that_is_linked_is_there():
-    for page in (README, PROTOCOL):
-        for link in re.findall(r"\]\(([^)#]+)\)", page):
-            assert "://" in link or (ROOT / link).exists(), link
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert "://" in link or target.exists(), (page.name, link)
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+                assert anchor in anchors, (page.name, link)
 
 
 IN_WORDS = {"WS_CHAT_MODELS": "any", "WS_CHAT_API_KEYS": "none", "WS_CHAT_ALLOWED_ORIGINS": "same host only"}
@@ -62,6 +69,18 @@ def test_every_setting_is_documented_with_its_default():
             assert rows.pop(field.alias).strip().strip("`") == default, field.alias
     assert set(rows) == {"OPENAI_API_KEY"}
     assert "`OPENAI_BASE_URL`" in PROTOCOL
+
+
+def test_every_setting_and_metric_that_is_named_is_there():
+    settings = {field.alias for field in Settings.model_fields.values()}
+    names = "|".join(family.name for family in Metrics().registry.collect())
+    for page in (
+        README,
+        *((ROOT / f"docs/{name}.md").read_text() for name in ("deployment", "operations", "security")),
+    ):
+        assert set(re.findall(r"\bWS_CHAT_\w+", page)) <= settings
+        for name in re.findall(r"\bws_chat_\w+", page):
+            assert re.fullmatch(f"({names})(_total|_bucket|_sum|_count)?", name), name
 
 
 def test_every_frame_is_documented():
