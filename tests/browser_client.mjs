@@ -160,16 +160,16 @@ chatting("follow", async (chat) => {
   const iterator = first.texts();
   assert.equal((await iterator.next()).value, "a");
   const other = connect(url);
-  const second = other.follow(first.id);
+  const second = other.resume(first.id);
   const third = other.ask("another");
-  assert.throws(() => other.follow(first.id), /already/);
+  assert.throws(() => other.resume(first.id), /already/);
   const frames = second[Symbol.asyncIterator]();
   assert.deepEqual([(await frames.next()).value.type, (await frames.next()).value.content], ["start", "a"]);
   await have("go");
   await Promise.all([first.end, second.end, third.end]);
   assert.deepEqual([first.text, second.text, second.seq], ["abcd", "abcd", 5]);
   for (const [after, rest] of [[1, "bcd"], [4, ""], [5, ""]]) {
-    const later = other.follow(first.id, { after });
+    const later = other.resume(first.id, { after });
     assert.deepEqual([(await later.end).seq, later.text], [5, rest]);
   }
   other.close();
@@ -191,7 +191,7 @@ chatting("errors", async (chat) => {
   await assert.rejects(chat.ask(HELLO, { previousId: "r9" }).end, { name: "ChatError", code: "not_found" });
   await assert.rejects(chat.ask([]).end, { code: "invalid_request", param: "messages" });
   await assert.rejects(chat.ask("half an emoji: \ud83d").end, { code: "invalid_json" });
-  await assert.rejects(chat.follow("r9").end, HistoryGoneError);
+  await assert.rejects(chat.resume("r9").end, HistoryGoneError);
   assert.throws(() => chat.ask(HELLO, { id: "no id" }), TypeError);
   assert.equal(await whole(chat.ask(HELLO)), "Hello");
 });

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 from typing import Any
 
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from conftest import HELLO, events, joined
 from fake_openai import Hang, Reply, Wait, text
-from processes import program
+from processes import output, program
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -114,6 +115,12 @@ async def test_who_does_not_end_in_time_is_ended(fake):
     assert "Traceback" not in server.log
 
 
+async def insist(server) -> None:
+    while True:
+        await asyncio.sleep(0.2)  # a second one that comes within the first second is taken for the same
+        server.process.send_signal(signal.SIGTERM)
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_second_signal_ends_at_once(workers, fake):
     fake.default = Reply([*text("a")[:2], Hang()])
@@ -125,8 +132,9 @@ async def test_a_second_signal_ends_at_once(workers, fake):
         await receive(websocket, "token")
         server.process.send_signal(signal.SIGTERM)
         await receive(websocket, "goaway")
-        server.process.send_signal(signal.SIGTERM)
+        again = asyncio.create_task(insist(server))
         error = await receive(websocket, "error")
+        again.cancel()
         async with asyncio.timeout(20):
             assert await server.process.wait() == 0
     assert error["error"]["code"] == "draining"
@@ -147,4 +155,22 @@ async def test_workers_are_replaced_one_by_one_and_nobody_is_turned_away(fake):
             body = b"".join([part async for part in response.aiter_raw()])
         await server.until_logged(r"(?s)(Finished server process.*){2}")
         assert (await client.get(f"{url}/readyz")).status_code == 200
+    assert "".join(event["data"] for event in events(body)) == "abc[DONE]"
+
+
+async def test_a_signal_to_the_whole_group_is_one(fake):
+    fake.default, go = slowly()
+    async with (
+        serving(fake, "--workers", "2") as (server, url),
+        httpx.AsyncClient(timeout=20) as client,
+        client.stream("POST", f"{url}/v1/chat/stream", json=CHAT) as response,
+    ):
+        for line in (await output("ps", "-o", "pid=", "--ppid", str(server.process.pid)))[1].split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(line), signal.SIGTERM)
+        server.process.send_signal(signal.SIGTERM)
+        await server.until_logged("(?s)Draining.*Draining")
+        await server.until_logged("Received SIGTERM")
+        go.set()
+        body = b"".join([part async for part in response.aiter_raw()])
     assert "".join(event["data"] for event in events(body)) == "abc[DONE]"

@@ -13,7 +13,7 @@ from ws_chat.settings import Settings, SettingsError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LOG_LEVELS: Final = ("critical", "error", "warning", "info", "debug", "trace")
+LOG_LEVELS: Final = ("critical", "error", "warning", "info", "debug")  # not uvicorn's trace, which logs keys
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

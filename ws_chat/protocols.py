@@ -65,6 +65,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn.debug = False  # it would log the handshake, and the keys in it
         self._unread = bytearray()
 
     def handle_connect(self, event: Request) -> None:

@@ -13,7 +13,6 @@ import socket
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +33,9 @@ logger = logging.getLogger("ws_chat.server")
 
 SHUTDOWN_TIMEOUT: Final = 5
 """Seconds in which the last frames must leave when what ran has ended; a second signal does not wait for them."""
+
+TWICE: Final = 1.0
+"""Seconds after which a signal that comes again is meant: one to the whole group of processes reaches workers twice."""
 
 RETIRE: Final = signal.SIGINT
 """Ends one worker of several. SIGTERM ends them all."""
@@ -79,13 +81,13 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._signals: Counter[int] = Counter()
+        self._signals: dict[int, float] = {}  # when each came first
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal."""
         super().handle_exit(sig, frame)
-        self._signals[sig] += 1
-        self.force_exit = self.force_exit or self._signals[sig] > 1
+        first = self._signals.setdefault(sig, time.monotonic())
+        self.force_exit = time.monotonic() - first > TWICE
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then close."""

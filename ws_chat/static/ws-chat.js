@@ -134,7 +134,7 @@ export class Chat extends EventTarget {
    * @param {string} id
    * @param {{ after?: number, signal?: AbortSignal }} [options]
    */
-  follow(id, { after = 0, signal } = {}) {
+  resume(id, { after = 0, signal } = {}) {
     return this.#start(new Reply(id, this.#patience, null, after), signal);
   }
 
