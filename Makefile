@@ -12,7 +12,7 @@ run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
 
 test: $(INSTALLED)  ## Run the tests: make test ARGS="-k cancel"
 	.ci/tools
-	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/node/node_modules/.bin:$$PATH" $(BIN)/python -m pytest $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/node/node_modules/.bin:$$PATH" $(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
 soak: $(INSTALLED)  ## Break ten thousand connections and look for what is lost: make soak ARGS="--seed 1"
 	PYTHONPATH=tests $(BIN)/python tests/soak.py $(ARGS)

@@ -276,6 +276,7 @@ async def test_a_reply_that_nobody_waits_for_holds_nothing_up(end, service, fake
             await fake.requests[0].closed.wait()
             while service.connections.open:
                 await asyncio.sleep(0.01)
+        socket.connection.transport.abort()  # it has not read the pongs, and would not see the end
 
 
 async def test_a_cancel_is_not_held_up_by_a_reply_that_waits(service, fake):

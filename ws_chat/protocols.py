@@ -128,7 +128,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     def _feed(self) -> None:
         """Parse until there is a message for the application, or others have waited long enough."""
         enough = self.loop.time() + TURN
-        while self._unread and self.queue.empty() and not self.is_gone():
+        # After our close frame nobody takes messages any more, and the peer's own is waited for.
+        while self._unread and (self.close_sent or self.queue.empty()) and not self.transport.is_closing():
             if self.loop.time() > enough:
                 self.loop.call_soon(self._feed)
                 return
