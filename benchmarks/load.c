@@ -221,11 +221,11 @@ static void prepare(int messages) {
     if (id) id = request + sizeof head + 7;
   } else {
     request_length = (size_t)snprintf(request, sizeof request,
-        "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
+        "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer benchmark\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
         kind == TEXT ? "/v1/chat/stream" : "/v1/chat/completions", length, body);
   }
   snprintf(handshake, sizeof handshake,
-           "GET /v1/chat/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+           "GET /v1/chat/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer benchmark\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
 }
 

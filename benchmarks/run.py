@@ -63,7 +63,7 @@ SCENARIOS = {
     "requests": Scenario("50 clients, answers of one token", 50, 0, 1),
     "history": Scenario("the same, with 20 messages of history", 50, 0, 1, messages=20),
     "slow": Scenario("paced, with 20 slow readers", 120, 50, 500, slow=20),
-    "idle": Scenario("5,000 open sockets", 5000, 1, 1, idle=True),
+    "idle": Scenario("10,000 open sockets", 10000, 1, 1, idle=True),
 }
 
 
@@ -79,6 +79,18 @@ class Side:
 
 def ours(*options: str) -> Callable[[], list[str]]:
     return lambda: [sys.executable, "-m", "ws_chat", "serve", "--port", str(RELAY), "--log-level", "error", *options]
+
+
+def guarded() -> list[str]:
+    """Return our server with a key, an origin and every limit."""
+    settings = {
+        "API_KEYS": "benchmark",
+        "ALLOWED_ORIGINS": "https://chat.example.com",
+        "REQUESTS_PER_MINUTE": "1000000",
+        "MAX_GENERATIONS_PER_PRINCIPAL": "10000",
+        "MODELS": "*",
+    }
+    return ["env", *(f"WS_CHAT_{name}={value}" for name, value in settings.items()), *ours()()]
 
 
 def tutorial(factory: str) -> Callable[[], list[str]]:
@@ -138,6 +150,7 @@ FEW = ("paced", "saturated", "requests")
 SIDES = {
     "ours-ws": Side("ws", ours()),
     "ours-named": Side("named", ours(), ("paced", "thousand", "saturated", "requests")),
+    "ours-limits": Side("ws", guarded, ("paced", "thousand", "saturated", "requests")),
     "ours-sse": Side("text", ours(), ALL),
     "tutorial-async": Side("text", tutorial("create_async_app"), FEW),
     "tutorial-sync": Side("text", tutorial("create_sync_app"), ("requests",)),
