@@ -183,7 +183,7 @@ async def faults(server: Running) -> None:
     """Read a server's log, and end at the first line that tells of a fault of its own."""
     assert server.process.stderr
     while line := (await server.process.stderr.readline()).decode():
-        check("Traceback" not in line and '"level": "error"' not in line, line)
+        check("Traceback" not in line and '"level":"error"' not in line, line)
 
 
 def resident(pid: int) -> int:

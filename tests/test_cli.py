@@ -89,7 +89,7 @@ async def test_a_signal_ends_it_while_an_answer_is_typed():
     assert last["event"] == "error"
     assert json.loads(last["data"])["error"]["code"] == "draining"
     assert "Traceback" not in server.log
-    assert '"level": "error"' not in server.log
+    assert '"level":"error"' not in server.log
 
 
 async def closing(websocket):
@@ -113,7 +113,7 @@ async def test_a_signal_ends_what_runs_on_sockets(workers):
     assert (frames[-1]["type"], frames[-1]["error"]["code"]) == ("error", "draining")
     assert websocket.close_code == 1012
     assert "Traceback" not in server.log
-    assert '"level": "error"' not in server.log
+    assert '"level":"error"' not in server.log
 
 
 async def test_it_relays_a_server_named_in_the_environment(fake):

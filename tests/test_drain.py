@@ -94,7 +94,7 @@ async def test_what_runs_ends_and_what_comes_is_sent_elsewhere(workers, fake):
     assert "".join(event["data"] for event in events(body)) == "abc[DONE]"
     assert len(fake.requests) == 2
     assert "Traceback" not in server.log
-    assert '"level": "error"' not in server.log
+    assert '"level":"error"' not in server.log
 
 
 async def test_who_does_not_end_in_time_is_ended(fake):

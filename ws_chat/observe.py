@@ -6,8 +6,9 @@ Events are told per connection, reader and generation, never per token: what is 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +16,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ws_chat.observe")
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionOpened:
+class ConnectionOpened(msgspec.Struct, frozen=True):
     """A connection was let in at a door: `websocket` or `sse`."""
 
     door: str
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionClosed:
+class ConnectionClosed(msgspec.Struct, frozen=True):
     """It is over. `sent` counts the bytes of its frames; `dropped`: its peer took nothing, or answered no ping."""
 
     door: str
@@ -31,23 +30,20 @@ class ConnectionClosed:
     dropped: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """A connection, request or client frame was refused."""
 
     door: str
     code: str
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationStarted:
+class GenerationStarted(msgspec.Struct, frozen=True):
     """A generation was started."""
 
     door: str
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationEnded:
+class GenerationEnded(msgspec.Struct, frozen=True):
     """A generation has its terminal frame. Times are seconds, `size` the bytes of its deltas as JSON.
 
     `status` is `completed`, `cancelled` or `failed`, then with the error's `code`. `content` returns the messages that
@@ -71,16 +67,14 @@ class GenerationEnded:
     content: Callable[[], Sequence[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Followed:
+class Followed(msgspec.Struct, frozen=True):
     """Somebody began to read a generation that was there already, from after the seq `after`."""
 
     door: str
     after: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadingEnded:
+class ReadingEnded(msgspec.Struct, frozen=True):
     """A reader has got the terminal frame, or has gone. Fewer token frames than deltas: some were merged."""
 
     door: str

@@ -153,7 +153,11 @@ class Supervisor(multiprocess.Multiprocess):
 def options(settings: Settings, binding: Binding) -> dict[str, Any]:
     """Return the keyword arguments of `uvicorn.run` and `uvicorn.Config`."""
     log_config = copy.deepcopy(LOGGING_CONFIG)
-    log_config["loggers"]["ws_chat"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
+    log_config["loggers"]["ws_chat"] = {
+        "handlers": ["default"],
+        "level": binding.log_level.upper(),
+        "propagate": False,
+    }
     if not sys.stderr.isatty():  # a program reads it
         formatter = {"()": "ws_chat.observers.logs.JSONFormatter"}
         log_config["formatters"] = {name: formatter for name in log_config["formatters"]}  # noqa: C420

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from ws_chat.observe import Event, GenerationEnded
 
@@ -22,6 +24,9 @@ class Logs:
         """Take note of an event."""
         if not isinstance(event, GenerationEnded):
             return
+        level = logging.WARNING if event.status == "failed" else logging.INFO
+        if not logger.isEnabledFor(level):
+            return
         fields: dict[str, Any] = {
             "id": event.id,
             "principal": event.principal,
@@ -36,7 +41,6 @@ class Logs:
         }
         if self._content:
             fields["messages"] = event.content()
-        level = logging.WARNING if event.status == "failed" else logging.INFO
         told = f"{event.code}, " if event.code else ""
         logger.log(
             level,
@@ -52,7 +56,7 @@ class JSONFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         told: dict[str, Any] = {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z",
+            "time": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -60,4 +64,9 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)
-        return json.dumps(told, ensure_ascii=False)
+        return msgspec.json.encode(told, enc_hook=str).decode()
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

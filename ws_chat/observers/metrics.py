@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -69,41 +70,46 @@ class Metrics:
         self._first = histogram("time_to_first_token", "From a request to its first delta.", FIRST, "door")
         self._between = histogram("time_between_tokens", "Mean time between the deltas of an answer.", BETWEEN, "door")
         self._total = histogram("generation_duration", "From a request to its end.", TOTAL, "door")
+        # What `labels` returns, kept: it costs more than the counting.
+        self._labelled = cache(lambda metric, *labels: metric.labels(*labels))
         self._lag = histogram("event_loop_lag", "How late the event loop comes round.", LAG)
 
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
+        labelled = self._labelled
         match event:
-            case GenerationStarted(door):
-                self._running.labels(door).inc()
+            case GenerationStarted():
+                labelled(self._running, event.door).inc()
             case GenerationEnded():
                 self._generation(event)
-            case ReadingEnded(door, deltas, frames):
-                self._deltas.labels(door).inc(deltas)
-                self._frames.labels(door).inc(frames)
-            case ConnectionOpened(door):
-                self._connections.labels(door).inc()
-            case ConnectionClosed(door, sent, dropped):
-                self._connections.labels(door).dec()
-                self._bytes.labels(door).inc(sent)
-                if dropped:
-                    self._dropped.labels(door).inc()
-            case Followed(_, after):
-                self._follows.labels("seq" if after else "start").inc()
-            case Refused(door, code):
-                self._refused.labels(door, code).inc()
+            case ReadingEnded():
+                labelled(self._deltas, event.door).inc(event.deltas)
+                labelled(self._frames, event.door).inc(event.frames)
+            case ConnectionOpened():
+                labelled(self._connections, event.door).inc()
+            case ConnectionClosed():
+                labelled(self._connections, event.door).dec()
+                labelled(self._bytes, event.door).inc(event.sent)
+                if event.dropped:
+                    labelled(self._dropped, event.door).inc()
+            case Followed():
+                labelled(self._follows, "seq" if event.after else "start").inc()
+            case Refused():
+                labelled(self._refused, event.door, event.code).inc()
 
     def _generation(self, event: GenerationEnded) -> None:
-        self._running.labels(event.door).dec()
-        self._ended.labels(event.door, event.status).inc()
+        labelled = self._labelled
+        labelled(self._running, event.door).dec()
+        labelled(self._ended, event.door, event.status).inc()
         self._produced.inc(event.deltas)
-        self._total.labels(event.door).observe(event.total)
+        labelled(self._total, event.door).observe(event.total)
         if event.code:
-            self._errors.labels(event.code).inc()
+            labelled(self._errors, event.code).inc()
         if event.first is not None:
-            self._first.labels(event.door).observe(event.first)
+            labelled(self._first, event.door).observe(event.first)
             if event.deltas > 1:
-                self._between.labels(event.door).observe((event.total - event.first) / (event.deltas - 1))
+                mean = (event.total - event.first) / (event.deltas - 1)
+                labelled(self._between, event.door).observe(mean)
 
     @contextmanager
     def watching_the_loop(self) -> Iterator[None]:
