@@ -162,6 +162,10 @@ async def running(app: FastAPI, settings: Settings, **config: Any) -> AsyncItera
         yield Service(f"http://127.0.0.1:{sock.getsockname()[1]}", app, server)
     finally:
         await server.shutdown(sockets=[sock])
+        if hasattr(app, "state"):
+            relay, connections = app.state.relay, app.state.connections
+            left = (connections.open, relay.running, relay._producers._reading, len(server.server_state.tasks))
+            assert left == (0, 0, 0, 0), f"connections, generations, readers and tasks that are left: {left}"
 
 
 FALLBACK = {"http": "httptools", "ws": "websockets-sansio"}

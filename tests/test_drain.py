@@ -27,7 +27,10 @@ async def serving(fake, *options: str, drain: float = 20):
     command = ("ws-chat", "serve", "--port", "0", *options)
     variables = {"OPENAI_BASE_URL": fake.base_url, "WS_CHAT_DRAIN_TIMEOUT": str(drain)}
     async with program(*command, **variables) as server:
-        yield server, f"http://127.0.0.1:{await server.port()}"
+        url = f"http://127.0.0.1:{await server.port()}"
+        if "2" in options:
+            await server.until_logged("(?s)startup complete.*startup complete")
+        yield server, url
 
 
 async def receive(websocket, kind: str) -> dict[str, Any]:
@@ -174,3 +177,71 @@ async def test_a_signal_to_the_whole_group_is_one(fake):
         go.set()
         body = b"".join([part async for part in response.aiter_raw()])
     assert "".join(event["data"] for event in events(body)) == "abc[DONE]"
+
+
+@pytest.mark.parametrize("door", ["sse", "websocket"])
+async def test_a_slow_reader_gets_what_the_drain_has_ended(door, fake):
+    """It has some seconds for what is in the log when the time is over."""
+    pieces = [f"{number:06} {'x' * 500}" for number in range(4000)]
+    fake.default = Reply([*text(*pieces)[:-3], Hang()])
+    async with serving(fake, drain=0.3) as (server, url):
+        if door == "sse":
+            async with (
+                httpx.AsyncClient(timeout=20) as client,
+                client.stream("POST", f"{url}/v1/chat/stream?format=frames", json=CHAT) as response,
+            ):
+                server.process.send_signal(signal.SIGTERM)
+                await server.until_logged("failed: draining")
+                body = b"".join([part async for part in response.aiter_raw()])
+            frames = [json.loads(event["data"]) for event in events(body)]
+        else:
+            address = url.replace("http", "ws") + "/v1/chat/ws"
+            async with connect(address, max_queue=1, max_size=None) as websocket:
+                await websocket.send(json.dumps(CHAT))
+                await receive(websocket, "start")
+                await fake.request()
+                server.process.send_signal(signal.SIGTERM)
+                await server.until_logged("failed: draining")
+                frames = await rest(websocket)
+            assert websocket.close_code == 1012
+    assert frames[-1]["error"]["code"] == "draining"
+    assert len(joined(frames)) > 100_000
+    assert frames[-1]["seq"] == max(frame["seq"] for frame in frames if frame["type"] == "token") + 1
+
+
+async def test_a_signal_while_workers_are_replaced_is_not_kept_waiting(fake):
+    fake.default = Reply([*text("a")[:2], Hang()])
+    async with (
+        serving(fake, "--workers", "2", drain=600) as (server, url),
+        connect(url.replace("http", "ws") + "/v1/chat/ws") as websocket,
+    ):
+        await websocket.send(json.dumps(CHAT))
+        await receive(websocket, "token")
+        server.process.send_signal(signal.SIGHUP)
+        await receive(websocket, "goaway")
+        server.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            # When none that takes connections is left, they are refused. They do not wait.
+            with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):
+                while True:
+                    async with httpx.AsyncClient() as client:
+                        if (await client.get(f"{url}/readyz")).status_code == 503:
+                            break
+        again = asyncio.create_task(insist(server))
+        async with asyncio.timeout(20):
+            assert await server.process.wait() == 0
+        again.cancel()
+
+
+async def test_a_request_that_has_not_come_does_not_hold_the_end_up(fake):
+    async with serving(fake, drain=0) as (server, url):
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        async with asyncio.timeout(20), httpx.AsyncClient() as client:
+            while 'connections{door="sse"} 1' not in (await client.get(url + "/metrics")).text:
+                pass
+        server.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            assert await server.process.wait() == 0
+        writer.close()
+    assert "Traceback" not in server.log

@@ -13,7 +13,7 @@ from conftest import HELLO, events, joined
 from fake_openai import Hang, Reply, text
 from websockets.asyncio.client import connect
 
-from ws_chat import protocols
+from ws_chat.protocols import bounds, http
 
 pytestmark = pytest.mark.anyio
 
@@ -105,7 +105,7 @@ async def test_memory_for_a_peer_that_takes_nothing_is_bounded(service, fake):
     assert not protocol.takes_bytes()
     assert protocol.transport.get_write_buffer_size() < 500_000, "4 MB are waiting in the log"
     peer = protocol.transport.get_extra_info("socket")
-    assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * protocols.SEND_BUFFER
+    assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * bounds.SEND_BUFFER
     stalled.close()
 
 
@@ -137,8 +137,8 @@ async def nobody_after_one(service) -> None:
     ],
 )
 async def test_who_dawdles_with_a_request_is_closed(begun, service, monkeypatch):
-    monkeypatch.setattr(protocols, "HEAD_TIMEOUT", 0.2)
-    monkeypatch.setattr(protocols, "BODY_TIMEOUT", 0.2)
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(http, "BODY_TIMEOUT", 0.2)
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
     writer.write(begun)
     async with asyncio.timeout(4):  # uvicorn closes an idle connection after 5 s
@@ -152,8 +152,8 @@ async def test_who_dawdles_with_a_request_is_closed(begun, service, monkeypatch)
 
 
 async def test_an_answer_may_take_longer_than_a_request(service, fake, monkeypatch):
-    monkeypatch.setattr(protocols, "HEAD_TIMEOUT", 0.1)
-    monkeypatch.setattr(protocols, "BODY_TIMEOUT", 0.1)
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.1)
+    monkeypatch.setattr(http, "BODY_TIMEOUT", 0.1)
     fake.default = Reply(text("a"))
     async with service.socket() as socket_, httpx.AsyncClient() as client:
         assert (await client.get(service.url + "/healthz")).status_code == 200
@@ -198,3 +198,74 @@ async def test_one_that_floods_disturbs_nobody(service, fake):
     assert answers == ["".join(pieces)] * 200
     await nobody(service)
     assert service.relay.running == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"X: " + b"y" * 9000 + b"\r\n",
+        b"".join(b"X-%d: y\r\n" % number for number in range(200)),
+        b"Content-Length: 3\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+    ],
+)
+async def test_what_is_no_handshake_is_answered_and_closed(more, service):
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(UPGRADE[:-2] + more + b"\r\n")
+    async with asyncio.timeout(4):
+        answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_request"
+    writer.close()
+    async with asyncio.timeout(4):
+        while service.server.server_state.connections:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("trailer", [b"A: b\r\n", b"b"])
+async def test_trailers_have_a_size(trailer, service):
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: ")
+    for _ in range(200):
+        writer.write(trailer * (1000 // len(trailer)))
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionResetError):
+            await reader.read()
+    writer.close()
+
+
+async def test_a_large_body_in_small_chunks_is_taken(service, fake):
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 300_000}]}).encode()
+
+    async def chunks():
+        for at in range(0, len(body), 10):
+            yield body[at : at + 10]
+
+    async with httpx.AsyncClient(timeout=20) as client:
+        response = await client.post(service.stream_url, content=chunks())
+    assert response.status_code == 200
+
+
+async def test_a_line_break_keeps_no_connection_open(service, monkeypatch):
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.2)
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"}")
+    writer.write(b"\r\n")
+    async with asyncio.timeout(4):  # uvicorn closes an idle connection after 5 s
+        with contextlib.suppress(ConnectionResetError):
+            await reader.read()
+    writer.close()
+
+
+async def test_a_slow_reader_whose_pongs_come_late_is_not_dropped(serve, fake):
+    service = await serve(server={"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1})
+    fake.reply(text(*LONG))
+    crawling = await raw(service, "websocket", buffer=4096)
+    loop = asyncio.get_running_loop()
+    received = b""
+    for _ in range(20):  # ten times the ping timeout
+        received += await loop.sock_recv(crawling, 4096)
+        await asyncio.sleep(0.1)
+    assert service.connections.open == 1
+    crawling.close()

@@ -8,7 +8,7 @@ import secrets
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from ws_chat.upstreams.base import Upstream
 
 logger = logging.getLogger("ws_chat")
+
+LAST_FRAMES: Final = 5.0
+"""Seconds that slow readers have for what a drain has ended."""
 
 
 def create_app(
@@ -89,7 +92,7 @@ def create_app(
         async def drain() -> None:
             try:
                 connections.drain(settings.drain_timeout)
-                await relay.drain(settings.drain_timeout)
+                await relay.drain(settings.drain_timeout, LAST_FRAMES)
             finally:
                 await relay.stop()
 

@@ -18,6 +18,9 @@ from ws_chat.errors import ChatError, ErrorInfo
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+MAX_MODEL: Final = 256
+"""Characters: it is logged."""
+
 _ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 
 
@@ -119,8 +122,10 @@ def _chat(value: dict[str, Any]) -> Chat:
                 param="messages",
             )
     model = value.get("model")
-    if "model" in value and (not isinstance(model, str) or not model):
-        raise InvalidFrameError("invalid_request", '"model" is the name of a model.', param="model")
+    if "model" in value and not (isinstance(model, str) and 0 < len(model) <= MAX_MODEL):
+        raise InvalidFrameError(
+            "invalid_request", f'"model" is the name of a model: 1 to {MAX_MODEL} characters.', param="model"
+        )
     if value.get("stream", True) is not True:
         raise InvalidFrameError(
             "invalid_request", 'Answers are always streamed: "stream" is true or left out.', param="stream"

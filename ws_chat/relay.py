@@ -131,11 +131,15 @@ class Relay:
         self._producers.cancel(key)
         self._store.remove(key)
 
-    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109  (what is left is ended, not given up)
-        """Start nothing more; let what runs end and be read for so many seconds, then end it."""
+    async def drain(self, timeout: float, last_frames: float = 0.0) -> None:  # noqa: ASYNC109  (nothing is given up)
+        """Start nothing more; let what runs end and be read for so many seconds, then end it.
+
+        What was ended then may be read for `last_frames` seconds more.
+        """
         self.draining = True
         await self._producers.quiet(timeout)
         await self._producers.stop()
+        await self._producers.quiet(last_frames)
 
     async def stop(self) -> None:
         """End what runs with the error `draining`, and start nothing more."""

@@ -37,7 +37,10 @@ SHUTDOWN_TIMEOUT: Final = 5
 TWICE: Final = 1.0
 """Seconds after which a signal that comes again is meant: one to the whole group of processes reaches workers twice."""
 
-RETIRE: Final = signal.SIGINT
+ACCEPTED: Final = 0.5
+"""Seconds in which the first request of a connection comes that was accepted just before a worker retires."""
+
+RETIRE: Final = signal.SIGUSR1
 """Ends one worker of several. SIGTERM ends them all."""
 
 
@@ -89,11 +92,19 @@ class Server(uvicorn.Server):
         first = self._signals.setdefault(sig, time.monotonic())
         self.force_exit = time.monotonic() - first > TWICE
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start."""
+        if self.config.workers > 1:
+            signal.signal(RETIRE, self.handle_exit)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # meant for the parent, though the whole group may get it
+        await super().startup(sockets)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then close."""
         if RETIRE in self._signals and self.config.workers > 1:
             for server in self.servers:  # the others serve the address
                 server.close()
+            await asyncio.sleep(ACCEPTED)
         if drain := self.lifespan.state.get(DRAIN):
             logger.info("Draining: what runs may end, nothing new is taken. The same signal again ends it at once.")
             draining = asyncio.ensure_future(drain())
@@ -135,16 +146,36 @@ class Supervisor(multiprocess.Multiprocess):
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
         multiprocess.Process = _Worker  # type: ignore[misc]  # the only way to run another Server in them
+        self._retired: list[_Worker] = []
+
+    def restart_all(self) -> None:
+        """Replace each worker by one that serves already. The old ones drain meanwhile, and no signal waits."""
+        for place, old in enumerate(self.processes):
+            if {signal.SIGTERM, signal.SIGINT} & set(self.signal_queue):
+                return
+            new = _Worker(self.config, self.sockets)
+            new.start()
+            if not new.wait_until_ready(self.config.timeout_worker_healthcheck, self.should_exit):
+                new.kill()
+                new.join()
+                logger.error("A new worker did not start: the old ones go on.")
+                return
+            self.processes[place] = new
+            old.terminate()
+            self._retired = [worker for worker in (*self._retired, old) if worker.process.is_alive()]
 
     def terminate_all(self) -> None:
         """Let all of them drain."""
-        for worker in self.processes:
+        for worker in (*self.processes, *self._retired):
             worker.send(signal.SIGTERM)
 
     def join_all(self) -> None:
         """Wait for their ends, and pass on what signals come meanwhile."""
-        while any(worker.process.is_alive() for worker in self.processes):
+        while any(worker.process.is_alive() for worker in (*self.processes, *self._retired)):
             time.sleep(0.05)
+            if not any(worker.process.is_alive() for worker in self.processes):
+                for listening in self.sockets:  # nobody takes connections any more: they shall not wait for it
+                    listening.close()
             if self.signal_queue:
                 self.signal_queue.clear()
                 self.terminate_all()
@@ -172,8 +203,8 @@ def options(settings: Settings, binding: Binding) -> dict[str, Any]:
         "ssl_certfile": binding.ssl_certfile,
         "forwarded_allow_ips": binding.forwarded_allow_ips,
         "root_path": binding.root_path,
-        "http": "ws_chat.protocols:DirectHTTPProtocol",
-        "ws": "ws_chat.protocols:DirectWebSocketProtocol",
+        "http": "ws_chat.protocols.http:DirectHTTPProtocol",
+        "ws": "ws_chat.protocols.websocket:DirectWebSocketProtocol",
         "ws_max_size": settings.max_frame_bytes,
         # Tokens are a few bytes each: compressing them costs more CPU and memory than it saves on the wire.
         "ws_per_message_deflate": False,
