@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from ws_chat.errors import ChatError
 
@@ -108,7 +108,8 @@ class Quota:
     def __init__(self, per_minute: int | None, storage: Storage | None = None) -> None:
         """Count in `storage`, which replicas may share; None: in memory."""
         self._item = RateLimitItemPerMinute(per_minute) if per_minute else None
-        self._limiter = MovingWindowRateLimiter(storage or MemoryStorage())
+        # Two counters a principal, however many requests a minute has.
+        self._limiter = SlidingWindowCounterRateLimiter(storage or MemoryStorage())
 
     async def take(self, principal: str) -> None:
         """Count one. Raises ChatError (`rate_limited`) with the seconds until the next one is allowed."""
