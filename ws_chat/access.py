@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
+from limits.errors import StorageError
 
 from ws_chat.errors import ChatError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from limits import RateLimitItem
     from limits.aio.storage import Storage
 
 ANONYMOUS: Final = "anonymous"
@@ -109,10 +111,19 @@ class Quota:
         """Count in `storage`, which replicas may share; None: in memory."""
         self._item = RateLimitItemPerMinute(per_minute) if per_minute else None
         self._limiter = MovingWindowRateLimiter(storage or MemoryStorage())
+        self._own = MovingWindowRateLimiter(MemoryStorage())
 
     async def take(self, principal: str) -> None:
         """Count one. Raises ChatError (`rate_limited`) with the seconds until the next one is allowed."""
-        if self._item and not await self._limiter.hit(self._item, principal):
-            window = await self._limiter.get_window_stats(self._item, principal)
+        if self._item is None:
+            return
+        try:
+            await self._take(self._limiter, self._item, principal)
+        except StorageError:  # replicas cannot count together now, so each counts alone
+            await self._take(self._own, self._item, principal)
+
+    async def _take(self, limiter: MovingWindowRateLimiter, item: RateLimitItem, principal: str) -> None:
+        if not await limiter.hit(item, principal):
+            window = await limiter.get_window_stats(item, principal)
             wait = max(1.0, window.reset_time - time.time())
             raise ChatError("rate_limited", "Too many requests in a minute.", retry_after=wait)
