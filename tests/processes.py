@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -111,6 +112,11 @@ class RedisServer:
                     writer.close()
                     return
                 await asyncio.sleep(0.01)
+
+    def pause(self, *, over: bool = False) -> None:
+        """Let it answer nothing, or go on."""
+        assert self.process
+        self.process.send_signal(signal.SIGCONT if over else signal.SIGSTOP)
 
     async def stop(self) -> None:
         """Stop it, if it runs."""

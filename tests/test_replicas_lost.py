@@ -158,6 +158,27 @@ async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(serve, 
     assert joined(await one.frames(id="r3")) == "Hello"
 
 
+async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(serve, shared, fake):
+    one, other = await serve(redis_url=shared.url), await serve(redis_url=shared.url)
+    go = asyncio.Event()
+    first, *rest = text("a", "b", "c")[1:]
+    fake.reply([first, Wait(go), *rest])
+    async with one.socket() as socket, other.socket() as elsewhere:
+        await begin(socket)
+        await elsewhere.send({"type": "resume", "id": "r1"})
+        assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+        shared.pause()
+        await asyncio.sleep(6)
+        assert await ready(one) == await ready(other) == 503
+        shared.pause(over=True)
+        await until_ready(one, 200)
+        await asyncio.sleep(1.5)
+        go.set()
+        for reader in (socket, elsewhere):
+            *tokens, done = await reader.until_end()
+            assert (joined(tokens), done["type"], done.get("status")) == ("bc", "done", "completed")
+
+
 async def test_an_end_waits_for_redis_and_is_told_once_it_is_logged(serve, shared, fake):
     one = await serve(redis_url=shared.url)
     go = asyncio.Event()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ws_chat.frames import Start
     from ws_chat.stores.base import Log, Production
     from ws_chat.stores.redis_following import FollowedLog
+    from ws_chat.stores.redis_journal import OwnLog
 
 logger = logging.getLogger("ws_chat.redis")
 
@@ -49,7 +50,6 @@ class RedisStore:
         self._following = Following(self._link, self.replica, self._on_message, self._on_leave)
         self._lease = Lease(self._link, self.replica, milliseconds, self._register)
         self._production: Production | None = None
-        self._watchers: dict[str, set[str]] = {}  # by key: the replicas that read what runs here
         self._creating: dict[str, asyncio.Event] = {}
         self._removing: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -179,9 +179,10 @@ class RedisStore:
                 await self._lease.renew()
                 if self._following.doubtful:
                     await self._following.resume()
-                watching = set().union(*self._watchers.values())
+                watching = {replica for log in self._journal.logs for replica in log.watchers}
                 for replica in await self._lease.dead(self._following.replicas | watching):
-                    self._forget_watcher(replica)
+                    for log in self._journal.logs:
+                        self._unwatch(log, replica)
                     await self._lease.bury(replica)
                     await self._following.settle(replica)
             except ChatError:
@@ -201,34 +202,24 @@ class RedisStore:
     def _on_message(self, message: dict[bytes, bytes]) -> None:
         """Take what another replica asks for."""
         by = message.get(b"by", b"").decode()
-        if key := message.get(b"watch", b"").decode():
-            self._journal.show_whole(key)
-            if self._journal.get(key):
-                self._watch(key, by)
-        elif key := message.get(b"unwatch", b"").decode():
-            self._unwatch(key, by)
-        elif (key := message.get(b"cancel", b"").decode()) and self._production:
-            self._production.cancel(key)
+        production = self._production
+        if production is None:
+            return
+        if log := self._journal.get(message.get(b"watch", b"").decode()):
+            self._journal.show_whole(log.key)
+            if not log.watchers:
+                production.watched(log.key, begins=True)
+            log.watchers.add(by)
+        elif log := self._journal.get(message.get(b"unwatch", b"").decode()):
+            self._unwatch(log, by)
+        elif log := self._journal.get(message.get(b"cancel", b"").decode()):
+            production.cancel(log.key)
 
-    def _watch(self, key: str, by: str) -> None:
-        if key not in self._watchers and self._production:
-            self._production.watched(key, begins=True)
-            for ended in [known for known in self._watchers if not self._journal.get(known)]:
-                del self._watchers[ended]
-        self._watchers.setdefault(key, set()).add(by)
-
-    def _unwatch(self, key: str, by: str) -> None:
-        replicas = self._watchers.get(key, set())
-        if by in replicas:
-            replicas.remove(by)
-            if not replicas:
-                del self._watchers[key]
-                if self._production:
-                    self._production.watched(key, begins=False)
-
-    def _forget_watcher(self, replica: str) -> None:
-        for key in list(self._watchers):
-            self._unwatch(key, replica)
+    def _unwatch(self, log: OwnLog, by: str) -> None:
+        if by in log.watchers:
+            log.watchers.remove(by)
+            if not log.watchers and self._production:
+                self._production.watched(log.key, begins=False)
 
     def _on_leave(self, log: FollowedLog) -> None:
         async def leave() -> None:

@@ -53,7 +53,7 @@ LOST: Final = ErrorInfo("generation_lost", "The replica that produced this answe
 class OwnLog(MemoryLog):
     """A log that is written here. Its end is handed to the journal, which shows it once it is logged."""
 
-    __slots__ = ("_hand_over", "ending", "journalled", "key", "since")
+    __slots__ = ("_hand_over", "ending", "journalled", "key", "since", "watchers")
 
     def __init__(
         self, key: str, start: Start, request: bytes, hand_over: Callable[[OwnLog, Terminal, Ended | None], None]
@@ -63,6 +63,7 @@ class OwnLog(MemoryLog):
         self.journalled = 0
         self.since = (0, 0)  # the id of the entry that holds its first delta
         self.ending = False
+        self.watchers: set[str] = set()  # the replicas that read it
         self._hand_over = hand_over
 
     def append(self, deltas: Sequence[Delta]) -> None:  # noqa: D102  (the seam says it)
@@ -105,6 +106,11 @@ class Journal:
         self._logs[key] = log
         return log
 
+    @property
+    def logs(self) -> list[OwnLog]:
+        """All that are written here."""
+        return list(self._logs.values())
+
     def forget(self, key: str) -> None:
         """Write a log no more."""
         self._logs.pop(key, None)
@@ -130,6 +136,9 @@ class Journal:
             try:
                 await self._write_entry()
             except ChatError:
+                await asyncio.sleep(RETRY)
+            except Exception:
+                logger.exception("The journal could not be written")
                 await asyncio.sleep(RETRY)
 
     async def close(self) -> None:

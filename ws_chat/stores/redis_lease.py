@@ -78,6 +78,8 @@ class Lease:
 
     async def bury(self, replica: str) -> None:
         """End what a dead replica has left running, after exactly what it has journalled."""
+        if not self._link.steady:
+            return  # Redis was away, and nobody could renew a lease
         claimed = await self._link.call("SET", f"ws_chat:burial:{replica}", self._replica, "NX", "PX", BURIAL)
         if not claimed:
             return  # another replica is at it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from limits.aio.storage import RedisStorage
@@ -22,6 +23,8 @@ logger = logging.getLogger("ws_chat.redis")
 
 BLOCK: Final = 1.0
 """Seconds that a read waits for something to come."""
+STEADY: Final = 4.0
+"""Seconds after which, when Redis is back, everybody who lives has said so."""
 PATIENCE: Final = 2.0
 """Seconds that Redis may take to answer."""
 
@@ -45,6 +48,12 @@ class Link:
         self._scripts: dict[str, Any] = {}
         self.available = False
         """Whether the last command was answered."""
+        self._since = 0.0
+
+    @property
+    def steady(self) -> bool:
+        """Whether Redis has been there for long enough that who says nothing is dead."""
+        return self.available and time.monotonic() - self._since >= STEADY
 
     async def call(self, *command: Any) -> Any:
         """Run a command."""
@@ -93,6 +102,7 @@ class Link:
     def _found(self) -> None:
         if not self.available:
             logger.info("Redis answers")
+            self._since = time.monotonic()
         self.available = True
 
     def _lost(self, error: Exception) -> ChatError:
