@@ -107,6 +107,22 @@ async def test_readers_of_both_replicas_and_doors_read_the_same(replicas, fake):
         assert (joined(frames), frames[-1]["seq"]) == ("bcdefgh", 9)
 
 
+async def test_a_copy_that_is_behind_is_given_a_moment(replicas, fake):
+    one, other = replicas
+    fake.default, go = slowly("a", *"bcdefgh")
+    async with one.socket() as socket, other.socket() as second, other.socket() as third:
+        await begin(socket)
+        await second.send({"type": "resume", "id": "r1"})
+        assert [(await second.receive())["seq"], (await second.receive())["content"]] == [0, "a"]
+        (log,) = one.relay._store._journal.logs
+        log.append([{"content": "x"}])
+        assert (await socket.receive())["seq"] == 2
+        assert (await third.ask({"type": "resume", "id": "r1", "after": 2}))["type"] == "start"
+        assert (await third.ask({"type": "resume", "id": "r1", "after": 9}))["error"]["param"] == "after"
+        go.set()
+        assert joined(await third.until_end()) == "bcdefgh"
+
+
 async def test_cancel_reaches_the_producer(replicas, fake):
     one, other = replicas
     fake.default = Reply([*text("a")[:2], Hang()])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ws_chat.access import Quota
 from ws_chat.conversation import conversation_of, is_same, write
 from ws_chat.errors import ChatError
-from ws_chat.frames import Start
+from ws_chat.frames import Failed, Start
 from ws_chat.observe import Followed, Observers, ReadingEnded
 from ws_chat.producers import DRAINING, Producers, until_ended
 
@@ -109,11 +109,15 @@ class Relay:
     async def find(self, caller: Caller, generation_id: str, after: int = 0) -> Log:
         """Return the log of a named generation, to be read after the seq `after`.
 
-        Raises ChatError: `not_found`; `invalid_request` when `after` is beyond its end.
+        Raises ChatError: `not_found`; `generation_lost` when what came before `after` is lost; `invalid_request` when
+        `after` is beyond its end.
         """
-        log = await self._store.get(caller.key(generation_id, named=True))
+        log = await self._store.get(caller.key(generation_id, named=True), after)
         if log is None:
             raise ChatError("not_found", "There is no such generation.", param="id")
+        if isinstance(log.terminal, Failed) and log.terminal.error.code == "generation_lost" and after > log.last:
+            # Its replica had shown more than it had logged.
+            raise ChatError("generation_lost", log.terminal.error.message)
         if after > (log.terminal.seq if log.terminal else log.last):
             raise ChatError("invalid_request", '"after" is beyond what the generation has said.', param="after")
         self._observe(Followed(caller.door, after))

@@ -100,8 +100,11 @@ class Store(Protocol):
     async def create(self, key: str, start: Start, request: bytes) -> Log:
         """Open a log. Raises KeyError when there is one under that key, also if another caller was just faster."""
 
-    async def get(self, key: str) -> Log | None:
-        """Return a log, or None when it is not kept (any more)."""
+    async def get(self, key: str, after: int = 0) -> Log | None:
+        """Return a log, or None when it is not kept (any more).
+
+        A copy of what another process writes is given a moment to come as far as the seq `after`.
+        """
 
     async def cancel(self, key: str) -> None:
         """Ask the process that writes a log to cancel its generation, if that is another one."""

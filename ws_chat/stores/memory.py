@@ -115,7 +115,7 @@ class MemoryStore:
         log = self._logs[key] = MemoryLog(start, request, lambda: self._keep(key))
         return log
 
-    async def get(self, key: str) -> MemoryLog | None:  # noqa: D102
+    async def get(self, key: str, after: int = 0) -> MemoryLog | None:  # noqa: ARG002, D102
         return self._logs.get(key)
 
     def remove(self, key: str) -> None:  # noqa: D102

@@ -15,7 +15,7 @@ import msgspec
 
 from ws_chat.errors import ChatError
 from ws_chat.stores.memory import MemoryLog, MemoryStore
-from ws_chat.stores.redis_following import Following
+from ws_chat.stores.redis_following import FollowedLog, Following
 from ws_chat.stores.redis_journal import Journal
 from ws_chat.stores.redis_lease import RENEWAL, Lease
 from ws_chat.stores.redis_link import Link
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from ws_chat.frames import Start
     from ws_chat.stores.base import Log, Production
-    from ws_chat.stores.redis_following import FollowedLog
     from ws_chat.stores.redis_journal import OwnLog
 
 logger = logging.getLogger("ws_chat.redis")
@@ -90,12 +89,15 @@ class RedisStore:
             raise KeyError(key)
         return log
 
-    async def get(self, key: str) -> Log | None:  # noqa: D102
+    async def get(self, key: str, after: int = 0) -> Log | None:  # noqa: D102
         if not _is_named(key):
             return await self._unnamed.get(key)
         try:
             async with asyncio.timeout(PATIENCE):
-                return await self._find(key)
+                log = await self._find(key)
+                if isinstance(log, FollowedLog) and log.last < after and log.terminal is None:
+                    await self._following.catch_up(log, after)
+                return log
         except TimeoutError:
             raise ChatError("overloaded", "The generation cannot be reached now.", retry_after=1) from None
 

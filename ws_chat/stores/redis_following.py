@@ -31,6 +31,8 @@ PACE: Final = 0.1
 """Seconds between two reads, at least."""
 LINGER: Final = 0.5
 """Seconds that a log is followed without a reader."""
+CATCH_UP: Final = 1.0
+"""Seconds that a copy may be behind."""
 GRACE: Final = 5.0
 """Seconds that a log may be missing where a replica should write it."""
 RETRY: Final = 0.5
@@ -134,6 +136,14 @@ class Following:
         except ChatError:
             self.doubtful = True
             raise
+
+    async def catch_up(self, log: FollowedLog, after: int) -> None:
+        """Wait a moment for a log to come as far as its own replica may have shown it."""
+        await self.ask(log, "watch")
+        loop = asyncio.get_running_loop()
+        until = loop.time() + CATCH_UP
+        while log.last < after and log.terminal is None and loop.time() < until:  # noqa: ASYNC110  (a rare, short wait)
+            await asyncio.sleep(PACE / 2)
 
     async def ask(self, log: FollowedLog, what: str) -> None:
         """Ask the replica that writes a log for something: `watch`, `unwatch`, `cancel`."""
