@@ -7,6 +7,8 @@ import contextlib
 import os
 import re
 import shutil
+import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -87,6 +89,52 @@ class Running:
                     writer.close()
                     return port
                 await asyncio.sleep(0.01)
+
+
+class RedisServer:
+    """A Redis of its own, which keeps nothing on disk."""
+
+    def __init__(self) -> None:
+        self._program = need("redis-server")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start it, empty, where it was before; wait until it answers."""
+        command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self.process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+        async with asyncio.timeout(30):
+            while True:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    writer.close()
+                    return
+                await asyncio.sleep(0.01)
+
+    def pause(self, *, over: bool = False) -> None:
+        """Let it answer nothing, or go on."""
+        assert self.process
+        self.process.send_signal(signal.SIGCONT if over else signal.SIGSTOP)
+
+    async def stop(self) -> None:
+        """Stop it, if it runs."""
+        if self.process:
+            self.process.kill()
+            await self.process.wait()
+            self.process = None
+
+
+@contextlib.asynccontextmanager
+async def redis_server() -> AsyncIterator[RedisServer]:
+    """Run a Redis until the block ends."""
+    server = RedisServer()
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
 
 
 @contextlib.asynccontextmanager

@@ -47,8 +47,8 @@ class Upstream:
 class DistantStore(MemoryStore):
     """A store whose answers take a turn of the event loop, as those of another machine do."""
 
-    async def get(self, key):
-        found = await super().get(key)
+    async def get(self, key, after=0):
+        found = await super().get(key, after)
         await asyncio.sleep(0)
         return found
 

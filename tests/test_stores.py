@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from processes import redis_server
 
 from ws_chat.frames import Done, Start
 from ws_chat.stores.base import LogEndedError
 from ws_chat.stores.memory import MemoryStore
+from ws_chat.stores.redis import RedisStore
 
 pytestmark = pytest.mark.anyio
 
@@ -16,19 +18,46 @@ DONE = Done("r1", 4, "completed", "stop", "m", None, None, 1.0)
 A, B, C = ({"content": letter} for letter in "abc")
 
 
-@pytest.fixture(params=[MemoryStore])
-def store(request):
-    return request.param()
+K1 = "named/anonymous/r1"
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def store(request):
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    async with redis_server() as server:
+        store = RedisStore(server.url)
+        await store.open(Nothing())
+        yield store
+        await store.close()
+
+
+class Nothing:
+    """Produces nothing that anybody could ask for."""
+
+    def cancel(self, key: str) -> None:
+        pass
+
+    def watched(self, key: str, *, begins: bool) -> None:
+        pass
+
+
+async def end(log) -> None:
+    over = asyncio.Event()
+    log.end(DONE, lambda _: over.set())
+    async with asyncio.timeout(5):
+        await over.wait()
 
 
 async def test_a_log_is_read_after_any_seq(store):
-    log = await store.create("k1", Start("r1", 0, "m"), b"{}")
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
     assert (log.start, log.last, log.terminal) == (Start("r1", 0, "m"), 0, None)
     assert list(log.after(0, 10)) == []
 
     log.append([A, B])
     log.append([C])
-    log.end(DONE)
+    await end(log)
 
     assert [list(log.after(seq, 10)) for seq in range(5)] == [[A, B, C], [B, C], [C], [], []]
     assert list(log.after(0, 2)) == [A, B]
@@ -36,7 +65,7 @@ async def test_a_log_is_read_after_any_seq(store):
 
 
 async def test_every_write_wakes_every_reader_at_once(store):
-    log = await store.create("k1", Start("r1", 0, "m"), b"{}")
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
     seen: list[tuple[str, int, list, bool]] = []
 
     def watch(name):
@@ -53,7 +82,7 @@ async def test_every_write_wakes_every_reader_at_once(store):
     log.unwatch(first)
     log.unwatch(first)
     log.append([B, C])
-    log.end(DONE)
+    await end(log)
 
     assert seen == [
         ("first", 1, [A], False),
@@ -64,7 +93,7 @@ async def test_every_write_wakes_every_reader_at_once(store):
 
 
 async def test_a_reader_may_leave_while_it_is_woken(store):
-    log = await store.create("k1", Start("r1", 0, "m"), b"{}")
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
     woken = []
 
     def leave(*_):
@@ -80,9 +109,9 @@ async def test_a_reader_may_leave_while_it_is_woken(store):
 
 
 async def test_nothing_is_written_after_the_end(store):
-    log = await store.create("k1", Start("r1", 0, "m"), b"{}")
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
     log.append([A])
-    log.end(DONE)
+    await end(log)
 
     with pytest.raises(LogEndedError):
         log.append([B])
@@ -92,10 +121,10 @@ async def test_nothing_is_written_after_the_end(store):
 
 
 async def test_a_long_log_is_read_part_by_part_after_its_end(store):
-    log = await store.create("k1", Start("r1", 0, "m"), b"{}")
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
     deltas = [{"content": f"{number} ", "x": [None, {"y": number}]} for number in range(1200)]
     log.append(deltas)
-    log.end(DONE)
+    await end(log)
 
     for seq in (0, 1, 511, 512, 513, 1024, 1199, 1200, 2000):
         read = []
@@ -106,17 +135,17 @@ async def test_a_long_log_is_read_part_by_part_after_its_end(store):
 
 
 async def test_logs_are_found_by_key_until_removed(store):
-    log = await store.create("k1", Start("r1", 0, "m"), b'{"a":1}')
+    log = await store.create(K1, Start("r1", 0, "m"), b'{"a":1}')
 
-    assert await store.get("k1") is log
+    assert await store.get(K1) is log
     assert log.request == b'{"a":1}'
     assert await store.get("r1") is None
     with pytest.raises(KeyError):
-        await store.create("k1", Start("r1", 0, "m"), b"{}")
-    store.remove("k1")
-    store.remove("k1")
-    assert await store.get("k1") is None
-    await store.create("k1", Start("r1", 0, "m"), b"{}")
+        await store.create(K1, Start("r1", 0, "m"), b"{}")
+    store.remove(K1)
+    store.remove(K1)
+    assert await store.get(K1) is None
+    await store.create(K1, Start("r1", 0, "m"), b"{}")
     await store.close()
 
 

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from limits.errors import StorageError
 
 from ws_chat.errors import ChatError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from limits import RateLimitItem
     from limits.aio.storage import Storage
 
 ANONYMOUS: Final = "anonymous"
@@ -110,10 +112,19 @@ class Quota:
         self._item = RateLimitItemPerMinute(per_minute) if per_minute else None
         # Two counters a principal, however many requests a minute has.
         self._limiter = SlidingWindowCounterRateLimiter(storage or MemoryStorage())
+        self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     async def take(self, principal: str) -> None:
         """Count one. Raises ChatError (`rate_limited`) with the seconds until the next one is allowed."""
-        if self._item and not await self._limiter.hit(self._item, principal):
-            window = await self._limiter.get_window_stats(self._item, principal)
+        if self._item is None:
+            return
+        try:
+            await self._take(self._limiter, self._item, principal)
+        except StorageError:  # replicas cannot count together now, so each counts alone
+            await self._take(self._own, self._item, principal)
+
+    async def _take(self, limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, principal: str) -> None:
+        if not await limiter.hit(item, principal):
+            window = await limiter.get_window_stats(item, principal)
             wait = max(1.0, window.reset_time - time.time())
             raise ChatError("rate_limited", "Too many requests in a minute.", retry_after=wait)

@@ -25,11 +25,10 @@ from ws_chat.doors.outlet import DRAIN, WRITE_TIMEOUT
 from ws_chat.doors.page import Page
 from ws_chat.doors.sse import SSEDoor
 from ws_chat.doors.websocket import WebSocketDoor
-from ws_chat.errors import ChatError, ErrorInfo
+from ws_chat.errors import ErrorInfo
 from ws_chat.observe import Observers
 from ws_chat.observers.logs import Logs
 from ws_chat.observers.metrics import Metrics
-from ws_chat.producers import DRAINING
 from ws_chat.relay import Relay
 from ws_chat.settings import Settings, SettingsError
 from ws_chat.stores.memory import MemoryStore
@@ -65,13 +64,14 @@ def create_app(
     settings = settings or Settings.load()
     metrics = Metrics()
     observe = Observers([metrics, Logs(content=settings.log_content), *_tracing(), *observers])
+    store = store or choose_store(settings)
     relay = Relay(
         upstream or choose_upstream(settings),
-        store or MemoryStore(retention=settings.retention),
+        store,
         models=settings.models,
         max_generations=settings.max_generations,
         max_generations_per_principal=settings.max_generations_per_principal,
-        quota=Quota(settings.requests_per_minute),
+        quota=Quota(settings.requests_per_minute, store.counters),
         max_bytes=settings.max_frame_bytes,
         resume_window=settings.resume_window,
         observe=observe,
@@ -96,6 +96,7 @@ def create_app(
             finally:
                 await relay.stop()
 
+        await relay.open()
         with metrics.watching_the_loop():
             yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout}
         await relay.close()
@@ -135,8 +136,7 @@ def create_app(
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Tell that the process takes requests."""
-        if relay.draining:
-            raise ChatError(DRAINING.code, DRAINING.message, retry_after=DRAINING.retry_after)
+        relay.check_ready()
         return {"status": "ok"}
 
     @app.get("/metrics", response_class=Response)
@@ -171,6 +171,17 @@ def choose_upstream(settings: Settings) -> Upstream:
         base_url=settings.openai_base_url,
         timeout=settings.upstream_timeout,
     )
+
+
+def choose_store(settings: Settings) -> Store:
+    """Return the store that the settings name: shared through Redis, or in memory."""
+    if settings.redis_url is None:
+        return MemoryStore(retention=settings.retention)
+    try:
+        from ws_chat.stores.redis import RedisStore  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise SettingsError("WS_CHAT_REDIS_URL needs the extra redis: pip install 'ws-chat[redis]'") from error
+    return RedisStore(settings.redis_url, retention=settings.retention)
 
 
 def _tracing() -> list[Observer]:

@@ -70,7 +70,7 @@ class Producers:
         self._observe = observe
         self._running: dict[str, _Producing] = {}
         self._of_principals: Counter[str] = Counter()
-        self._stopped: asyncio.Future[list[BaseException | None]] | None = None
+        self._stopped: asyncio.Future[list[Any]] | None = None
         self._quiet = asyncio.Event()
         self._reading = 0
 
@@ -91,14 +91,15 @@ class Producers:
         generation = Generation(log.start.id, log.start.model, self._clock())
 
         def on_done(task: asyncio.Task[None]) -> None:
+            log.end(self._terminal(generation, log.last, task), on_end)
+
+        def on_end(terminal: Terminal) -> None:
             producing = self._running.pop(key)
             self._of_principals[caller.principal] -= 1
             if not self._of_principals[caller.principal]:
                 del self._of_principals[caller.principal]
             if producing.window:
                 producing.window.cancel()
-            terminal = self._terminal(generation, log.last, task)
-            log.end(terminal)
             producing.ended.set()
             self._observe(_ended(caller, key, log, terminal, generation, request))
             self._look_if_quiet()
@@ -115,20 +116,28 @@ class Producers:
         """Count a reader of a generation, which keeps it from being cancelled."""
         self._reading += 1
         if producing := self._of_log(key, log):
-            producing.readers += 1
-            if producing.window:
-                producing.window.cancel()
-                producing.window = None
+            self._count(producing, 1)
+
+    def watched(self, key: str, *, begins: bool) -> None:
+        """Count the readers that a generation has in other processes as one, or count it out."""
+        if producing := self._running.get(key):
+            self._count(producing, 1 if begins else -1)
 
     def detach(self, key: str, log: Log) -> None:
         """Count a reader out. After the last one the resume window opens."""
         self._reading -= 1
         self._look_if_quiet()
         if producing := self._of_log(key, log):
-            producing.readers -= 1
-            if producing.readers == 0:
-                loop = asyncio.get_running_loop()
-                producing.window = loop.call_later(self._resume_window, producing.task.cancel)
+            self._count(producing, -1)
+
+    def _count(self, producing: _Producing, readers: int) -> None:
+        producing.readers += readers
+        if producing.window:
+            producing.window.cancel()
+            producing.window = None
+        if producing.readers == 0:
+            loop = asyncio.get_running_loop()
+            producing.window = loop.call_later(self._resume_window, producing.task.cancel)
 
     def _of_log(self, key: str, log: Log) -> _Producing | None:
         # One that is forgotten may still be read when another runs under its name.
@@ -158,10 +167,14 @@ class Producers:
     async def stop(self) -> None:
         """End what runs with the error `draining`. Any number of callers wait for one end."""
         if self._stopped is None:
-            tasks = [producing.task for producing in self._running.values()]
-            for task in tasks:
-                task.cancel()
-            self._stopped = asyncio.gather(*tasks, return_exceptions=True)
+            running = list(self._running.values())
+            for producing in running:
+                producing.task.cancel()
+            self._stopped = asyncio.gather(
+                *(producing.task for producing in running),
+                *(producing.ended.wait() for producing in running),
+                return_exceptions=True,
+            )
         await asyncio.shield(self._stopped)
 
     def _look_if_quiet(self) -> None:
@@ -181,6 +194,22 @@ class Producers:
             return generation.fail(last, error.info, now)
         logger.error("Generation %s failed", generation.id, exc_info=error)
         return generation.fail(last, ErrorInfo("internal_error", "Something went wrong inside the server."), now)
+
+
+async def until_ended(log: Log) -> None:
+    """Wait for the end of a log that another process writes."""
+    over = asyncio.Event()
+
+    def wake(*_: object) -> None:
+        if log.terminal:
+            over.set()
+
+    log.watch(wake)
+    wake()
+    try:
+        await over.wait()
+    finally:
+        log.unwatch(wake)
 
 
 def _ended(  # noqa: PLR0913, PLR0917  (all there is to tell)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ws_chat.access import Quota
 from ws_chat.conversation import conversation_of, is_same, write
 from ws_chat.errors import ChatError
-from ws_chat.frames import Start
+from ws_chat.frames import Failed, Start
 from ws_chat.observe import Followed, Observers, ReadingEnded
-from ws_chat.producers import DRAINING, Producers
+from ws_chat.producers import DRAINING, Producers, until_ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,6 +60,16 @@ class Relay:
         self._producers = Producers(upstream, resume_window, clock, self._observe)
         self.draining = False
 
+    def check_ready(self) -> None:
+        """Raise ChatError while nothing new should come here: `draining`, or `overloaded` without the store."""
+        self._check_drain()
+        if not self._store.available:
+            raise ChatError("overloaded", "The shared log cannot be reached now.", retry_after=1)
+
+    async def open(self) -> None:
+        """Begin to serve other processes, where the store is shared."""
+        await self._store.open(self._producers)
+
     @property
     def running(self) -> int:
         """How many generations are running."""
@@ -99,11 +109,15 @@ class Relay:
     async def find(self, caller: Caller, generation_id: str, after: int = 0) -> Log:
         """Return the log of a named generation, to be read after the seq `after`.
 
-        Raises ChatError: `not_found`; `invalid_request` when `after` is beyond its end.
+        Raises ChatError: `not_found`; `generation_lost` when what came before `after` is lost; `invalid_request` when
+        `after` is beyond its end.
         """
-        log = await self._store.get(caller.key(generation_id, named=True))
+        log = await self._store.get(caller.key(generation_id, named=True), after)
         if log is None:
             raise ChatError("not_found", "There is no such generation.", param="id")
+        if isinstance(log.terminal, Failed) and log.terminal.error.code == "generation_lost" and after > log.last:
+            # Its replica had shown more than it had logged.
+            raise ChatError("generation_lost", log.terminal.error.message)
         if after > (log.terminal.seq if log.terminal else log.last):
             raise ChatError("invalid_request", '"after" is beyond what the generation has said.', param="after")
         self._observe(Followed(caller.door, after))
@@ -123,8 +137,10 @@ class Relay:
 
         Raises ChatError (`not_found`).
         """
-        key, _ = await self._find_any(caller, generation_id, "id")
+        key, log = await self._find_any(caller, generation_id, "id")
         self._producers.cancel(key)
+        if log.terminal is None and key not in self._producers:
+            await self._store.cancel(key)
 
     def release(self, key: str) -> None:
         """Let go of a generation that nobody can read any more: it is cancelled if it runs, and forgotten."""
@@ -158,6 +174,9 @@ class Relay:
             return [], None
         key, log = await self._find_any(caller, chat.previous_id, "previous_id")
         await self._producers.interrupt(key)
+        if log.terminal is None:
+            await self._store.cancel(key)
+            await until_ended(log)
         return conversation_of(log), log.start.model
 
     async def _find_any(self, caller: Caller, generation_id: str, param: str) -> tuple[str, Log]:
@@ -165,8 +184,19 @@ class Relay:
 
         Where one id is both, the one that runs is meant; of two, the connection's own.
         """
-        keys = [caller.key(generation_id, named=named) for named in (False, True)]
-        found = [(key, log) for key in keys if (log := await self._store.get(key))]
+        found: list[tuple[str, Log]] = []
+        for named in (False, True):
+            key = caller.key(generation_id, named=named)
+            try:
+                log = await self._store.get(key)
+            except ChatError:
+                if not found:
+                    raise
+                continue
+            if log:
+                found.append((key, log))
+                if log.terminal is None:
+                    break
         if not found:
             raise ChatError("not_found", "There is no such generation.", param=param)
         return min(found, key=lambda pair: pair[1].terminal is not None)
@@ -182,9 +212,12 @@ class Relay:
         keys = [caller.key(chat.previous_id, named=named) for named in (True, False)] if chat.previous_id else []
         return any(key in self._producers for key in keys)
 
-    def _check_room(self, caller: Caller, *, besides: int = 0) -> None:
+    def _check_drain(self) -> None:
         if self.draining:
             raise ChatError(DRAINING.code, DRAINING.message, retry_after=DRAINING.retry_after)
+
+    def _check_room(self, caller: Caller, *, besides: int = 0) -> None:
+        self._check_drain()
         if len(self._producers) - besides >= self._max_generations:
             raise ChatError("overloaded", "The server runs as many generations as it can.", retry_after=1)
         most = self._max_per_principal

@@ -44,6 +44,7 @@ class Settings(BaseModel):
     upstream_timeout: float = Field(120.0, alias="WS_CHAT_UPSTREAM_TIMEOUT", gt=0, allow_inf_nan=False)
     write_timeout: float = Field(30.0, alias="WS_CHAT_WRITE_TIMEOUT", gt=0, le=2_000_000, allow_inf_nan=False)
     drain_timeout: float = Field(25.0, alias="WS_CHAT_DRAIN_TIMEOUT", ge=0, allow_inf_nan=False)
+    redis_url: str | None = Field(None, alias="WS_CHAT_REDIS_URL", repr=False, pattern=r"^(rediss?|unix)://")
     log_content: bool = Field(default=False, alias="WS_CHAT_LOG_CONTENT")
 
     @field_validator("models", "api_keys", "allowed_origins", mode="before")
@@ -117,5 +118,5 @@ def _told(fault: ErrorDetails) -> str:
     if not fault["loc"]:
         return fault["msg"]
     name = fault["loc"][0]
-    value = "" if name in ("OPENAI_API_KEY", "WS_CHAT_API_KEYS") else f"={fault['input']!r}"
+    value = "" if name in ("OPENAI_API_KEY", "WS_CHAT_API_KEYS", "WS_CHAT_REDIS_URL") else f"={fault['input']!r}"
     return f"{name}{value}: {fault['msg']}"

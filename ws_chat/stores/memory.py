@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ws_chat.deltas import Delta
     from ws_chat.frames import Start, Terminal
-    from ws_chat.stores.base import Wake
+    from ws_chat.stores.base import Ended, Production, Wake
 
 KEPT_LIMIT: Final = 256 * 1024 * 1024
 """Bytes of packed logs that are kept, unless a store is told otherwise."""
@@ -64,7 +64,7 @@ class MemoryLog:
         for wake in self._wakes:
             wake(last, deltas)
 
-    def end(self, terminal: Terminal) -> None:  # noqa: D102
+    def end(self, terminal: Terminal, then: Ended | None = None) -> None:  # noqa: D102
         if self.terminal:
             raise LogEndedError
         self._parts = [msgspec.json.encode(self._deltas[at : at + PART]) for at in range(0, self.last, PART)]
@@ -73,6 +73,8 @@ class MemoryLog:
         self._on_end()
         for wake in self._wakes:
             wake(self.last, ())
+        if then:
+            then(terminal)
 
     def watch(self, wake: Wake) -> None:  # noqa: D102
         self._wakes = (*self._wakes, wake)
@@ -98,6 +100,14 @@ class MemoryStore:
         self.kept_bytes = 0
         self.evicted = 0
         """How many logs were forgotten before their time, for want of memory."""
+        self.available = True
+        self.counters = None
+
+    async def open(self, production: Production) -> None:
+        """Do nothing: nobody else reads."""
+
+    async def cancel(self, key: str) -> None:
+        """Do nothing: nobody else writes."""
 
     async def create(self, key: str, start: Start, request: bytes) -> MemoryLog:  # noqa: D102
         if key in self._logs:
@@ -105,7 +115,7 @@ class MemoryStore:
         log = self._logs[key] = MemoryLog(start, request, lambda: self._keep(key))
         return log
 
-    async def get(self, key: str) -> MemoryLog | None:  # noqa: D102
+    async def get(self, key: str, after: int = 0) -> MemoryLog | None:  # noqa: ARG002, D102
         return self._logs.get(key)
 
     def remove(self, key: str) -> None:  # noqa: D102

@@ -1,0 +1,235 @@
+"""Replicas that die, that are cut off and come back, and a Redis that goes away: nothing hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+
+import httpx
+import pytest
+from conftest import HELLO, Socket, events, joined
+from fake_openai import Hang, Reply, Wait, text
+from processes import program, redis_server
+from redis.asyncio import Redis
+from websockets.asyncio.client import connect
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def shared():
+    async with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def redis(shared):
+    async with Redis.from_url(shared.url) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def replica(fake, shared, **variables: str):
+    """Run a replica in a process of its own."""
+    environment = {
+        "OPENAI_BASE_URL": fake.base_url,
+        "OPENAI_API_KEY": "sk-test",
+        "WS_CHAT_REDIS_URL": shared.url,
+        "WS_CHAT_DRAIN_TIMEOUT": "0",
+    }
+    async with program("ws-chat", "serve", "--port", "0", **environment, **variables) as running:
+        yield running, f"ws://127.0.0.1:{await running.port()}/v1/chat/ws"
+
+
+async def begin(socket, generation_id: str = "r1") -> None:
+    await socket.send({"messages": HELLO, "id": generation_id})
+    assert (await socket.receive())["type"] == "start"
+    assert (await socket.receive())["content"] == "a"
+
+
+async def follow(service, generation_id: str = "r1") -> httpx.Response:
+    async with httpx.AsyncClient(timeout=20) as client:
+        return await client.get(f"{service.stream_url}/{generation_id}?format=frames")
+
+
+async def ready(service) -> int:
+    async with httpx.AsyncClient(timeout=20) as client:
+        return (await client.get(f"{service.url}/readyz")).status_code
+
+
+async def until_ready(service, status: int) -> None:
+    async with asyncio.timeout(10):
+        while await ready(service) != status:
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("followed", [True, False])
+async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(followed, serve, shared, redis, fake):
+    other = await serve(redis_url=shared.url, retention=2)
+    fake.default = Reply([*text("a")[:2], Hang()])
+    async with replica(fake, shared) as (running, url), other.socket() as elsewhere:
+        async with connect(url) as connection:
+            await begin(Socket(connection))
+            if followed:
+                await elsewhere.send({"type": "resume", "id": "r1"})
+                assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+            await asyncio.sleep(0.3)
+            os.kill(running.process.pid, signal.SIGKILL)
+            killed = time.monotonic()
+        if not followed:
+            await elsewhere.send({"type": "resume", "id": "r1"})
+            assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+        failed = await elsewhere.receive()
+        assert time.monotonic() - killed < 10
+        assert (failed["error"]["code"], failed["error"]["retryable"], failed["seq"]) == ("generation_lost", True, 2)
+        refused = await elsewhere.ask({"type": "resume", "id": "r1", "after": 3})
+        assert (refused["error"]["code"], "seq" in refused) == ("generation_lost", False), "shown, but not logged"
+    frames = [json.loads(event["data"]) for event in events((await follow(other)).content)]
+    assert (joined(frames), frames[-1]) == ("a", failed)
+    async with asyncio.timeout(10):
+        while await redis.exists("ws_chat:{named/anonymous/r1}") or await redis.scard("ws_chat:replicas") != 1:
+            await asyncio.sleep(0.1)
+    assert {key.rpartition(b":")[2].decode() for key in await redis.keys()} <= {
+        "replicas",
+        other.relay._store.replica,
+    }, "a dead replica leaves nothing"
+
+
+async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(serve, shared, fake):
+    other = await serve(redis_url=shared.url)
+    go = asyncio.Event()
+    first, *rest = text("a", "b")[1:]
+    fake.default = Reply([first, Wait(go), *rest])
+    async with replica(fake, shared) as (running, url), connect(url) as connection, other.socket() as elsewhere:
+        await begin(Socket(connection))
+        await elsewhere.send({"type": "resume", "id": "r1"})
+        assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+        os.kill(running.process.pid, signal.SIGSTOP)
+        try:
+            lost = await elsewhere.receive()
+            assert lost["error"]["code"] == "generation_lost"
+        finally:
+            os.kill(running.process.pid, signal.SIGCONT)
+        assert await Socket(connection).receive() == lost
+        go.set()
+        assert joined(await Socket(connection).chat(id="r2")) == "ab", "and it works on"
+        assert joined([json.loads(event["data"]) for event in events((await follow(other, "r2")).content)]) == "ab"
+
+
+async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(serve, shared, fake):
+    one, other = await serve(redis_url=shared.url), await serve(redis_url=shared.url)
+    go = asyncio.Event()
+    first, second, *rest = text("a", "b", "c")[1:]
+    middle = asyncio.Event()
+    fake.reply([first, Wait(middle), second, Wait(go), *rest])
+    async with one.socket() as socket, other.socket() as elsewhere:
+        await begin(socket)
+        await elsewhere.send({"type": "resume", "id": "r1"})
+        assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+        assert await ready(one) == 200
+        await shared.stop()
+        await until_ready(one, 503)
+        middle.set()
+        assert (await socket.receive())["content"] == "b", "its own readers read on"
+        assert joined(await other.frames()) == "Hello", "unnamed ones work"
+        for request in (
+            {"messages": HELLO, "id": "r2"},
+            {"type": "resume", "id": "r9"},
+            {"type": "cancel", "id": "r9"},
+        ):
+            refused = await elsewhere.ask(request)
+            assert (refused["error"]["code"], refused["error"]["retryable"]) == ("overloaded", True)
+        response = await one.post({"messages": HELLO, "id": "r2"})
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert [request.body["messages"] for request in fake.requests] == [HELLO] * 2
+        await shared.start()
+        await until_ready(one, 200)
+        await until_ready(other, 200)
+        go.set()
+        tokens = await socket.until_end()
+        assert (joined(tokens), tokens[-1]["status"], tokens[-1]["seq"]) == ("c", "completed", 4)
+        tokens = await elsewhere.until_end()
+        assert (joined(tokens), tokens[-1]["status"], tokens[-1]["seq"]) == ("bc", "completed", 4)
+    for service in (one, other):
+        frames = [json.loads(event["data"]) for event in events((await follow(service)).content)]
+        assert (joined(frames), frames[-1]["status"]) == ("abc", "completed")
+    assert joined(await one.frames(id="r3")) == "Hello"
+
+
+async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(serve, shared, fake):
+    one, other = await serve(redis_url=shared.url), await serve(redis_url=shared.url)
+    go = asyncio.Event()
+    first, *rest = text("a", "b", "c")[1:]
+    fake.reply([first, Wait(go), *rest])
+    async with one.socket() as socket, other.socket() as elsewhere:
+        await begin(socket)
+        await elsewhere.send({"type": "resume", "id": "r1"})
+        assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+        shared.pause()
+        await asyncio.sleep(6)
+        assert await ready(one) == await ready(other) == 503
+        shared.pause(over=True)
+        await until_ready(one, 200)
+        await asyncio.sleep(1.5)
+        go.set()
+        for reader in (socket, elsewhere):
+            *tokens, done = await reader.until_end()
+            assert (joined(tokens), done["type"], done.get("status")) == ("bc", "done", "completed")
+
+
+async def test_an_end_waits_for_redis_and_is_told_once_it_is_logged(serve, shared, fake):
+    one = await serve(redis_url=shared.url)
+    go = asyncio.Event()
+    first, *rest = text("a", "b")[1:]
+    fake.reply([first, Wait(go), *rest])
+    async with one.socket() as socket:
+        await begin(socket)
+        await shared.stop()
+        go.set()
+        assert (await socket.receive())["content"] == "b"
+        with pytest.raises(TimeoutError):
+            await socket.receive(1)
+        await shared.start()
+        assert (await socket.receive())["status"] == "completed"
+
+
+async def test_an_end_that_cannot_be_logged_is_a_loss(serve, shared, fake, monkeypatch):
+    monkeypatch.setattr("ws_chat.stores.redis_journal.END_PATIENCE", 1)
+    one = await serve(redis_url=shared.url)
+    async with one.socket() as socket:
+        go = asyncio.Event()
+        first, *rest = text("a", "b")[1:]
+        fake.reply([first, Wait(go), *rest])
+        await begin(socket)
+        await shared.stop()
+        go.set()
+        *_, failed = await socket.until_end()
+        assert (failed["error"]["code"], failed["seq"]) == ("generation_lost", 3)
+        await shared.start()
+        await until_ready(one, 200)
+        await asyncio.sleep(1)
+        frames = [json.loads(event["data"]) for event in events((await follow(one)).content)]
+        assert frames[-1] == failed
+
+
+async def test_a_replica_starts_without_redis_and_is_ready_when_it_comes(serve, shared, fake):
+    await shared.stop()
+    one = await serve(redis_url=shared.url)
+    assert await ready(one) == 503
+    assert joined(await one.frames()) == "Hello"
+    await shared.start()
+    await until_ready(one, 200)
+    assert joined(await one.frames(id="r1")) == "Hello"
+
+
+async def test_requests_are_counted_by_all_replicas_together(serve, shared, fake):
+    settings = {"redis_url": shared.url, "requests_per_minute": 3}
+    one, other = await serve(**settings), await serve(**settings)
+    statuses = [(await service.post()).status_code for service in (one, other, one, other)]
+    assert statuses == [200, 200, 200, 429]
+    await shared.stop()
+    assert [(await one.post()).status_code for _ in range(4)] == [200, 200, 200, 429], "without Redis, each alone"

@@ -1,0 +1,224 @@
+"""What other replicas produce, read here: a local copy of each log that somebody here reads.
+
+One read waits for everything: the journals of those replicas, and this one's own inbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ws_chat.errors import ChatError
+from ws_chat.frames import Failed
+from ws_chat.stores.memory import MemoryLog
+from ws_chat.stores.redis_journal import LOST
+from ws_chat.stores.redis_names import inbox_name, journal_name, log_name, terminal_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ws_chat.deltas import Delta
+    from ws_chat.frames import Start
+    from ws_chat.stores.base import Wake
+    from ws_chat.stores.redis_link import Link
+
+logger = logging.getLogger("ws_chat.redis")
+
+PACE: Final = 0.1
+"""Seconds between two reads, at least."""
+LINGER: Final = 0.5
+"""Seconds that a log is followed without a reader."""
+CATCH_UP: Final = 1.0
+"""Seconds that a copy may be behind."""
+GRACE: Final = 5.0
+"""Seconds that a log may be missing where a replica should write it."""
+RETRY: Final = 0.5
+INBOX: Final = 10_000
+"""How many messages an inbox holds at most."""
+
+
+class FollowedLog(MemoryLog):
+    """A copy of a log that another replica writes. Tells when nobody reads it."""
+
+    __slots__ = ("_on_idle", "begun", "key", "missing", "replica")
+
+    def __init__(
+        self, key: str, replica: str, start: Start, request: bytes, on_idle: Callable[[FollowedLog], None]
+    ) -> None:
+        super().__init__(start, request)
+        self.key = key
+        self.replica = replica
+        self.begun = asyncio.Event()  # it holds what the other had when this one began to follow
+        self.missing: float | None = None
+        self._on_idle = on_idle
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody reads it."""
+        return not self._wakes
+
+    def unwatch(self, wake: Wake) -> None:  # noqa: D102  (the seam says it)
+        super().unwatch(wake)
+        if self.idle:
+            self._on_idle(self)
+
+    def take(self, first: int, deltas: Sequence[Delta]) -> bool:
+        """Add what is new of `deltas`, the first of which has the seq `first`; False when some before are missing."""
+        if self.terminal or first > self.last + 1:
+            return self.terminal is not None
+        if new := deltas[self.last + 1 - first :]:
+            self.append(new)
+        return True
+
+
+class Following:
+    """The logs that are followed, and the reading of the streams."""
+
+    def __init__(
+        self,
+        link: Link,
+        replica: str,
+        on_message: Callable[[dict[bytes, bytes]], None],
+        on_leave: Callable[[FollowedLog], None],
+    ) -> None:
+        self._link = link
+        self._replica = replica
+        self._on_message = on_message
+        self._on_leave = on_leave
+        self._logs: dict[str, FollowedLog] = {}
+        self._inbox = inbox_name(replica)
+        self._positions: dict[str, bytes] = {self._inbox: b"0-0"}
+        self.doubtful = False
+        """Whether something may have been missed, because Redis was away."""
+
+    def get(self, key: str) -> FollowedLog | None:
+        """Return a log that is followed."""
+        return self._logs.get(key)
+
+    @property
+    def replicas(self) -> set[str]:
+        """Those of which something is followed."""
+        return {log.replica for log in self._logs.values()}
+
+    def follow(self, key: str, replica: str, start: Start, request: bytes, position: bytes) -> FollowedLog:
+        """Follow a log, whose replica has been asked for it, from that position of its journal on."""
+        log = self._logs[key] = FollowedLog(key, replica, start, request, self.linger)
+        self._positions.setdefault(journal_name(replica), position)
+        return log
+
+    async def read(self) -> None:
+        """Read what comes, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                for name, entries in await self._link.read(self._positions):
+                    for position, fields in entries:
+                        await self._take(name.decode(), position, fields)
+            except ChatError:
+                self.doubtful = True
+                await asyncio.sleep(RETRY)
+            except Exception:
+                logger.exception("An entry could not be read")
+            await asyncio.sleep(max(0.0, began + PACE - loop.time()))
+
+    async def resume(self) -> None:
+        """Ask for everything once more, after something may have been missed."""
+        self.doubtful = False
+        try:
+            for log in list(self._logs.values()):
+                await self._settle(log)
+                if log.terminal is None:
+                    await self.ask(log, "watch")
+        except ChatError:
+            self.doubtful = True
+            raise
+
+    async def catch_up(self, log: FollowedLog, after: int) -> None:
+        """Wait a moment for a log to come as far as its own replica may have shown it."""
+        await self.ask(log, "watch")
+        loop = asyncio.get_running_loop()
+        until = loop.time() + CATCH_UP
+        while log.last < after and log.terminal is None and loop.time() < until:  # noqa: ASYNC110  (a rare, short wait)
+            await asyncio.sleep(PACE / 2)
+
+    async def ask(self, log: FollowedLog, what: str) -> None:
+        """Ask the replica that writes a log for something: `watch`, `unwatch`, `cancel`."""
+        inbox = inbox_name(log.replica)
+        await self._link.call("XADD", inbox, "MAXLEN", "~", INBOX, "*", what, log.key, "by", self._replica)
+
+    async def settle(self, replica: str) -> None:
+        """End those logs of a replica that have their end in Redis, or are not there (any more)."""
+        for log in [log for log in self._logs.values() if log.replica == replica]:
+            await self._settle(log)
+
+    async def _settle(self, log: FollowedLog) -> None:
+        loop = asyncio.get_running_loop()
+        owner, terminal, deltas = await self._link.call("HMGET", log_name(log.key), "replica", "terminal", "deltas")
+        if log.terminal:
+            return
+        if terminal:
+            log.take(1, msgspec.json.decode(deltas))
+            self._end(log, terminal)
+        elif owner is None or owner.decode() != log.replica:
+            log.missing = log.missing or loop.time()
+            if loop.time() - log.missing > GRACE:
+                self._end(log, None)
+
+    def _end(self, log: FollowedLog, terminal: bytes | None) -> None:
+        self._forget(log)
+        log.end(terminal_of(terminal) if terminal else Failed(log.start.id, log.last + 1, LOST))
+        log.begun.set()
+
+    async def _take(self, name: str, position: bytes, fields: dict[bytes, bytes]) -> None:
+        if name in self._positions:
+            self._positions[name] = position
+        if name == self._inbox:
+            self._on_message(fields)
+            return
+        parts: dict[str, list[msgspec.Raw]] = msgspec.json.decode(fields[b"entry"], type=dict[str, list[msgspec.Raw]])
+        for key in parts.keys() & self._logs.keys():
+            log = self._logs[key]
+            if journal_name(log.replica) == name:
+                await self._take_part(log, *parts[key])
+
+    async def _take_part(
+        self, log: FollowedLog, first: msgspec.Raw, deltas: msgspec.Raw, terminal: msgspec.Raw | None = None
+    ) -> None:
+        complete = log.take(msgspec.json.decode(first), msgspec.json.decode(deltas))
+        if complete:
+            log.missing = None
+            log.begun.set()
+            if terminal is not None:
+                self._end(log, bytes(terminal))
+        elif terminal is not None:
+            await self._settle(log)
+        elif log.begun.is_set():
+            await self.ask(log, "watch")
+        # else: that has been done, and the whole of it comes
+
+    def linger(self, log: FollowedLog) -> None:
+        """Follow a log for a while, even if nobody reads it."""
+        if log.terminal is None:
+            asyncio.get_running_loop().call_later(LINGER, self._leave, log)
+
+    def _leave(self, log: FollowedLog) -> None:
+        """Follow a log no more, when nobody reads it."""
+        if self._logs.get(log.key) is log and log.idle:
+            self._forget(log)
+            log.begun.set()
+            self._on_leave(log)
+
+    def _forget(self, log: FollowedLog) -> None:
+        if self._logs.get(log.key) is log:
+            del self._logs[log.key]
+        if log.replica not in self.replicas:
+            self._positions.pop(journal_name(log.replica), None)
+
+    async def close(self) -> None:
+        """End every copy: this replica stops."""
+        for log in list(self._logs.values()):
+            self._end(log, None)

@@ -1,0 +1,128 @@
+"""Life and death of replicas: each renews a lease; where one is gone, whoever notices ends what it has left running.
+
+A replica that was cut off and comes back registers anew, and is told what it may write no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from ws_chat.errors import ChatError
+from ws_chat.frames import Failed
+from ws_chat.stores.redis_journal import LOST
+from ws_chat.stores.redis_names import (
+    BURY,
+    LOSE,
+    REPLICAS,
+    inbox_name,
+    journal_name,
+    lease_name,
+    log_name,
+    running_name,
+    start_of,
+    terminal_bytes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ws_chat.deltas import Delta
+    from ws_chat.stores.redis_link import Link
+
+logger = logging.getLogger("ws_chat.redis")
+
+LEASE: Final = 4000
+"""Milliseconds that a lease lasts."""
+RENEWAL: Final = 1.0
+"""Seconds between renewals; with each, the leases of the others are looked at."""
+BURIAL: Final = 2000
+"""Milliseconds in which nobody else ends what a dead replica has left."""
+PAGE: Final = 500
+
+
+class Lease:
+    """The lease of one replica, and what it sees of the others'. Ended logs are kept for `retention` milliseconds."""
+
+    def __init__(self, link: Link, replica: str, retention: int, register: Callable[[], Awaitable[None]]) -> None:
+        """Call `register` whenever the lease begins (again)."""
+        self._link = link
+        self._replica = replica
+        self._retention = retention
+        self._register = register
+
+    async def renew(self) -> None:
+        """Renew the lease, or begin it."""
+        renewed = await self._link.call("SET", lease_name(self._replica), "1", "XX", "PX", LEASE)
+        if not renewed:
+            # First of all: from here on nobody ends what runs here.
+            await self._link.call("SET", lease_name(self._replica), "1", "PX", LEASE)
+            try:
+                await self._link.call("SADD", REPLICAS, self._replica)
+                await self._register()
+            except ChatError:
+                await self._link.call("DEL", lease_name(self._replica))  # so that it is done again
+                raise
+
+    async def dead(self, besides: set[str]) -> set[str]:
+        """Return the replicas without a lease, of those that are known and `besides`."""
+        known = {name.decode() for name in await self._link.call("SMEMBERS", REPLICAS)} | besides
+        others = sorted(known - {self._replica})
+        if not others:
+            return set()
+        leases = await self._link.call("MGET", *map(lease_name, others))
+        return {replica for replica, lease in zip(others, leases, strict=True) if lease is None}
+
+    async def bury(self, replica: str) -> None:
+        """End what a dead replica has left running, after exactly what it has journalled."""
+        if not self._link.steady:
+            return  # Redis was away, and nobody could renew a lease
+        claimed = await self._link.call("SET", f"ws_chat:burial:{replica}", self._replica, "NX", "PX", BURIAL)
+        if not claimed:
+            return  # another replica is at it
+        keys = {key.decode() for key in await self._link.call("SMEMBERS", running_name(replica))}
+        if keys:
+            logger.warning("Replica %s is gone: %d generations are lost", replica, len(keys))
+            logs = await self._journalled(replica, keys)
+            for key in keys:
+                await self._lose(replica, key, logs.get(key, []))
+        names = [name(replica) for name in (lease_name, journal_name, inbox_name, running_name)]
+        await self._link.run(BURY, [*names, REPLICAS], replica)
+
+    async def end(self) -> None:
+        """Give the lease up. Whoever follows still finds the journal for a moment."""
+        await self._link.call("SREM", REPLICAS, self._replica)
+        await self._link.call("PEXPIRE", journal_name(self._replica), LEASE)
+        await self._link.call("DEL", *(name(self._replica) for name in (lease_name, inbox_name, running_name)))
+
+    async def _journalled(self, replica: str, keys: set[str]) -> dict[str, list[Delta]]:
+        logs: dict[str, list[Delta]] = {key: [] for key in keys}
+        position = "-"
+        while entries := await self._link.call("XRANGE", journal_name(replica), position, "+", "COUNT", PAGE):
+            for _, fields in entries:
+                parts: dict[str, Any] = msgspec.json.decode(fields[b"entry"], type=dict[str, msgspec.Raw])
+                for key in parts.keys() & keys:
+                    first, deltas, *_ = msgspec.json.decode(parts[key])
+                    log = logs[key]
+                    if first <= len(log) + 1:
+                        log += deltas[len(log) + 1 - first :]
+            position = "(" + entries[-1][0].decode()
+            await asyncio.sleep(0)
+        return logs
+
+    async def _lose(self, replica: str, key: str, deltas: list[Delta]) -> None:
+        start = await self._link.call("HGET", log_name(key), "start")
+        if start is None:
+            return
+        terminal = Failed(start_of(start).id, len(deltas) + 1, LOST)
+        await self._link.run(
+            LOSE,
+            [log_name(key), lease_name(replica)],
+            replica,
+            terminal_bytes(terminal),
+            msgspec.json.encode(deltas),
+            self._retention,
+        )

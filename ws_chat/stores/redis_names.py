@@ -1,0 +1,141 @@
+"""What stands in Redis under which name, and the scripts that change it as one. Everything begins with `ws_chat:`.
+
+- `ws_chat:{<key>}`: hash of one named generation: `replica`, `start`, `request`; once ended `terminal`, `deltas`.
+- `ws_chat:journal:<replica>`: stream; an entry holds the new deltas of all that runs at a replica (`redis_journal`).
+- `ws_chat:inbox:<replica>`: stream; what other replicas ask of this one: `cancel`, `watch`, `unwatch` a key.
+- `ws_chat:running:<replica>`: set; the keys of what runs there.
+- `ws_chat:lease:<replica>`: there while the replica lives; `ws_chat:replicas`: set; all that are or were alive.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from ws_chat.errors import ErrorInfo
+from ws_chat.frames import Done, Failed, Start
+
+if TYPE_CHECKING:
+    from ws_chat.frames import Terminal
+
+REPLICAS: Final = "ws_chat:replicas"
+
+
+def log_name(key: str) -> str:
+    """Return the name of a generation's hash."""
+    return f"ws_chat:{{{key}}}"
+
+
+def journal_name(replica: str) -> str:
+    """Return the name of a replica's journal."""
+    return f"ws_chat:journal:{replica}"
+
+
+def inbox_name(replica: str) -> str:
+    """Return the name of a replica's inbox."""
+    return f"ws_chat:inbox:{replica}"
+
+
+def running_name(replica: str) -> str:
+    """Return the name of the set of what runs at a replica."""
+    return f"ws_chat:running:{replica}"
+
+
+def lease_name(replica: str) -> str:
+    """Return the name of a replica's lease."""
+    return f"ws_chat:lease:{replica}"
+
+
+def terminal_of(data: bytes) -> Terminal:
+    """Return a terminal frame from what `encode` made of it."""
+    frame: dict[str, Any] = msgspec.json.decode(data)
+    if frame["type"] == "done":
+        timing = frame.pop("timing")
+        del frame["type"]
+        return Done(**frame, **timing)
+    given = frame["error"]
+    retry_after = frame.get("retry_after")
+    error = ErrorInfo(given["code"], given["message"], given["param"], given["status"], retry_after)
+    return Failed(frame["id"], frame["seq"], error)
+
+
+def terminal_bytes(terminal: Terminal) -> bytes:
+    """Return a terminal frame as it is kept: as on the wire, and with what a door says in a header."""
+    extra = {"retry_after": terminal.error.retry_after} if isinstance(terminal, Failed) else {}
+    return msgspec.json.encode({**terminal.as_dict(), **extra})
+
+
+def start_of(data: bytes) -> Start:
+    """Return a start frame from its JSON."""
+    frame = msgspec.json.decode(data)
+    return Start(frame["id"], frame["seq"], frame["model"])
+
+
+CREATE: Final = """
+-- KEYS: log, running. ARGV: replica, start, request, expiry, key. Returns whether there was none.
+if redis.call('HSETNX', KEYS[1], 'replica', ARGV[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'start', ARGV[2], 'request', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('SADD', KEYS[2], ARGV[5])
+return 1
+"""
+
+RESTORE: Final = """
+-- The same, for one that runs and may have been lost. Returns whether it is still the replica's own to write.
+local found = redis.call('HMGET', KEYS[1], 'replica', 'terminal')
+if found[2] or (found[1] and found[1] ~= ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], 'replica', ARGV[1], 'start', ARGV[2], 'request', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('SADD', KEYS[2], ARGV[5])
+return 1
+"""
+
+DISOWN: Final = """
+-- KEYS: log, running. ARGV: replica, key. A log that its replica does not know is none, unless it has ended.
+redis.call('SREM', KEYS[2], ARGV[2])
+local found = redis.call('HMGET', KEYS[1], 'replica', 'terminal')
+if found[1] == ARGV[1] and not found[2] then redis.call('DEL', KEYS[1]) end
+"""
+
+END: Final = """
+-- KEYS: log, running, journal. ARGV: replica, terminal, deltas, expiry, key, entry. The first terminal frame wins.
+local found = redis.call('HMGET', KEYS[1], 'replica', 'terminal')
+if not found[1] then return 'absent' end
+if found[2] then return found[2] end
+if found[1] ~= ARGV[1] then return 'foreign' end
+redis.call('HSET', KEYS[1], 'terminal', ARGV[2], 'deltas', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('SREM', KEYS[2], ARGV[5])
+redis.call('XADD', KEYS[3], '*', 'entry', ARGV[6])
+return ARGV[2]
+"""
+
+FOLLOW: Final = """
+-- KEYS: log. ARGV: replica that asks, key. Returns replica, start, request, terminal, deltas, journal's last id.
+local log = redis.call('HMGET', KEYS[1], 'replica', 'start', 'request', 'terminal', 'deltas')
+if not log[1] or log[4] or log[1] == ARGV[1] then return {log[1], log[2], log[3], log[4], log[5], ''} end
+if redis.call('EXISTS', 'ws_chat:lease:' .. log[1]) == 0 then return {log[1], log[2], log[3], '', '', ''} end
+local last = redis.call('XREVRANGE', 'ws_chat:journal:' .. log[1], '+', '-', 'COUNT', 1)
+redis.call('XADD', 'ws_chat:inbox:' .. log[1], 'MAXLEN', '~', 10000, '*', 'watch', ARGV[2], 'by', ARGV[1])
+redis.call('XADD', 'ws_chat:inbox:' .. ARGV[1], 'MAXLEN', '~', 10000, '*', 'wake', '')
+return {log[1], log[2], log[3], '', '', last[1] and last[1][1] or '0-0'}
+"""
+
+LOSE: Final = """
+-- KEYS: log, lease. ARGV: replica, terminal, deltas, expiry. Ends what a dead replica has left, if it is dead.
+if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+local found = redis.call('HMGET', KEYS[1], 'replica', 'terminal')
+if found[1] ~= ARGV[1] or found[2] then return 0 end
+redis.call('HSET', KEYS[1], 'terminal', ARGV[2], 'deltas', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return 1
+"""
+
+BURY: Final = """
+-- KEYS: lease, journal, inbox, running, replicas. ARGV: replica. Removes what a dead replica held.
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
+redis.call('SREM', KEYS[5], ARGV[1])
+return 1
+"""
