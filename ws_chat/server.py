@@ -65,7 +65,10 @@ def run(settings: Settings, binding: Binding) -> None:
     config = uvicorn.Config("ws_chat.app:app", **options(settings, binding))
     with _own_socket_file(binding.uds):
         if config.workers > 1:
-            logger.warning("Each worker keeps its own generations: one that is named is resumed only where it runs.")
+            if settings.redis_url is None:
+                logger.warning(
+                    "Each worker keeps its own generations: one that is named is resumed only where it runs."
+                )
             with tempfile.TemporaryDirectory(prefix="ws_chat-") as folder:
                 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
                 Supervisor(config, [config.bind_socket()]).run()
