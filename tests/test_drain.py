@@ -11,11 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from conftest import HELLO, events, joined
 from fake_openai import Hang, Reply, Wait, text
 from processes import output, program
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from ws_chat.server import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -116,6 +119,19 @@ async def test_who_does_not_end_in_time_is_ended(fake):
     assert (error["seq"], error["error"]["code"]) == (2, "draining")
     assert websocket.close_code == 1012
     assert "Traceback" not in server.log
+
+
+def test_only_the_same_signal_again_and_later_is_meant(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("ws_chat.server.time.monotonic", lambda: now)
+    server = Server(uvicorn.Config("ws_chat.app:app", log_config=None))
+    forced = []
+    for now, number in ((0.0, signal.SIGTERM), (0.5, signal.SIGTERM), (2.0, signal.SIGINT), (2.5, signal.SIGTERM)):  # noqa: B007
+        server.handle_exit(number, None)
+        forced.append(server.force_exit)
+    server.handle_exit(signal.SIGUSR1, None)
+    assert forced == [False, False, False, True]
+    assert server.force_exit, "and stays so"
 
 
 async def insist(server) -> None:

@@ -91,9 +91,10 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal."""
-        super().handle_exit(sig, frame)
+        forced = self.force_exit
+        super().handle_exit(sig, frame)  # for which any SIGINT after another signal is meant
         first = self._signals.setdefault(sig, time.monotonic())
-        self.force_exit = time.monotonic() - first > TWICE
+        self.force_exit = forced or time.monotonic() - first > TWICE
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start."""
