@@ -166,7 +166,7 @@ def _is_chat(value: dict[str, Any]) -> bool:
         isinstance(messages, list)
         and len(messages) > 0
         and all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages)
-        and (isinstance(model, str) and model != "")
+        and (isinstance(model, str) and 0 < len(model) <= 256)
         and value.get("stream", True) is True
         and not (isinstance(count, int | float) and count > 1)
         and _is_id(value.get("previous_id", "x"))

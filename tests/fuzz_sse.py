@@ -92,7 +92,8 @@ def codes(method: str, form: str, data: bytes) -> set[str | None]:
     what = expected(data)
     if what.kind == "chat":
         return what.answers | upstreams
-    return {"invalid_request"} if what.kind else what.answers
+    # Where a number is doubtful, that may be said of any frame.
+    return {"invalid_request", *(what.answers & {"invalid_json"})} if what.kind else what.answers
 
 
 def check_stream(response: httpx.Response, *, frames: bool, ids: bool) -> None:
