@@ -269,3 +269,27 @@ async def test_a_slow_reader_whose_pongs_come_late_is_not_dropped(serve, fake):
         await asyncio.sleep(0.1)
     assert service.connections.open == 1
     crawling.close()
+
+
+async def test_pings_drop_a_stalled_peer_where_no_write_timeout_does(serve, fake, tmp_path):
+    """On a Unix domain socket the kernel watches nobody."""
+    service = await serve(server={"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1})
+    config, state = service.server.config, service.server.server_state
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_unix_server(
+        lambda: config.http_protocol_class(config=config, server_state=state, app_state=service.server.lifespan.state),
+        str(tmp_path / "socket"),
+    )
+    service.server.servers.append(listening)
+    fake.reply([*text(*LONG)[:-3], Hang()])
+    stalled = socket.socket(socket.AF_UNIX)
+    stalled.setblocking(False)
+    await loop.sock_connect(stalled, str(tmp_path / "socket"))
+    await loop.sock_sendall(stalled, UPGRADE)
+    while not (await loop.sock_recv(stalled, 4096)).endswith(b"\r\n\r\n"):
+        pass
+    await loop.sock_sendall(stalled, FRAME)
+    first = await fake.request()
+    await asyncio.wait_for(first.closed.wait(), 10)
+    stalled.close()
+    await nobody(service)

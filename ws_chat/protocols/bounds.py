@@ -23,12 +23,17 @@ def bound(transport: asyncio.BaseTransport, app_state: dict[str, Any]) -> None:
 
     The user timeout (RFC 5482) is the time that sent data may stay unacknowledged, or a window closed.
     """
-    peer = transport.get_extra_info("socket")
-    if peer is not None and peer.family != socket.AF_UNIX:
+    seconds = app_state.get(WRITE_TIMEOUT)
+    if seconds and is_bounded(transport):
+        peer = transport.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        seconds = app_state.get(WRITE_TIMEOUT)
-        if seconds and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
+def is_bounded(transport: asyncio.BaseTransport) -> bool:
+    """Whether the kernel does so: for TCP, on Linux."""
+    peer = transport.get_extra_info("socket")
+    return peer is not None and peer.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT")
 
 
 def pending(transport: asyncio.Transport) -> int:

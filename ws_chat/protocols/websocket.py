@@ -11,7 +11,7 @@ from websockets.frames import CloseCode
 from ws_chat.doors.http import error_response
 from ws_chat.doors.outlet import WIRE
 from ws_chat.errors import ErrorInfo
-from ws_chat.protocols.bounds import pending
+from ws_chat.protocols.bounds import is_bounded, pending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,11 +140,13 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def keepalive_timeout(self) -> None:
         """Give up a peer that answers no pings, and tell whoever writes."""
-        if self.ping_timeout and pending(self.transport):
+        if self.ping_timeout and is_bounded(self.transport) and pending(self.transport):
             # The ping waits behind them. Whether the peer goes on taking bytes is the write timeout's business.
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
             return
         super().keepalive_timeout()
+        if pending(self.transport):
+            self.transport.abort()  # it would wait for ever to write them
         self.dropped = True
         self._tell()
 
