@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from redis.asyncio import Redis
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -91,20 +92,27 @@ class Running:
                 await asyncio.sleep(0.01)
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
 class RedisServer:
     """A Redis of its own, which keeps nothing on disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         self._program = need("redis-server")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self._options = options
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Start it, empty, where it was before; wait until it answers."""
-        command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self.process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+        command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        self.process = await asyncio.create_subprocess_exec(*command, *self._options, stdout=asyncio.subprocess.DEVNULL)
         async with asyncio.timeout(30):
             while True:
                 with contextlib.suppress(OSError):
@@ -127,14 +135,34 @@ class RedisServer:
 
 
 @contextlib.asynccontextmanager
-async def redis_server() -> AsyncIterator[RedisServer]:
-    """Run a Redis until the block ends."""
-    server = RedisServer()
+async def redis_server(*options: str) -> AsyncIterator[RedisServer]:
+    """Run a Redis with these options until the block ends."""
+    server = RedisServer(*options)
     await server.start()
     try:
         yield server
     finally:
         await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def redis_cluster(folder: Path, *, spares: int = 0) -> AsyncIterator[list[RedisServer]]:
+    """Run a Redis Cluster of three primaries, with so many replicas each, until the block ends."""
+    async with contextlib.AsyncExitStack() as stack:
+        servers = []
+        for number in range(3 * (1 + spares)):
+            mode = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(free_port()))
+            files = ("--dir", str(folder), "--cluster-config-file", f"{number}.conf")
+            servers.append(await stack.enter_async_context(redis_server(*mode, *files)))
+        places = [f"127.0.0.1:{server.port}" for server in servers]
+        options = ("--cluster-replicas", str(spares), "--cluster-yes")
+        status, out, _ = await output(need("redis-cli"), "--cluster", "create", *places, *options)
+        assert status == 0, out.decode()
+        for server in servers:
+            async with Redis.from_url(server.url) as node:
+                while b"cluster_state:ok" not in await node.execute_command("CLUSTER", "INFO"):
+                    await asyncio.sleep(0.05)
+        yield servers
 
 
 @contextlib.asynccontextmanager

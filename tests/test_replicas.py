@@ -36,7 +36,7 @@ async def redis(shared):
 
 @pytest.fixture
 async def replicas(serve, shared) -> tuple[Service, Service]:
-    return await serve(redis_url=shared.url), await serve(redis_url=shared.url)
+    return await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
 
 
 def slowly(*contents: str) -> tuple[Reply, asyncio.Event]:
@@ -114,7 +114,7 @@ async def test_a_copy_that_is_behind_is_given_a_moment(replicas, fake):
         await begin(socket)
         await second.send({"type": "resume", "id": "r1"})
         assert [(await second.receive())["seq"], (await second.receive())["content"]] == [0, "a"]
-        (log,) = one.relay._store._journal.logs
+        (log,) = one.relay._store._shards[0]._journal.logs
         log.append([{"content": "x"}])
         assert (await socket.receive())["seq"] == 2
         assert (await third.ask({"type": "resume", "id": "r1", "after": 2}))["type"] == "start"
@@ -176,7 +176,7 @@ async def test_continuing_elsewhere_interrupts(replicas, fake):
 
 
 async def test_what_is_one_principals_is_nothing_to_another_anywhere(serve, shared, fake):
-    keys = {"redis_url": shared.url, "api_keys": "key-1,key-2"}
+    keys = {"redis_urls": shared.url, "api_keys": "key-1,key-2"}
     one, other = await serve(**keys), await serve(**keys)
     first, second = ({"Authorization": f"Bearer key-{number}"} for number in (1, 2))
     await one.post({"messages": HELLO, "id": "r1"}, **first)
@@ -186,7 +186,7 @@ async def test_what_is_one_principals_is_nothing_to_another_anywhere(serve, shar
 
 
 async def test_a_reader_elsewhere_keeps_it_alive_and_the_last_one_lets_it_go(serve, shared, fake):
-    settings = {"redis_url": shared.url, "resume_window": 1}
+    settings = {"redis_urls": shared.url, "resume_window": 1}
     one, other = await serve(**settings), await serve(**settings)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with other.socket() as elsewhere:
@@ -210,17 +210,14 @@ async def test_unnamed_ones_never_touch_redis(replicas, redis):
 
 
 async def test_what_has_ended_leaves_nothing(serve, shared, redis, fake):
-    settings = {"redis_url": shared.url, "retention": 0.5}
+    settings = {"redis_urls": shared.url, "retention": 0.5}
     one, other = await serve(**settings), await serve(**settings)
     for number in range(5):
         await one.frames(id=f"r{number}")
     await over_http("GET", other, "r1")
 
     async def only_replicas() -> bool:
-        return all(
-            key.startswith((b"ws_chat:lease:", b"ws_chat:journal:", b"ws_chat:inbox:", b"ws_chat:replicas"))
-            for key in await redis.keys()
-        )
+        return all(key.split(b":")[2] in {b"lease", b"journal", b"inbox", b"replicas"} for key in await redis.keys())
 
     await until(only_replicas)
     assert (await over_http("GET", other, "r1")).status_code == 404
@@ -228,7 +225,7 @@ async def test_what_has_ended_leaves_nothing(serve, shared, redis, fake):
 
 async def test_replicas_that_stop_leave_nothing(serve, shared, redis, fake):
     async with contextlib.AsyncExitStack() as stack:
-        service = await serve(redis_url=shared.url, retention=0.5)
+        service = await serve(redis_urls=shared.url, retention=0.5)
         stack.push_async_callback(service.relay.close)
         await service.frames(id="r1")
 
@@ -249,8 +246,8 @@ async def test_the_bound_on_commands(replicas, redis, fake):
             await begin(sockets[number // 10], f"r{number}")
         for number in range(50):
             await sockets[5 + number // 10].send({"type": "resume", "id": f"r{number}"})
-        logs = list(one.relay._store._journal._logs.values())
-        following = other.relay._store._following._logs
+        logs = list(one.relay._store._shards[0]._journal._logs.values())
+        following = other.relay._store._shards[0]._following._logs
         async with asyncio.timeout(10):
             while not (len(following) == 50 and all(log.begun.is_set() for log in following.values())):
                 await asyncio.sleep(0.05)

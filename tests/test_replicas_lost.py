@@ -69,7 +69,7 @@ async def until_ready(service, status: int) -> None:
 
 @pytest.mark.parametrize("followed", [True, False])
 async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(followed, serve, shared, redis, fake):
-    other = await serve(redis_url=shared.url, retention=2)
+    other = await serve(redis_urls=shared.url, retention=2)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with replica(fake, shared) as (running, url), other.socket() as elsewhere:
         async with connect(url) as connection:
@@ -91,7 +91,7 @@ async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(fo
     frames = [json.loads(event["data"]) for event in events((await follow(other)).content)]
     assert (joined(frames), frames[-1]) == ("a", failed)
     async with asyncio.timeout(10):
-        while await redis.exists("ws_chat:{named/anonymous/r1}") or await redis.scard("ws_chat:replicas") != 1:
+        while await redis.exists("ws_chat:{0}:named/anonymous/r1") or await redis.scard("ws_chat:{0}:replicas") != 1:
             await asyncio.sleep(0.1)
     assert {key.rpartition(b":")[2].decode() for key in await redis.keys()} <= {
         "replicas",
@@ -100,7 +100,7 @@ async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(fo
 
 
 async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(serve, shared, fake):
-    other = await serve(redis_url=shared.url)
+    other = await serve(redis_urls=shared.url)
     go = asyncio.Event()
     first, *rest = text("a", "b")[1:]
     fake.default = Reply([first, Wait(go), *rest])
@@ -121,7 +121,7 @@ async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(serve, shared
 
 
 async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(serve, shared, fake):
-    one, other = await serve(redis_url=shared.url), await serve(redis_url=shared.url)
+    one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     go = asyncio.Event()
     first, second, *rest = text("a", "b", "c")[1:]
     middle = asyncio.Event()
@@ -161,7 +161,7 @@ async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(serve, 
 
 
 async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(serve, shared, fake):
-    one, other = await serve(redis_url=shared.url), await serve(redis_url=shared.url)
+    one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     go = asyncio.Event()
     first, *rest = text("a", "b", "c")[1:]
     fake.reply([first, Wait(go), *rest])
@@ -182,7 +182,7 @@ async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(serv
 
 
 async def test_an_end_waits_for_redis_and_is_told_once_it_is_logged(serve, shared, fake):
-    one = await serve(redis_url=shared.url)
+    one = await serve(redis_urls=shared.url)
     go = asyncio.Event()
     first, *rest = text("a", "b")[1:]
     fake.reply([first, Wait(go), *rest])
@@ -199,7 +199,7 @@ async def test_an_end_waits_for_redis_and_is_told_once_it_is_logged(serve, share
 
 async def test_an_end_that_cannot_be_logged_is_a_loss(serve, shared, fake, monkeypatch):
     monkeypatch.setattr("ws_chat.stores.redis_journal.END_PATIENCE", 1)
-    one = await serve(redis_url=shared.url)
+    one = await serve(redis_urls=shared.url)
     async with one.socket() as socket:
         go = asyncio.Event()
         first, *rest = text("a", "b")[1:]
@@ -218,7 +218,7 @@ async def test_an_end_that_cannot_be_logged_is_a_loss(serve, shared, fake, monke
 
 async def test_a_replica_starts_without_redis_and_is_ready_when_it_comes(serve, shared, fake):
     await shared.stop()
-    one = await serve(redis_url=shared.url)
+    one = await serve(redis_urls=shared.url)
     assert await ready(one) == 503
     assert joined(await one.frames()) == "Hello"
     await shared.start()
@@ -227,7 +227,7 @@ async def test_a_replica_starts_without_redis_and_is_ready_when_it_comes(serve, 
 
 
 async def test_requests_are_counted_by_all_replicas_together(serve, shared, fake):
-    settings = {"redis_url": shared.url, "requests_per_minute": 3}
+    settings = {"redis_urls": shared.url, "requests_per_minute": 3}
     one, other = await serve(**settings), await serve(**settings)
     statuses = [(await service.post()).status_code for service in (one, other, one, other)]
     assert statuses == [200, 200, 200, 429]

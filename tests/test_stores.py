@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from processes import redis_server
+from processes import redis_cluster, redis_server
+from redis.asyncio import Redis, RedisCluster
 
 from ws_chat.frames import Done, Start
 from ws_chat.stores.base import LogEndedError
@@ -21,16 +22,32 @@ A, B, C = ({"content": letter} for letter in "abc")
 K1 = "named/anonymous/r1"
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def store(request):
+@pytest.fixture(scope="module")
+async def redis_urls(tmp_path_factory):
+    """What Redis is behind: one, two that share the work, and a cluster in three shards, two by one node."""
+    folder = tmp_path_factory.mktemp("cluster")
+    async with redis_server() as one, redis_server() as other, redis_cluster(folder) as nodes:
+        cluster = [node.url.replace("://", "+cluster://") for node in (nodes[0], nodes[1], nodes[0])]
+        yield {"redis": [one.url], "shards": [one.url, other.url], "cluster": cluster}
+
+
+async def empty(url: str) -> None:
+    kind = RedisCluster if "+cluster" in url else Redis
+    async with kind.from_url(url.replace("+cluster", "")) as client:
+        await client.flushall()
+
+
+@pytest.fixture(params=["memory", "redis", "shards", "cluster"])
+async def store(request, redis_urls):
     if request.param == "memory":
         yield MemoryStore()
         return
-    async with redis_server() as server:
-        store = RedisStore(server.url)
-        await store.open(Nothing())
-        yield store
-        await store.close()
+    store = RedisStore(redis_urls[request.param])
+    await store.open(Nothing())
+    yield store
+    await store.close()
+    for url in set(redis_urls[request.param]):
+        await empty(url)
 
 
 class Nothing:

@@ -175,13 +175,16 @@ def choose_upstream(settings: Settings) -> Upstream:
 
 def choose_store(settings: Settings) -> Store:
     """Return the store that the settings name: shared through Redis, or in memory."""
-    if settings.redis_url is None:
+    if not settings.redis_urls:
         return MemoryStore(retention=settings.retention)
     try:
         from ws_chat.stores.redis import RedisStore  # noqa: PLC0415  (an extra)
     except ImportError as error:
         raise SettingsError("WS_CHAT_REDIS_URL needs the extra redis: pip install 'ws-chat[redis]'") from error
-    return RedisStore(settings.redis_url, retention=settings.retention)
+    try:
+        return RedisStore(settings.redis_urls, retention=settings.retention)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"WS_CHAT_REDIS_URL: {error}") from error
 
 
 def _tracing() -> list[Observer]:

@@ -65,7 +65,7 @@ def run(settings: Settings, binding: Binding) -> None:
     config = uvicorn.Config("ws_chat.app:app", **options(settings, binding))
     with _own_socket_file(binding.uds):
         if config.workers > 1:
-            if settings.redis_url is None:
+            if not settings.redis_urls:
                 logger.warning(
                     "Each worker keeps its own generations: one that is named is resumed only where it runs."
                 )

@@ -44,10 +44,10 @@ class Settings(BaseModel):
     upstream_timeout: float = Field(120.0, alias="WS_CHAT_UPSTREAM_TIMEOUT", gt=0, allow_inf_nan=False)
     write_timeout: float = Field(30.0, alias="WS_CHAT_WRITE_TIMEOUT", gt=0, le=2_000_000, allow_inf_nan=False)
     drain_timeout: float = Field(25.0, alias="WS_CHAT_DRAIN_TIMEOUT", ge=0, allow_inf_nan=False)
-    redis_url: str | None = Field(None, alias="WS_CHAT_REDIS_URL", repr=False, pattern=r"^(rediss?|unix)://")
+    redis_urls: tuple[str, ...] = Field((), alias="WS_CHAT_REDIS_URL", repr=False)
     log_content: bool = Field(default=False, alias="WS_CHAT_LOG_CONTENT")
 
-    @field_validator("models", "api_keys", "allowed_origins", mode="before")
+    @field_validator("models", "api_keys", "allowed_origins", "redis_urls", mode="before")
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return tuple(part for part in map(str.strip, value.split(",")) if part) if isinstance(value, str) else value
@@ -68,6 +68,13 @@ class Settings(BaseModel):
             ):
                 raise ValueError(f"{origin!r} is no origin, such as https://chat.example.com")
         return tuple(origin.lower().rstrip("/") for origin in origins)
+
+    @field_validator("redis_urls")
+    @classmethod
+    def _leads_to_redis(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not re.match(r"(rediss?(\+cluster)?|unix)://", url) for url in urls):
+            raise ValueError("a URL of Redis begins with redis://, rediss://, unix:// or redis+cluster://")
+        return urls
 
     @property
     def uses_demo(self) -> bool:

@@ -15,7 +15,7 @@ from ws_chat.errors import ChatError
 from ws_chat.frames import Failed
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.stores.redis_journal import LOST
-from ws_chat.stores.redis_names import inbox_name, journal_name, log_name, terminal_of
+from ws_chat.stores.redis_names import terminal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,11 +85,12 @@ class Following:
         on_leave: Callable[[FollowedLog], None],
     ) -> None:
         self._link = link
+        self._names = link.names
         self._replica = replica
         self._on_message = on_message
         self._on_leave = on_leave
         self._logs: dict[str, FollowedLog] = {}
-        self._inbox = inbox_name(replica)
+        self._inbox = self._names.inbox(replica)
         self._positions: dict[str, bytes] = {self._inbox: b"0-0"}
         self.doubtful = False
         """Whether something may have been missed, because Redis was away."""
@@ -106,7 +107,7 @@ class Following:
     def follow(self, key: str, replica: str, start: Start, request: bytes, position: bytes) -> FollowedLog:
         """Follow a log, whose replica has been asked for it, from that position of its journal on."""
         log = self._logs[key] = FollowedLog(key, replica, start, request, self.linger)
-        self._positions.setdefault(journal_name(replica), position)
+        self._positions.setdefault(self._names.journal(replica), position)
         return log
 
     async def read(self) -> None:
@@ -147,7 +148,7 @@ class Following:
 
     async def ask(self, log: FollowedLog, what: str) -> None:
         """Ask the replica that writes a log for something: `watch`, `unwatch`, `cancel`."""
-        inbox = inbox_name(log.replica)
+        inbox = self._names.inbox(log.replica)
         await self._link.call("XADD", inbox, "MAXLEN", "~", INBOX, "*", what, log.key, "by", self._replica)
 
     async def settle(self, replica: str) -> None:
@@ -157,7 +158,9 @@ class Following:
 
     async def _settle(self, log: FollowedLog) -> None:
         loop = asyncio.get_running_loop()
-        owner, terminal, deltas = await self._link.call("HMGET", log_name(log.key), "replica", "terminal", "deltas")
+        owner, terminal, deltas = await self._link.call(
+            "HMGET", self._names.log(log.key), "replica", "terminal", "deltas"
+        )
         if log.terminal:
             return
         if terminal:
@@ -182,7 +185,7 @@ class Following:
         parts: dict[str, list[msgspec.Raw]] = msgspec.json.decode(fields[b"entry"], type=dict[str, list[msgspec.Raw]])
         for key in parts.keys() & self._logs.keys():
             log = self._logs[key]
-            if journal_name(log.replica) == name:
+            if self._names.journal(log.replica) == name:
                 await self._take_part(log, *parts[key])
 
     async def _take_part(
@@ -216,7 +219,7 @@ class Following:
         if self._logs.get(log.key) is log:
             del self._logs[log.key]
         if log.replica not in self.replicas:
-            self._positions.pop(journal_name(log.replica), None)
+            self._positions.pop(self._names.journal(log.replica), None)
 
     async def close(self) -> None:
         """End every copy: this replica stops."""

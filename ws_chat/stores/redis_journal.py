@@ -17,16 +17,8 @@ from ws_chat.errors import ChatError, ErrorInfo
 from ws_chat.frames import Failed
 from ws_chat.stores.base import LogEndedError
 from ws_chat.stores.memory import MemoryLog
-from ws_chat.stores.redis_names import (
-    CREATE,
-    END,
-    RESTORE,
-    journal_name,
-    log_name,
-    running_name,
-    terminal_bytes,
-    terminal_of,
-)
+from ws_chat.stores.redis_link import cancel
+from ws_chat.stores.redis_names import CREATE, END, RESTORE, terminal_bytes, terminal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,6 +79,7 @@ class Journal:
 
     def __init__(self, link: Link, replica: str, retention: int) -> None:
         self._link = link
+        self._names = link.names
         self._replica = replica
         self._retention = retention
         self._logs: dict[str, OwnLog] = {}
@@ -142,10 +135,8 @@ class Journal:
                 await asyncio.sleep(RETRY)
 
     async def close(self) -> None:
-        """Wait for the ends that are being written."""
-        for task in self._writing:
-            task.cancel()
-        await asyncio.gather(*self._writing, return_exceptions=True)
+        """Give up the ends that are still being written."""
+        await cancel(self._writing)
 
     async def _write_entry(self) -> None:
         parts: dict[str, tuple[int, Sequence[Delta]]] = {}
@@ -162,7 +153,7 @@ class Journal:
         entry = msgspec.json.encode(parts)
         try:
             answer: bytes = await self._link.call(
-                "XADD", journal_name(self._replica), "MINID", "~", "{}-{}".format(*oldest), "*", "entry", entry
+                "XADD", self._names.journal(self._replica), "MINID", "~", "{}-{}".format(*oldest), "*", "entry", entry
             )
         except ChatError:
             self._whole |= whole
@@ -217,7 +208,7 @@ class Journal:
             log.key,
             msgspec.json.encode(entry),
         ]
-        names = [log_name(log.key), running_name(self._replica), journal_name(self._replica)]
+        names = [self._names.log(log.key), self._names.running(self._replica), self._names.journal(self._replica)]
         found: bytes = await self._link.run(END, names, *arguments)
         if found == b"absent" and await self._link.run(RESTORE, *self._registration(log)):
             found = await self._link.run(END, names, *arguments)
@@ -226,6 +217,6 @@ class Journal:
         return terminal_of(found)
 
     def _registration(self, log: OwnLog) -> tuple[Any, ...]:
-        names = [log_name(log.key), running_name(self._replica)]
+        names = [self._names.log(log.key), self._names.running(self._replica)]
         start = msgspec.json.encode(log.start.as_dict())
         return names, self._replica, start, log.request, RUNNING_EXPIRY, log.key

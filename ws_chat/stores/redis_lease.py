@@ -14,18 +14,7 @@ import msgspec
 from ws_chat.errors import ChatError
 from ws_chat.frames import Failed
 from ws_chat.stores.redis_journal import LOST
-from ws_chat.stores.redis_names import (
-    BURY,
-    LOSE,
-    REPLICAS,
-    inbox_name,
-    journal_name,
-    lease_name,
-    log_name,
-    running_name,
-    start_of,
-    terminal_bytes,
-)
+from ws_chat.stores.redis_names import BURY, LOSE, start_of, terminal_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -50,58 +39,69 @@ class Lease:
     def __init__(self, link: Link, replica: str, retention: int, register: Callable[[], Awaitable[None]]) -> None:
         """Call `register` whenever the lease begins (again)."""
         self._link = link
+        self._names = link.names
         self._replica = replica
         self._retention = retention
         self._register = register
 
     async def renew(self) -> None:
         """Renew the lease, or begin it."""
-        renewed = await self._link.call("SET", lease_name(self._replica), "1", "XX", "PX", LEASE)
+        # Not a SET: a Redis that is out of memory refuses one.
+        renewed = await self._link.call("PEXPIRE", self._names.lease(self._replica), LEASE)
         if not renewed:
             # First of all: from here on nobody ends what runs here.
-            await self._link.call("SET", lease_name(self._replica), "1", "PX", LEASE)
+            await self._link.call("SET", self._names.lease(self._replica), "1", "PX", LEASE)
             try:
-                await self._link.call("SADD", REPLICAS, self._replica)
+                await self._link.call("SADD", self._names.replicas, self._replica)
                 await self._register()
             except ChatError:
-                await self._link.call("DEL", lease_name(self._replica))  # so that it is done again
+                await self._link.call("DEL", self._names.lease(self._replica))  # so that it is done again
                 raise
+        elif not self._link.available:
+            await self._link.call("SET", self._names.lease(self._replica), "1", "XX", "PX", LEASE)
+        self._link.found()
 
     async def dead(self, besides: set[str]) -> set[str]:
         """Return the replicas without a lease, of those that are known and `besides`."""
-        known = {name.decode() for name in await self._link.call("SMEMBERS", REPLICAS)} | besides
+        known = {name.decode() for name in await self._link.call("SMEMBERS", self._names.replicas)} | besides
         others = sorted(known - {self._replica})
         if not others:
             return set()
-        leases = await self._link.call("MGET", *map(lease_name, others))
+        leases = await self._link.call("MGET", *map(self._names.lease, others))
         return {replica for replica, lease in zip(others, leases, strict=True) if lease is None}
 
     async def bury(self, replica: str) -> None:
         """End what a dead replica has left running, after exactly what it has journalled."""
         if not self._link.steady:
             return  # Redis was away, and nobody could renew a lease
-        claimed = await self._link.call("SET", f"ws_chat:burial:{replica}", self._replica, "NX", "PX", BURIAL)
+        claimed = await self._link.call("SET", self._names.burial(replica), self._replica, "NX", "PX", BURIAL)
         if not claimed:
             return  # another replica is at it
-        keys = {key.decode() for key in await self._link.call("SMEMBERS", running_name(replica))}
+        keys = {key.decode() for key in await self._link.call("SMEMBERS", self._names.running(replica))}
         if keys:
             logger.warning("Replica %s is gone: %d generations are lost", replica, len(keys))
             logs = await self._journalled(replica, keys)
             for key in keys:
                 await self._lose(replica, key, logs.get(key, []))
-        names = [name(replica) for name in (lease_name, journal_name, inbox_name, running_name)]
-        await self._link.run(BURY, [*names, REPLICAS], replica)
+        names = [
+            self._names.lease(replica),
+            self._names.journal(replica),
+            self._names.inbox(replica),
+            self._names.running(replica),
+        ]
+        await self._link.run(BURY, [*names, self._names.replicas], replica)
 
     async def end(self) -> None:
         """Give the lease up. Whoever follows still finds the journal for a moment."""
-        await self._link.call("SREM", REPLICAS, self._replica)
-        await self._link.call("PEXPIRE", journal_name(self._replica), LEASE)
-        await self._link.call("DEL", *(name(self._replica) for name in (lease_name, inbox_name, running_name)))
+        await self._link.call("SREM", self._names.replicas, self._replica)
+        await self._link.call("PEXPIRE", self._names.journal(self._replica), LEASE)
+        names = (self._names.lease, self._names.inbox, self._names.running)
+        await self._link.call("DEL", *(name(self._replica) for name in names))
 
     async def _journalled(self, replica: str, keys: set[str]) -> dict[str, list[Delta]]:
         logs: dict[str, list[Delta]] = {key: [] for key in keys}
         position = "-"
-        while entries := await self._link.call("XRANGE", journal_name(replica), position, "+", "COUNT", PAGE):
+        while entries := await self._link.call("XRANGE", self._names.journal(replica), position, "+", "COUNT", PAGE):
             for _, fields in entries:
                 parts: dict[str, Any] = msgspec.json.decode(fields[b"entry"], type=dict[str, msgspec.Raw])
                 for key in parts.keys() & keys:
@@ -114,13 +114,13 @@ class Lease:
         return logs
 
     async def _lose(self, replica: str, key: str, deltas: list[Delta]) -> None:
-        start = await self._link.call("HGET", log_name(key), "start")
+        start = await self._link.call("HGET", self._names.log(key), "start")
         if start is None:
             return
         terminal = Failed(start_of(start).id, len(deltas) + 1, LOST)
         await self._link.run(
             LOSE,
-            [log_name(key), lease_name(replica)],
+            [self._names.log(key), self._names.lease(replica)],
             replica,
             terminal_bytes(terminal),
             msgspec.json.encode(deltas),

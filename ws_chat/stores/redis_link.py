@@ -1,53 +1,84 @@
-"""The connection to Redis. What goes wrong with it becomes one error here: `overloaded`, to be tried again."""
+"""The connection to one shard. What goes wrong with it becomes one error here: `overloaded`, to be tried again."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from limits.aio.storage import RedisStorage
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from ws_chat.errors import ChatError
+from ws_chat.stores.redis_names import Names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from limits.aio.storage import Storage
+    from limits.aio.storage.redis.redispy import RedispyBridge
 
 logger = logging.getLogger("ws_chat.redis")
 
+CLUSTER: Final = "+cluster://"
+"""In a URL: this shard is a slot of a Redis Cluster, of which the URL names any node."""
 BLOCK: Final = 1.0
 """Seconds that a read waits for something to come."""
 STEADY: Final = 4.0
 """Seconds after which, when Redis is back, everybody who lives has said so."""
 PATIENCE: Final = 2.0
-"""Seconds that Redis may take to answer."""
+"""Seconds that Redis may take to answer, and to be connected to."""
+AT_ONCE: Final = 16
+"""How many commands may wait for their answer, each on a connection of its own."""
+
+
+async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks that use a link, and wait for their end."""
+    pending = set(tasks)
+    while pending:
+        # Once is not enough: under the client lies asyncio.wait_for, which in Python 3.11 can lose it (bpo-42130).
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.1)
+
+
+class _Counters(RedisStorage):
+    """Counts over connections that are there."""
+
+    bridge: RedispyBridge
+
+    def __init__(self, client: Redis | RedisCluster) -> None:
+        self._client: Any = client
+        super().__init__("async+redis://", wrap_exceptions=True, implementation="redispy", key_prefix="ws_chat:quota")
+
+    def configure_bridge(self) -> None:
+        self.bridge.storage = self._client
+        self.bridge.connection_getter = lambda _: self._client
 
 
 class Link:
-    """Runs commands and scripts. Each raises ChatError (`overloaded`) when Redis is away."""
+    """Runs commands and scripts. Each raises ChatError (`overloaded`) when Redis is away, or refuses to write."""
 
-    def __init__(self, url: str) -> None:
-        def client(patience: float) -> Redis:
-            return Redis.from_url(
-                url,
-                socket_timeout=patience,
-                socket_connect_timeout=PATIENCE,
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,
-            )
+    def __init__(self, urls: Sequence[str], shard: int) -> None:
+        """Connect to the URL of this number; the others may name more nodes of the same cluster.
 
-        self._url = url
-        self._client = client(PATIENCE)
-        self._reading = client(BLOCK + PATIENCE)
+        Raises TypeError or ValueError for a URL that says what cannot be.
+        """
+        self.names = Names(shard)
+        self._urls = urls
+        self._url = urls[shard]
+        self._client = self._connect(PATIENCE)
+        self._reading = self._connect(BLOCK + PATIENCE)
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self._scripts: dict[str, Any] = {}
         self.available = False
-        """Whether the last command was answered."""
+        """Whether nothing has gone wrong since Redis last took a write."""
         self._since = 0.0
 
     @property
@@ -55,24 +86,28 @@ class Link:
         """Whether Redis has been there for long enough that who says nothing is dead."""
         return self.available and time.monotonic() - self._since >= STEADY
 
+    def found(self) -> None:
+        """Tell that Redis takes writes."""
+        if not self.available:
+            logger.info("Redis answers")
+            self._since = time.monotonic()
+        self.available = True
+
     async def call(self, *command: Any) -> Any:
         """Run a command."""
-        try:
-            answer = await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
-        except (RedisError, OSError) as error:
-            raise self._lost(error) from None
-        self._found()
-        return answer
+        return await self._answer(lambda: self._client.execute_command(*command))
 
     async def run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
         """Run a script."""
         known = self._scripts.get(script) or self._scripts.setdefault(script, self._client.register_script(script))
+        return await self._answer(lambda: known(keys=keys, args=arguments))
+
+    async def _answer(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            answer = await known(keys=keys, args=arguments)
+            async with asyncio.timeout(PATIENCE), self._turns:
+                return await ask()
         except (RedisError, OSError) as error:
-            raise self._lost(error) from None
-        self._found()
-        return answer
+            raise await self._lost(error) from None
 
     async def read(self, positions: Mapping[str, bytes]) -> Any:
         """Wait for new entries of streams after these positions; return pairs of a name and its entries."""
@@ -80,33 +115,37 @@ class Link:
         try:
             return await self._reading.xread(streams, block=round(BLOCK * 1000)) or ()
         except (RedisError, OSError) as error:
-            raise self._lost(error) from None
+            raise await self._lost(error) from None
 
     def counters(self) -> Storage:
-        """Return what counts requests over the same connections."""
-        # A pool is none of the option types that it names, and yet the documented way to hand over connections.
-        pool: Any = self._client.connection_pool
-        return RedisStorage(
-            f"async+{self._url}",
-            wrap_exceptions=True,
-            implementation="redispy",
-            key_prefix="ws_chat:quota",
-            connection_pool=pool,
-        )
+        """Return what counts requests."""
+        return _Counters(self._client)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
         await self._reading.aclose()
 
-    def _found(self) -> None:
-        if not self.available:
-            logger.info("Redis answers")
-            self._since = time.monotonic()
-        self.available = True
+    def _connect(self, patience: float) -> Redis | RedisCluster:
+        options = {"socket_timeout": patience, "socket_connect_timeout": PATIENCE, "protocol": 2}
+        once = Retry(NoBackoff(), 0)
+        if CLUSTER not in self._url:
+            pool = BlockingConnectionPool.from_url(
+                self._url, max_connections=2 * AT_ONCE, timeout=PATIENCE, retry=once, **options
+            )
+            pool.make_connection()  # type: ignore[no-untyped-call]  # raises for options that there are not
+            return Redis.from_pool(pool)
+        nodes = [ClusterNode(place.hostname or "localhost", place.port or 6379) for place in map(urlsplit, self._urls)]
+        return RedisCluster.from_url(
+            self._url.replace(CLUSTER, "://"), startup_nodes=nodes, max_connections=1000, retry=once, **options
+        )
 
-    def _lost(self, error: Exception) -> ChatError:
+    async def _lost(self, error: Exception) -> ChatError:
         if self.available:
-            logger.warning("Redis is away: %s", error)
+            logger.warning("Redis is away: %s", str(error) or "no answer in time")
         self.available = False
+        if isinstance(error, ReadOnlyError) and isinstance(self._client, Redis) and isinstance(self._reading, Redis):
+            # Its role went to another, which its name leads to by now.
+            await self._client.connection_pool.disconnect()
+            await self._reading.connection_pool.disconnect()
         return ChatError("overloaded", "The shared log cannot be reached now.", retry_after=1)

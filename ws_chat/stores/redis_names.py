@@ -1,10 +1,13 @@
-"""What stands in Redis under which name, and the scripts that change it as one. Everything begins with `ws_chat:`.
+"""What stands in Redis under which name, and the scripts that change it as one. Everything begins with `ws_chat:{n}:`.
 
-- `ws_chat:{<key>}`: hash of one named generation: `replica`, `start`, `request`; once ended `terminal`, `deltas`.
-- `ws_chat:journal:<replica>`: stream; an entry holds the new deltas of all that runs at a replica (`redis_journal`).
-- `ws_chat:inbox:<replica>`: stream; what other replicas ask of this one: `cancel`, `watch`, `unwatch` a key.
-- `ws_chat:running:<replica>`: set; the keys of what runs there.
-- `ws_chat:lease:<replica>`: there while the replica lives; `ws_chat:replicas`: set; all that are or were alive.
+The number is the shard's. It is in braces, so that Redis Cluster keeps all of a shard in one slot.
+
+- `named/<principal>/<id>`: hash of a named generation: `replica`, `start`, `request`; at its end `terminal`, `deltas`.
+- `journal:<replica>`: stream; an entry holds the new deltas of all that runs at a replica (`redis_journal`).
+- `inbox:<replica>`: stream; what other replicas ask of this one: `cancel`, `watch`, `unwatch` a key.
+- `running:<replica>`: set; the keys of what runs there.
+- `lease:<replica>`: there while the replica lives; `replicas`: set; all that are or were alive.
+- `burial:<replica>`: there while somebody ends what a dead replica has left.
 """
 
 from __future__ import annotations
@@ -19,32 +22,37 @@ from ws_chat.frames import Done, Failed, Start
 if TYPE_CHECKING:
     from ws_chat.frames import Terminal
 
-REPLICAS: Final = "ws_chat:replicas"
 
+class Names:
+    """The names of one shard."""
 
-def log_name(key: str) -> str:
-    """Return the name of a generation's hash."""
-    return f"ws_chat:{{{key}}}"
+    def __init__(self, shard: int) -> None:
+        self.prefix = f"ws_chat:{{{shard}}}:"
+        self.replicas = f"{self.prefix}replicas"
 
+    def log(self, key: str) -> str:
+        """Return the name of a generation's hash."""
+        return self.prefix + key
 
-def journal_name(replica: str) -> str:
-    """Return the name of a replica's journal."""
-    return f"ws_chat:journal:{replica}"
+    def journal(self, replica: str) -> str:
+        """Return the name of a replica's journal."""
+        return f"{self.prefix}journal:{replica}"
 
+    def inbox(self, replica: str) -> str:
+        """Return the name of a replica's inbox."""
+        return f"{self.prefix}inbox:{replica}"
 
-def inbox_name(replica: str) -> str:
-    """Return the name of a replica's inbox."""
-    return f"ws_chat:inbox:{replica}"
+    def running(self, replica: str) -> str:
+        """Return the name of the set of what runs at a replica."""
+        return f"{self.prefix}running:{replica}"
 
+    def lease(self, replica: str) -> str:
+        """Return the name of a replica's lease."""
+        return f"{self.prefix}lease:{replica}"
 
-def running_name(replica: str) -> str:
-    """Return the name of the set of what runs at a replica."""
-    return f"ws_chat:running:{replica}"
-
-
-def lease_name(replica: str) -> str:
-    """Return the name of a replica's lease."""
-    return f"ws_chat:lease:{replica}"
+    def burial(self, replica: str) -> str:
+        """Return the name of what tells that somebody buries a replica."""
+        return f"{self.prefix}burial:{replica}"
 
 
 def terminal_of(data: bytes) -> Terminal:
@@ -112,13 +120,14 @@ return ARGV[2]
 """
 
 FOLLOW: Final = """
--- KEYS: log. ARGV: replica that asks, key. Returns replica, start, request, terminal, deltas, journal's last id.
+-- KEYS: log. ARGV: replica that asks, key, prefix.
+-- Returns replica, start, request, terminal, deltas, journal's last id.
 local log = redis.call('HMGET', KEYS[1], 'replica', 'start', 'request', 'terminal', 'deltas')
 if not log[1] or log[4] or log[1] == ARGV[1] then return {log[1], log[2], log[3], log[4], log[5], ''} end
-if redis.call('EXISTS', 'ws_chat:lease:' .. log[1]) == 0 then return {log[1], log[2], log[3], '', '', ''} end
-local last = redis.call('XREVRANGE', 'ws_chat:journal:' .. log[1], '+', '-', 'COUNT', 1)
-redis.call('XADD', 'ws_chat:inbox:' .. log[1], 'MAXLEN', '~', 10000, '*', 'watch', ARGV[2], 'by', ARGV[1])
-redis.call('XADD', 'ws_chat:inbox:' .. ARGV[1], 'MAXLEN', '~', 10000, '*', 'wake', '')
+if redis.call('EXISTS', ARGV[3] .. 'lease:' .. log[1]) == 0 then return {log[1], log[2], log[3], '', '', ''} end
+local last = redis.call('XREVRANGE', ARGV[3] .. 'journal:' .. log[1], '+', '-', 'COUNT', 1)
+redis.call('XADD', ARGV[3] .. 'inbox:' .. log[1], 'MAXLEN', '~', 10000, '*', 'watch', ARGV[2], 'by', ARGV[1])
+redis.call('XADD', ARGV[3] .. 'inbox:' .. ARGV[1], 'MAXLEN', '~', 10000, '*', 'wake', '')
 return {log[1], log[2], log[3], '', '', last[1] and last[1][1] or '0-0'}
 """
 

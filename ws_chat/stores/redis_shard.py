@@ -1,0 +1,217 @@
+"""A replica's part in one shard: the logs that replicas share through one Redis, or one slot of a Redis Cluster.
+
+A replica writes what it produces (`redis_journal`) and follows what others produce (`redis_following`); leases tell who
+lives (`redis_lease`). Its own readers see deltas before Redis does, and an end only after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from ws_chat.errors import ChatError
+from ws_chat.stores.memory import MemoryLog
+from ws_chat.stores.redis_following import FollowedLog, Following
+from ws_chat.stores.redis_journal import Journal
+from ws_chat.stores.redis_lease import RENEWAL, Lease
+from ws_chat.stores.redis_link import cancel
+from ws_chat.stores.redis_names import DISOWN, FOLLOW, start_of, terminal_of
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from ws_chat.frames import Start
+    from ws_chat.stores.base import Log, Production
+    from ws_chat.stores.redis_journal import OwnLog
+    from ws_chat.stores.redis_link import Link
+
+logger = logging.getLogger("ws_chat.redis")
+
+PATIENCE: Final = 8.0
+"""Seconds that finding a log may take: that of a replica which has just died takes longest."""
+RETRY: Final = 0.2
+
+
+class Shard:
+    """Named logs by key. Those that have ended are kept for `retention` milliseconds."""
+
+    def __init__(self, link: Link, replica: str, retention: int) -> None:
+        self._link = link
+        self._names = link.names
+        self._replica = replica
+        self._journal = Journal(link, replica, retention)
+        self._following = Following(link, replica, self._on_message, self._on_leave)
+        self._lease = Lease(link, replica, retention, self._register)
+        self._production: Production | None = None
+        self._creating: dict[str, asyncio.Event] = {}
+        self._removing: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self, production: Production) -> None:  # noqa: D102  (the seam says it)
+        self._production = production
+        try:
+            await self._lease.renew()
+        except ChatError:
+            logger.warning("Redis does not answer yet")
+        for forever in (self._look_after(), self._journal.write(), self._following.read()):
+            self._begin(forever)
+
+    async def create(self, key: str, start: Start, request: bytes) -> Log:  # noqa: D102
+        if removing := self._removing.get(key):
+            await removing
+        if key in self._creating or self._journal.get(key):
+            raise KeyError(key)
+        created = self._creating[key] = asyncio.Event()
+        try:
+            log = await self._journal.create(key, start, request)
+        finally:
+            del self._creating[key]
+            created.set()
+        if log is None:
+            raise KeyError(key)
+        return log
+
+    async def get(self, key: str, after: int = 0) -> Log | None:  # noqa: D102
+        try:
+            async with asyncio.timeout(PATIENCE):
+                log = await self._find(key)
+                if isinstance(log, FollowedLog) and log.last < after and log.terminal is None:
+                    await self._following.catch_up(log, after)
+                return log
+        except TimeoutError:
+            raise ChatError("overloaded", "The generation cannot be reached now.", retry_after=1) from None
+
+    async def _find(self, key: str) -> Log | None:
+        while True:
+            if key in self._removing:
+                return None
+            if creating := self._creating.get(key):
+                await creating.wait()
+            if log := self._journal.get(key):
+                return log
+            if followed := self._following.get(key):
+                await followed.begun.wait()
+                self._following.linger(followed)
+                return followed
+            found = await self._link.run(FOLLOW, [self._names.log(key)], self._replica, key, self._names.prefix)
+            replica, start, request, terminal, deltas, position = found
+            if not replica:
+                return None
+            if terminal:
+                return _ended(start, request, terminal, deltas)
+            await self._reach(key, replica.decode(), start_of(start), request, position)
+
+    async def _reach(self, key: str, replica: str, start: Start, request: bytes, position: bytes) -> None:
+        """Follow a log that runs; if it is lost, end it."""
+        if replica == self._replica:
+            if self._journal.get(key) is None and key not in self._creating:
+                await self._disown(key)
+        elif not position:
+            await self._lease.bury(replica)
+            await asyncio.sleep(RETRY)
+        elif self._following.get(key) is None:
+            self._following.follow(key, replica, start, request, position)
+
+    async def cancel(self, key: str) -> None:  # noqa: D102
+        if log := self._following.get(key):
+            await self._following.ask(log, "cancel")
+
+    def remove(self, key: str) -> None:  # noqa: D102
+        self._journal.forget(key)
+
+        async def remove() -> None:
+            try:
+                await self._link.call("DEL", self._names.log(key))
+                await self._link.call("SREM", self._names.running(self._replica), key)
+            except ChatError:
+                logger.warning("A log could not be removed")  # it expires
+            finally:
+                del self._removing[key]
+
+        if key not in self._removing:
+            self._removing[key] = self._begin(remove())
+
+    async def close(self) -> None:  # noqa: D102
+        await cancel(self._tasks)
+        await self._journal.close()
+        await self._following.close()
+        try:
+            await self._lease.end()
+        except ChatError:
+            logger.warning("Redis is not told that this replica ends: its lease will")
+        await self._link.close()
+
+    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _look_after(self) -> None:
+        """Renew the lease, and look for replicas that have died. Never returns."""
+        while True:
+            await asyncio.sleep(RENEWAL)
+            try:
+                await self._lease.renew()
+                if self._following.doubtful:
+                    await self._following.resume()
+                watching = {replica for log in self._journal.logs for replica in log.watchers}
+                for replica in await self._lease.dead(self._following.replicas | watching):
+                    for log in self._journal.logs:
+                        self._unwatch(log, replica)
+                    await self._lease.bury(replica)
+                    await self._following.settle(replica)
+            except ChatError:
+                pass  # the link has said so
+            except Exception:
+                logger.exception("Looking after the shared log failed")
+
+    async def _register(self) -> None:
+        for key in await self._journal.restore():
+            if self._production:
+                self._production.cancel(key)
+
+    async def _disown(self, key: str) -> None:
+        """Undo what a create has left whose answer never came."""
+        await self._link.run(DISOWN, [self._names.log(key), self._names.running(self._replica)], self._replica, key)
+
+    def _on_message(self, message: dict[bytes, bytes]) -> None:
+        """Take what another replica asks for."""
+        by = message.get(b"by", b"").decode()
+        production = self._production
+        if production is None:
+            return
+        if log := self._journal.get(message.get(b"watch", b"").decode()):
+            self._journal.show_whole(log.key)
+            if not log.watchers:
+                production.watched(log.key, begins=True)
+            log.watchers.add(by)
+        elif log := self._journal.get(message.get(b"unwatch", b"").decode()):
+            self._unwatch(log, by)
+        elif log := self._journal.get(message.get(b"cancel", b"").decode()):
+            production.cancel(log.key)
+
+    def _unwatch(self, log: OwnLog, by: str) -> None:
+        if by in log.watchers:
+            log.watchers.remove(by)
+            if not log.watchers and self._production:
+                self._production.watched(log.key, begins=False)
+
+    def _on_leave(self, log: FollowedLog) -> None:
+        async def leave() -> None:
+            try:
+                await self._following.ask(log, "unwatch")
+            except ChatError:
+                logger.warning("A replica could not be told that nobody reads here any more")
+
+        self._begin(leave())
+
+
+def _ended(start: bytes, request: bytes, terminal: bytes, deltas: bytes) -> MemoryLog:
+    log = MemoryLog(start_of(start), request)
+    log.append(msgspec.json.decode(deltas))
+    log.end(terminal_of(terminal))
+    return log
