@@ -34,8 +34,10 @@ INTERVAL: Final = 0.1
 """Seconds between entries of the journal."""
 RUNNING_EXPIRY: Final = 24 * 3600 * 1000
 """Milliseconds that a generation is kept that never ends."""
-JOURNAL_AGE: Final = 300 * 1000
-"""Milliseconds that an entry stays at most: what runs longer is written once more, as a whole."""
+JOURNAL_AGE: Final = 60 * 1000
+"""Milliseconds that an entry stays, more or less: what runs longer is written once more, as a whole."""
+ENTRY: Final = 20_000
+"""Deltas in an entry, at most: what has gathered while Redis was away follows in the next ones, without a pause."""
 END_PATIENCE: Final = 10.0
 """Seconds in which an end must be logged."""
 RETRY: Final = 0.5
@@ -124,10 +126,11 @@ class Journal:
 
     async def write(self) -> None:
         """Write an entry every INTERVAL, if there is anything new. Never returns."""
+        complete = True
         while True:
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(INTERVAL if complete else 0)
             try:
-                await self._write_entry()
+                complete = await self._write_entry()
             except ChatError:
                 await asyncio.sleep(RETRY)
             except Exception:
@@ -138,25 +141,21 @@ class Journal:
         """Give up the ends that are still being written."""
         await cancel(self._writing)
 
-    async def _write_entry(self) -> None:
-        parts: dict[str, tuple[int, Sequence[Delta]]] = {}
-        whole, self._whole = self._whole, set()
-        for key, own in self._logs.items():
-            old = own.journalled and self._last[0] - own.since[0] > JOURNAL_AGE
-            known = 0 if old or key in whole else own.journalled
-            if not own.ending and (own.last > known or key in whole):
-                parts[key] = (known + 1, own.after(known, own.last))
+    async def _write_entry(self) -> bool:
+        """Write an entry, if there is anything new; return whether that was all."""
+        parts = self._parts()
         if not parts:
-            return
+            return True
         kept = [log.since for log in self._logs.values() if log.journalled]
         oldest = min(kept, default=self._last)
         entry = msgspec.json.encode(parts)
+        journal = self._names.journal(self._replica)
         try:
             answer: bytes = await self._link.call(
-                "XADD", self._names.journal(self._replica), "MINID", "~", "{}-{}".format(*oldest), "*", "entry", entry
+                "XADD", journal, "MINID", "~", "{}-{}".format(*oldest), "*", "entry", entry
             )
         except ChatError:
-            self._whole |= whole
+            self._whole |= {key for key, (first, _) in parts.items() if first == 1}
             raise
         milliseconds, _, number = answer.partition(b"-")
         self._last = (int(milliseconds), int(number))
@@ -165,6 +164,22 @@ class Journal:
                 log.journalled = first + len(deltas) - 1
                 if first == 1:
                     log.since = self._last
+        return sum(len(deltas) for _, deltas in parts.values()) < ENTRY
+
+    def _parts(self) -> dict[str, tuple[int, Sequence[Delta]]]:
+        """Return, for each log with anything new, a seq and the deltas from there on."""
+        parts: dict[str, tuple[int, Sequence[Delta]]] = {}
+        room = ENTRY
+        for key, log in self._logs.items():
+            old = log.journalled and self._last[0] - log.since[0] > JOURNAL_AGE
+            whole = old or key in self._whole
+            known = 0 if whole else log.journalled
+            if room and not log.ending and (log.last > known or whole):
+                deltas = log.after(known, room)
+                parts[key] = (known + 1, deltas)
+                self._whole.discard(key)
+                room -= len(deltas)
+        return parts
 
     def _hand_over(self, log: OwnLog, terminal: Terminal, then: Ended | None) -> None:
         task = asyncio.create_task(self._end(log, terminal, then))

@@ -1,0 +1,82 @@
+"""The journal: in pieces, written anew when it is old, and found whole by whoever needs it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from processes import redis_server
+from redis.asyncio import Redis
+from test_stores import DONE, K1, Nothing, end
+
+from ws_chat.frames import Start
+from ws_chat.stores import redis_journal
+from ws_chat.stores.redis import RedisStore
+
+pytestmark = pytest.mark.anyio
+
+DELTAS = [{"content": f"{number} "} for number in range(1000)]
+
+
+@pytest.fixture
+async def shared():
+    async with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def stores(shared):
+    """Two replicas of one Redis, and what ends the first as SIGKILL would: without a word to anybody."""
+    one, other = RedisStore([shared.url]), RedisStore([shared.url])
+    for store in (one, other):
+        await store.open(Nothing())
+    yield one, other
+    for store in (one, other):
+        await store.close()
+
+
+async def until_it_holds(log, last: int) -> None:
+    async with asyncio.timeout(10):
+        while log.last < last:
+            await asyncio.sleep(0.01)
+
+
+async def entries(shared, store) -> list[bytes]:
+    async with Redis.from_url(shared.url) as redis:
+        return [fields[b"entry"] for _, fields in await redis.xrange(f"ws_chat:{{0}}:journal:{store.replica}")]
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_many_deltas_are_written_in_pieces(stores, shared, monkeypatch, early):
+    monkeypatch.setattr(redis_journal, "ENTRY", 300)
+    one, other = stores
+    log = await one.create(K1, Start("r1", 0, "m"), b"{}")
+    copy = await other.get(K1) if early else None
+    log.append(DELTAS)
+    copy = copy or await other.get(K1)
+    await until_it_holds(copy, 1000)
+    assert list(copy.after(0, 1000)) == DELTAS
+    assert all(entry.count(b"content") <= 300 for entry in await entries(shared, one))
+    await end(log)
+    assert list((await other.get(K1)).after(0, 1000)) == DELTAS
+
+
+async def test_what_runs_for_long_is_written_anew_and_the_old_is_let_go(stores, shared, monkeypatch):
+    monkeypatch.setattr(redis_journal, "JOURNAL_AGE", 50)
+    monkeypatch.setattr(redis_journal, "INTERVAL", 0.001)
+    one, other = stores
+    log = await one.create(K1, Start("r1", 0, "m"), b"{}")
+    for delta in DELTAS:
+        log.append([delta])
+        await asyncio.sleep(0.001)
+    copy = await other.get(K1)
+    await until_it_holds(copy, 1000)
+    assert list(copy.after(0, 1000)) == DELTAS
+    left = await entries(shared, one)
+    whole = [entry for entry in left if b'"named/anonymous/r1":[1,' in entry]
+    assert len(whole) > 1
+    assert len(left) < 500, "of about a thousand"
+    await one._shards[0]._journal._link.close()  # it writes no more
+    lost = await other._shards[0]._lease._journalled(one.replica, {K1})
+    assert lost[K1] == DELTAS
+    log.end(DONE)
