@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -105,6 +106,7 @@ class RedisServer:
     def __init__(self, *options: str) -> None:
         self._program = need("redis-server")
         self._options = options
+        self._folder = tempfile.TemporaryDirectory()
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: asyncio.subprocess.Process | None = None
@@ -112,6 +114,7 @@ class RedisServer:
     async def start(self) -> None:
         """Start it, empty, where it was before; wait until it answers."""
         command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command += ["--dir", self._folder.name, "--repl-diskless-sync-delay", "0"]
         self.process = await asyncio.create_subprocess_exec(*command, *self._options, stdout=asyncio.subprocess.DEVNULL)
         async with asyncio.timeout(30):
             while True:
@@ -133,6 +136,11 @@ class RedisServer:
             await self.process.wait()
             self.process = None
 
+    async def remove(self) -> None:
+        """Stop it for good."""
+        await self.stop()
+        self._folder.cleanup()
+
 
 @contextlib.asynccontextmanager
 async def redis_server(*options: str) -> AsyncIterator[RedisServer]:
@@ -142,18 +150,17 @@ async def redis_server(*options: str) -> AsyncIterator[RedisServer]:
     try:
         yield server
     finally:
-        await server.stop()
+        await server.remove()
 
 
 @contextlib.asynccontextmanager
-async def redis_cluster(folder: Path, *, spares: int = 0) -> AsyncIterator[list[RedisServer]]:
+async def redis_cluster(*, spares: int = 0) -> AsyncIterator[list[RedisServer]]:
     """Run a Redis Cluster of three primaries, with so many replicas each, until the block ends."""
     async with contextlib.AsyncExitStack() as stack:
         servers = []
-        for number in range(3 * (1 + spares)):
+        for _ in range(3 * (1 + spares)):
             mode = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(free_port()))
-            files = ("--dir", str(folder), "--cluster-config-file", f"{number}.conf")
-            servers.append(await stack.enter_async_context(redis_server(*mode, *files)))
+            servers.append(await stack.enter_async_context(redis_server(*mode)))
         places = [f"127.0.0.1:{server.port}" for server in servers]
         options = ("--cluster-replicas", str(spares), "--cluster-yes")
         status, out, _ = await output(need("redis-cli"), "--cluster", "create", *places, *options)
@@ -161,6 +168,8 @@ async def redis_cluster(folder: Path, *, spares: int = 0) -> AsyncIterator[list[
         for server in servers:
             async with Redis.from_url(server.url) as node:
                 while b"cluster_state:ok" not in await node.execute_command("CLUSTER", "INFO"):
+                    await asyncio.sleep(0.05)
+                while (await node.info("replication")).get("master_link_status", "up") != "up":
                     await asyncio.sleep(0.05)
         yield servers
 

@@ -249,7 +249,7 @@ async def test_the_bound_on_commands(replicas, redis, fake):
         logs = list(one.relay._store._shards[0]._journal._logs.values())
         following = other.relay._store._shards[0]._following._logs
         async with asyncio.timeout(10):
-            while not (len(following) == 50 and all(log.begun.is_set() for log in following.values())):
+            while not (len(following) == 50 and all(log.told.is_set() for log in following.values())):
                 await asyncio.sleep(0.05)
 
         async def talk() -> None:

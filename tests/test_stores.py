@@ -23,10 +23,9 @@ K1 = "named/anonymous/r1"
 
 
 @pytest.fixture(scope="module")
-async def redis_urls(tmp_path_factory):
+async def redis_urls():
     """What Redis is behind: one, two that share the work, and a cluster in three shards, two by one node."""
-    folder = tmp_path_factory.mktemp("cluster")
-    async with redis_server() as one, redis_server() as other, redis_cluster(folder) as nodes:
+    async with redis_server() as one, redis_server() as other, redis_cluster() as nodes:
         cluster = [node.url.replace("://", "+cluster://") for node in (nodes[0], nodes[1], nodes[0])]
         yield {"redis": [one.url], "shards": [one.url, other.url], "cluster": cluster}
 

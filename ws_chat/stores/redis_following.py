@@ -29,10 +29,8 @@ logger = logging.getLogger("ws_chat.redis")
 
 PACE: Final = 0.1
 """Seconds between two reads, at least."""
-LINGER: Final = 0.5
+LINGER: Final = 1.0
 """Seconds that a log is followed without a reader."""
-CATCH_UP: Final = 1.0
-"""Seconds that a copy may be behind."""
 GRACE: Final = 5.0
 """Seconds that a log may be missing where a replica should write it."""
 RETRY: Final = 0.5
@@ -43,7 +41,7 @@ INBOX: Final = 10_000
 class FollowedLog(MemoryLog):
     """A copy of a log that another replica writes. Tells when nobody reads it."""
 
-    __slots__ = ("_on_idle", "begun", "key", "missing", "replica")
+    __slots__ = ("_on_idle", "key", "leaving", "missing", "replica", "told")
 
     def __init__(
         self, key: str, replica: str, start: Start, request: bytes, on_idle: Callable[[FollowedLog], None]
@@ -51,7 +49,8 @@ class FollowedLog(MemoryLog):
         super().__init__(start, request)
         self.key = key
         self.replica = replica
-        self.begun = asyncio.Event()  # it holds what the other had when this one began to follow
+        self.told = asyncio.Event()  # its replica was asked for it, and has told all that there is
+        self.leaving: asyncio.TimerHandle | None = None
         self.missing: float | None = None
         self._on_idle = on_idle
 
@@ -138,13 +137,19 @@ class Following:
             self.doubtful = True
             raise
 
-    async def catch_up(self, log: FollowedLog, after: int) -> None:
-        """Wait a moment for a log to come as far as its own replica may have shown it."""
-        await self.ask(log, "watch")
-        loop = asyncio.get_running_loop()
-        until = loop.time() + CATCH_UP
-        while log.last < after and log.terminal is None and loop.time() < until:  # noqa: ASYNC110  (a rare, short wait)
-            await asyncio.sleep(PACE / 2)
+    async def catch_up(self, log: FollowedLog) -> None:
+        """Wait until a log has come as far as its own replica may have shown it, or has ended."""
+
+        def stay(*_: object) -> None:
+            """Read it, so that it is not left meanwhile."""
+
+        log.watch(stay)
+        try:
+            log.told.clear()
+            await self.ask(log, "watch")
+            await log.told.wait()
+        finally:
+            log.unwatch(stay)
 
     async def ask(self, log: FollowedLog, what: str) -> None:
         """Ask the replica that writes a log for something: `watch`, `unwatch`, `cancel`."""
@@ -174,7 +179,7 @@ class Following:
     def _end(self, log: FollowedLog, terminal: bytes | None) -> None:
         self._forget(log)
         log.end(terminal_of(terminal) if terminal else Failed(log.start.id, log.last + 1, LOST))
-        log.begun.set()
+        log.told.set()
 
     async def _take(self, name: str, position: bytes, fields: dict[bytes, bytes]) -> None:
         if name in self._positions:
@@ -191,28 +196,32 @@ class Following:
     async def _take_part(
         self, log: FollowedLog, first: msgspec.Raw, deltas: msgspec.Raw, terminal: msgspec.Raw | None = None
     ) -> None:
-        complete = log.take(msgspec.json.decode(first), msgspec.json.decode(deltas))
+        seq: int = msgspec.json.decode(first)
+        complete = log.take(seq, msgspec.json.decode(deltas))
         if complete:
             log.missing = None
-            log.begun.set()
+            if seq == 1:
+                log.told.set()
             if terminal is not None:
                 self._end(log, bytes(terminal))
         elif terminal is not None:
             await self._settle(log)
-        elif log.begun.is_set():
+        elif log.told.is_set():
             await self.ask(log, "watch")
         # else: that has been done, and the whole of it comes
 
     def linger(self, log: FollowedLog) -> None:
-        """Follow a log for a while, even if nobody reads it."""
+        """Follow a log for a while from now on, even if nobody reads it."""
+        if log.leaving:
+            log.leaving.cancel()
         if log.terminal is None:
-            asyncio.get_running_loop().call_later(LINGER, self._leave, log)
+            log.leaving = asyncio.get_running_loop().call_later(LINGER, self._leave, log)
 
     def _leave(self, log: FollowedLog) -> None:
         """Follow a log no more, when nobody reads it."""
         if self._logs.get(log.key) is log and log.idle:
             self._forget(log)
-            log.begun.set()
+            log.told.set()
             self._on_leave(log)
 
     def _forget(self, log: FollowedLog) -> None:

@@ -37,7 +37,7 @@ RUNNING_EXPIRY: Final = 24 * 3600 * 1000
 JOURNAL_AGE: Final = 60 * 1000
 """Milliseconds that an entry stays, more or less: what runs longer is written once more, as a whole."""
 ENTRY: Final = 20_000
-"""Deltas in an entry, at most: what has gathered while Redis was away follows in the next ones, without a pause."""
+"""Deltas in an entry; once there are so many, what is left follows in the next one, without a pause."""
 END_PATIENCE: Final = 10.0
 """Seconds in which an end must be logged."""
 RETRY: Final = 0.5
@@ -175,10 +175,10 @@ class Journal:
             whole = old or key in self._whole
             known = 0 if whole else log.journalled
             if room and not log.ending and (log.last > known or whole):
-                deltas = log.after(known, room)
+                deltas = log.after(known, log.last if whole else room)
                 parts[key] = (known + 1, deltas)
                 self._whole.discard(key)
-                room -= len(deltas)
+                room = max(0, room - len(deltas))
         return parts
 
     def _hand_over(self, log: OwnLog, terminal: Terminal, then: Ended | None) -> None:

@@ -46,19 +46,21 @@ class Lease:
 
     async def renew(self) -> None:
         """Renew the lease, or begin it."""
-        # Not a SET: a Redis that is out of memory refuses one.
-        renewed = await self._link.call("PEXPIRE", self._names.lease(self._replica), LEASE)
+        lease = self._names.lease(self._replica)
+        try:
+            renewed = await self._link.call("SET", lease, "1", "XX", "PX", LEASE)
+        except ChatError:
+            await self._link.call("PEXPIRE", lease, LEASE)  # a Redis that is out of memory takes that still
+            raise
         if not renewed:
             # First of all: from here on nobody ends what runs here.
-            await self._link.call("SET", self._names.lease(self._replica), "1", "PX", LEASE)
+            await self._link.call("SET", lease, "1", "PX", LEASE)
             try:
                 await self._link.call("SADD", self._names.replicas, self._replica)
                 await self._register()
             except ChatError:
-                await self._link.call("DEL", self._names.lease(self._replica))  # so that it is done again
+                await self._link.call("DEL", lease)  # so that it is done again
                 raise
-        elif not self._link.available:
-            await self._link.call("SET", self._names.lease(self._replica), "1", "XX", "PX", LEASE)
         self._link.found()
 
     async def dead(self, besides: set[str]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,7 @@ from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
 
 from ws_chat.errors import ChatError
 from ws_chat.stores.redis_names import Names
@@ -34,6 +35,8 @@ STEADY: Final = 4.0
 """Seconds after which, when Redis is back, everybody who lives has said so."""
 PATIENCE: Final = 2.0
 """Seconds that Redis may take to answer, and to be connected to."""
+FAULTS: Final = (RedisError, RedisClusterException, OSError)
+"""What the client raises, TimeoutError among them."""
 AT_ONCE: Final = 16
 """How many commands may wait for their answer, each on a connection of its own."""
 
@@ -57,6 +60,10 @@ class _Counters(RedisStorage):
         self._client: Any = client
         super().__init__("async+redis://", wrap_exceptions=True, implementation="redispy", key_prefix="ws_chat:quota")
 
+    @property
+    def base_exceptions(self) -> tuple[type[Exception], ...]:
+        return FAULTS
+
     def configure_bridge(self) -> None:
         self.bridge.storage = self._client
         self.bridge.connection_getter = lambda _: self._client
@@ -70,7 +77,7 @@ class Link:
 
         Raises TypeError or ValueError for a URL that says what cannot be.
         """
-        self.names = Names(shard)
+        self.names = Names(shard, len(urls))
         self._urls = urls
         self._url = urls[shard]
         self._client = self._connect(PATIENCE)
@@ -106,7 +113,7 @@ class Link:
         try:
             async with asyncio.timeout(PATIENCE), self._turns:
                 return await ask()
-        except (RedisError, OSError) as error:
+        except FAULTS as error:
             raise await self._lost(error) from None
 
     async def read(self, positions: Mapping[str, bytes]) -> Any:
@@ -114,7 +121,7 @@ class Link:
         streams: dict[Any, Any] = dict(positions)
         try:
             return await self._reading.xread(streams, block=round(BLOCK * 1000)) or ()
-        except (RedisError, OSError) as error:
+        except FAULTS as error:
             raise await self._lost(error) from None
 
     def counters(self) -> Storage:
@@ -123,8 +130,12 @@ class Link:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
-        await self._reading.aclose()
+        for client in (self._client, self._reading):
+            if isinstance(client, RedisCluster):
+                # One that is about to look for its nodes anew would close none.
+                with contextlib.suppress(*FAULTS):
+                    await client.initialize()
+            await client.aclose()
 
     def _connect(self, patience: float) -> Redis | RedisCluster:
         options = {"socket_timeout": patience, "socket_connect_timeout": PATIENCE, "protocol": 2}

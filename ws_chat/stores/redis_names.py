@@ -1,6 +1,6 @@
 """What stands in Redis under which name, and the scripts that change it as one. Everything begins with `ws_chat:{n}:`.
 
-The number is the shard's. It is in braces, so that Redis Cluster keeps all of a shard in one slot.
+The number tells shards apart. It is in braces, so that Redis Cluster keeps all of a shard in one slot.
 
 - `named/<principal>/<id>`: hash of a named generation: `replica`, `start`, `request`; at its end `terminal`, `deltas`.
 - `journal:<replica>`: stream; an entry holds the new deltas of all that runs at a replica (`redis_journal`).
@@ -12,9 +12,11 @@ The number is the shard's. It is in braces, so that Redis Cluster keeps all of a
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from ws_chat.errors import ErrorInfo
 from ws_chat.frames import Done, Failed, Start
@@ -24,10 +26,13 @@ if TYPE_CHECKING:
 
 
 class Names:
-    """The names of one shard."""
+    """The names of one shard of several."""
 
-    def __init__(self, shard: int) -> None:
-        self.prefix = f"ws_chat:{{{shard}}}:"
+    def __init__(self, shard: int, shards: int) -> None:
+        # Their slots lie as far from each other as the primaries' ranges do in a cluster of so many.
+        slots = ((number, key_slot(b"%d" % number)) for number in count())
+        number = next(number for number, slot in slots if slot * shards // REDIS_CLUSTER_HASH_SLOTS == shard)
+        self.prefix = f"ws_chat:{{{number}}}:"
         self.replicas = f"{self.prefix}replicas"
 
     def log(self, key: str) -> str:

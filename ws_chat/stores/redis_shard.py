@@ -78,8 +78,9 @@ class Shard:
         try:
             async with asyncio.timeout(PATIENCE):
                 log = await self._find(key)
-                if isinstance(log, FollowedLog) and log.last < after and log.terminal is None:
-                    await self._following.catch_up(log, after)
+                for _ in range(2):  # what comes first may have been on its way before it was asked for
+                    if isinstance(log, FollowedLog) and log.last < after and log.terminal is None:
+                        await self._following.catch_up(log)
                 return log
         except TimeoutError:
             raise ChatError("overloaded", "The generation cannot be reached now.", retry_after=1) from None
@@ -93,9 +94,11 @@ class Shard:
             if log := self._journal.get(key):
                 return log
             if followed := self._following.get(key):
-                await followed.begun.wait()
-                self._following.linger(followed)
-                return followed
+                await followed.told.wait()
+                if followed.terminal or self._following.get(key) is followed:
+                    self._following.linger(followed)
+                    return followed
+                continue
             found = await self._link.run(FOLLOW, [self._names.log(key)], self._replica, key, self._names.prefix)
             replica, start, request, terminal, deltas, position = found
             if not replica:
