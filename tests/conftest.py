@@ -13,6 +13,8 @@ import httpx
 import pytest
 import uvicorn
 from fake_openai import FakeOpenAI
+from processes import RedisServer, redis_server
+from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
 
 from ws_chat import app as application
@@ -213,6 +215,20 @@ async def serve(fake: FakeOpenAI, path: str) -> AsyncIterator[Callable[..., Any]
             )
 
         yield start
+
+
+@pytest.fixture
+async def shared() -> AsyncIterator[RedisServer]:
+    """A Redis for replicas to share."""
+    async with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def redis(shared: RedisServer) -> AsyncIterator[Redis]:
+    """What looks into it."""
+    async with Redis.from_url(shared.url) as client:
+        yield client
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from processes import redis_server
-from redis.asyncio import Redis
 from test_stores import DONE, K1, Nothing, end
 
 from ws_chat.frames import Start
@@ -16,12 +14,6 @@ from ws_chat.stores.redis import RedisStore
 pytestmark = pytest.mark.anyio
 
 DELTAS = [{"content": f"{number} "} for number in range(1000)]
-
-
-@pytest.fixture
-async def shared():
-    async with redis_server() as server:
-        yield server
 
 
 @pytest.fixture
@@ -41,13 +33,12 @@ async def until_it_holds(log, last: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def entries(shared, store) -> list[bytes]:
-    async with Redis.from_url(shared.url) as redis:
-        return [fields[b"entry"] for _, fields in await redis.xrange(f"ws_chat:{{0}}:journal:{store.replica}")]
+async def entries(redis, store) -> list[bytes]:
+    return [fields[b"entry"] for _, fields in await redis.xrange(f"ws_chat:{{0}}:journal:{store.replica}")]
 
 
 @pytest.mark.parametrize("early", [True, False])
-async def test_many_deltas_are_written_in_pieces(stores, shared, monkeypatch, early):
+async def test_many_deltas_are_written_in_pieces(stores, redis, monkeypatch, early):
     monkeypatch.setattr(redis_journal, "ENTRY", 300)
     one, other = stores
     log = await one.create(K1, Start("r1", 0, "m"), b"{}")
@@ -57,12 +48,12 @@ async def test_many_deltas_are_written_in_pieces(stores, shared, monkeypatch, ea
     await until_it_holds(copy, 1000)
     assert list(copy.after(0, 1000)) == DELTAS
     if early:
-        assert all(entry.count(b"content") <= 300 for entry in await entries(shared, one))
+        assert all(entry.count(b"content") <= 300 for entry in await entries(redis, one))
     await end(log)
     assert list((await other.get(K1)).after(0, 1000)) == DELTAS
 
 
-async def test_what_runs_for_long_is_written_anew_and_the_old_is_let_go(stores, shared, monkeypatch):
+async def test_what_runs_for_long_is_written_anew_and_the_old_is_let_go(stores, redis, monkeypatch):
     monkeypatch.setattr(redis_journal, "JOURNAL_AGE", 50)
     monkeypatch.setattr(redis_journal, "INTERVAL", 0.001)
     one, other = stores
@@ -73,7 +64,7 @@ async def test_what_runs_for_long_is_written_anew_and_the_old_is_let_go(stores, 
     copy = await other.get(K1)
     await until_it_holds(copy, 1000)
     assert list(copy.after(0, 1000)) == DELTAS
-    left = await entries(shared, one)
+    left = await entries(redis, one)
     whole = [entry for entry in left if b'"named/anonymous/r1":[1,' in entry]
     assert len(whole) > 1
     assert len(left) < 500, "of about a thousand"

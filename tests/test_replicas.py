@@ -12,26 +12,13 @@ import httpx
 import pytest
 from conftest import HELLO, Service, events, joined
 from fake_openai import Hang, Reply, Wait, text
-from processes import environment, redis_server
-from redis.asyncio import Redis
+from processes import environment
 
 from ws_chat.settings import Settings, SettingsError
 
 pytestmark = pytest.mark.anyio
 
 STOP = [{"role": "user", "content": "stop"}]
-
-
-@pytest.fixture
-async def shared():
-    async with redis_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def redis(shared):
-    async with Redis.from_url(shared.url) as client:
-        yield client
 
 
 @pytest.fixture

@@ -13,23 +13,10 @@ import httpx
 import pytest
 from conftest import HELLO, Socket, events, joined
 from fake_openai import Hang, Reply, Wait, text
-from processes import program, redis_server
-from redis.asyncio import Redis
+from processes import program
 from websockets.asyncio.client import connect
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def shared():
-    async with redis_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def redis(shared):
-    async with Redis.from_url(shared.url) as client:
-        yield client
 
 
 @contextlib.asynccontextmanager
