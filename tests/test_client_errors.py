@@ -108,6 +108,24 @@ async def test_a_history_that_a_restarted_server_does_not_know_is_gone_too():
         assert reply.text == "a"
 
 
+async def test_what_a_replica_has_taken_with_it_is_lost_at_once():
+    asked = []
+
+    async def handle(socket):
+        asked.append(await socket.recv())
+        if '"resume"' in asked[-1]:
+            await tell(socket, "r1", refusal("generation_lost", "upstream_error", retryable=True))
+            await socket.wait_closed()
+        else:
+            await tell(socket, "r1", start(), token(1, "a"))
+
+    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(5):
+        reply = chat.ask(HELLO, request_id="r1")
+        with pytest.raises(UpstreamError) as lost:
+            await reply
+        assert (lost.value.code, lost.value.retryable, reply.text, len(asked)) == ("generation_lost", True, "a", 2)
+
+
 @pytest.mark.parametrize("nonsense", ["hello", "[]", "{}", '{"type":"token","id":"r1"}', '{"type":"start","id":"r1"}'])
 async def test_a_server_of_another_kind_is_found_out(nonsense):
     async def handle(socket):

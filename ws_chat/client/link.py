@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _OF_AN_ANSWER: Final = ("start", "token", "done", "error")
+LOST: Final = "generation_lost"
 POLICY_VIOLATION: Final = 1008
 TOO_LARGE: Final = 1009
 
@@ -145,7 +146,7 @@ class Link:
         if carried and carried.answer.id in self._unanswered:
             del self._unanswered[carried.answer.id]
             self.leaving = self.leaving or refusal.code == "draining"
-            if refusal.retryable:
+            if refusal.retryable and refusal.code != LOST:  # the rest of what is lost never comes
                 carried.answer.asked = False
                 _settle(carried.outcome, refusal)
             else:
