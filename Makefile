@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 ARGS ?=
 
-.PHONY: run test soak fuzz bench lint format clean
+.PHONY: run test soak soak-replicas fuzz bench lint format clean
 
 run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
 	$(BIN)/ws-chat serve $(ARGS)
@@ -13,6 +13,9 @@ run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
 test: $(INSTALLED)  ## Run the tests: make test ARGS="-k cancel"
 	.ci/tools
 	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/node/node_modules/.bin:$$PATH" $(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+
+soak-replicas: $(INSTALLED)  ## Break connections between replicas, and kill replicas: make soak-replicas ARGS="--seed 1"
+	PYTHONPATH=tests $(BIN)/python tests/soak_replicas.py $(ARGS)
 
 soak: $(INSTALLED)  ## Break ten thousand connections and look for what is lost: make soak ARGS="--seed 1"
 	PYTHONPATH=tests $(BIN)/python tests/soak.py $(ARGS)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 
 
 class DroppingProxy:
-    """Stands before 127.0.0.1:`port`. `budget` says after how many bytes a new connection breaks; None: it holds."""
+    """Stands before the ports of 127.0.0.1 in turn. `budget` says after how many bytes a new connection breaks.
 
-    def __init__(self, port: int, budget: Callable[[], int | None]) -> None:
-        self._port = port
+    None: it holds.
+    """
+
+    def __init__(self, ports: int | Sequence[int], budget: Callable[[], int | None]) -> None:
+        self._ports = itertools.cycle([ports] if isinstance(ports, int) else ports)
         self._budget = budget
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -45,7 +49,7 @@ class DroppingProxy:
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
         try:
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._port)
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", next(self._ports))
         except OSError:
             writer.close()
             return
@@ -56,7 +60,7 @@ class DroppingProxy:
         finally:
             up.cancel()
             for broken in (writer, server_writer):
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, AttributeError):  # uvloop's transports forget a socket that is gone
                     broken.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 broken.transport.abort()
 
