@@ -19,6 +19,8 @@ from websockets.exceptions import WebSocketException
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
+SHARD = "ws_chat:{0}:"
+"""How every name in Redis begins."""
 PATIENCE = 0.05
 """Seconds before a reader tries again."""
 
@@ -53,12 +55,12 @@ class Cluster:
 
     async def names(self) -> set[str]:
         """Return the replicas that Redis knows."""
-        return {name.decode() for name in await self.redis.smembers("ws_chat:replicas")}
+        return {name.decode() for name in await self.redis.smembers(f"{SHARD}replicas")}
 
     async def journalled(self, replica: str) -> dict[str, dict[int, str]]:
         """Return what a replica's journal holds of each generation, by seq, read as plainly as can be."""
         said: dict[str, dict[int, str]] = {}
-        for _, fields in await self.redis.xrange(f"ws_chat:journal:{replica}"):
+        for _, fields in await self.redis.xrange(f"{SHARD}journal:{replica}"):
             for key, (first, deltas, *_) in json.loads(fields[b"entry"]).items():
                 pieces = {first + place: delta["content"] for place, delta in enumerate(deltas)}
                 said.setdefault(key.rpartition("/")[2], {}).update(pieces)
@@ -66,8 +68,8 @@ class Cluster:
 
     async def left(self) -> list[str]:
         """Return the keys that are there besides those of the replicas that live."""
-        own = {f"ws_chat:{kind}:{name}" for kind in ("lease", "journal", "inbox") for name in await self.names()}
-        return sorted({key.decode() for key in await self.redis.keys()} - own - {"ws_chat:replicas"})
+        own = {f"{SHARD}{kind}:{name}" for kind in ("lease", "journal", "inbox") for name in await self.names()}
+        return sorted({key.decode() for key in await self.redis.keys()} - own - {f"{SHARD}replicas"})
 
 
 @contextlib.asynccontextmanager

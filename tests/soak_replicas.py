@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import uvloop
 from dropping import DroppingProxy
 from fake_openai import FakeOpenAI, Pause, Reply
-from replicas import Cluster, Counting, Reading, cluster, counted
+from replicas import SHARD, Cluster, Counting, Reading, cluster, counted
 from soak import ARGUMENTS, HELLO, TEXT, answer
 from soak_mixed import check
 
@@ -154,7 +154,8 @@ async def killed(
                 )
                 check(all(reader.end["type"] == "done" for reader in one.readers), "and done")  # type: ignore[index]
         took = await nothing_left(them)
-        sizes = [await size(them.redis, key) for key in await them.redis.keys("ws_chat:journal:*")]
+        sizes = [await size(them.redis, key) for key in await them.redis.keys(f"{SHARD}journal:*")]
+        check(len(fake.requests) == generations, "each was paid for once")
         readers = [reader for one in followed for reader in one.readers]
         refusals = sum(len(reader.refusals) for reader in readers)
     print(
@@ -214,7 +215,7 @@ async def look(them: Cluster, followed: list[Followed]) -> None:
         steady = any(seen[name] == journals.get(name) and seen[name] for name in names)
         journals = seen
     for one in followed:
-        name = f"ws_chat:{{named/anonymous/{one.readers[0].id}}}"
+        name = f"{SHARD}named/anonymous/{one.readers[0].id}"
         replica, terminal = await them.redis.hmget(name, "replica", "terminal")
         if replica and not terminal:
             one.replica = replica.decode()
