@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 HERE = Path(__file__).parent
-MOCK, RELAY = 9470, 9471
+MOCK, RELAY, REDIS = 9470, 9471, 9472
 RELAY_CORE, LOAD_CORE = "0", "1"
 
 
@@ -59,6 +59,7 @@ SCENARIOS = {
     "paced": Scenario("100 streams × 50 tokens/s", 100, 50, 500),
     "thousand": Scenario("1,000 × 20", 1000, 20, 500),
     "crowd": Scenario("2,000 × 20", 2000, 20, 500),
+    "short": Scenario("50 × 50, answers of 25 tokens", 50, 50, 25),
     "saturated": Scenario("50 streams, as fast as possible", 50, 0, 5000),
     "requests": Scenario("50 clients, answers of one token", 50, 0, 1),
     "history": Scenario("the same, with 20 messages of history", 50, 0, 1, messages=20),
@@ -69,12 +70,16 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class Side:
-    """How to start a relay, and how its clients speak: `ws`, `named`, `text` or `openai`."""
+    """How to start a relay, and how its clients speak: `ws`, `named`, `text` or `openai`.
+
+    With `redis` there is one beside it, on the core of the load.
+    """
 
     kind: str
     command: Callable[[], list[str] | None]
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
     pinned: bool = True
+    redis: bool = False
 
 
 def ours(*options: str) -> Callable[[], list[str]]:
@@ -91,6 +96,11 @@ def guarded() -> list[str]:
         "MODELS": "*",
     }
     return ["env", *(f"WS_CHAT_{name}={value}" for name, value in settings.items()), *ours()()]
+
+
+def shared() -> list[str]:
+    """Return our server with its named generations in Redis."""
+    return ["env", f"WS_CHAT_REDIS_URL=redis://127.0.0.1:{REDIS}/0", *ours()()]
 
 
 def tutorial(factory: str) -> Callable[[], list[str]]:
@@ -146,10 +156,12 @@ def litellm() -> list[str] | None:
 WORKER = f"http://127.0.0.1:{MOCK}"
 ROUTER = ("--host", "127.0.0.1", "--port", str(RELAY), "--log-level", "error", "--max-concurrent-requests", "20000")
 ALL = ("paced", "thousand", "crowd", "saturated", "requests", "slow")
+NAMED = ("paced", "thousand", "short", "saturated", "requests")
 FEW = ("paced", "saturated", "requests")
 SIDES = {
     "ours-ws": Side("ws", ours()),
-    "ours-named": Side("named", ours(), ("paced", "thousand", "saturated", "requests")),
+    "ours-named": Side("named", ours(), NAMED),
+    "ours-redis": Side("named", shared, NAMED, redis=True),
     "ours-limits": Side("ws", guarded, ("paced", "thousand", "saturated", "requests")),
     "ours-sse": Side("text", ours(), ALL),
     "tutorial-async": Side("text", tutorial("create_async_app"), FEW),
@@ -211,7 +223,10 @@ def measure(programs: dict[str, str], side: str, scenario: str, seconds: float) 
     """Run one side in one scenario; None when it is not installed or does not start."""
     chosen, it = SIDES[side], SCENARIOS[scenario]
     command = chosen.command()
-    if command is None:
+    redis = (
+        installed("redis-server", "--port", str(REDIS), "--bind", "127.0.0.1", "--save", "")() if chosen.redis else []
+    )
+    if command is None or redis is None:
         print(f"{side} is not installed", file=sys.stderr)
         return None
     environ = {**os.environ, "OPENAI_BASE_URL": f"http://127.0.0.1:{MOCK}/v1", "OPENAI_API_KEY": "none"}
@@ -221,6 +236,9 @@ def measure(programs: dict[str, str], side: str, scenario: str, seconds: float) 
     processes = [start([*load_core, programs["mock"], str(MOCK), str(it.rate), str(it.count)], environ)]
     try:
         wait_for(MOCK)
+        if redis:
+            processes.append(start([*load_core, *redis], environ))
+            wait_for(REDIS)
         if command:
             processes.append(start([*relay_core, *command], environ))
             wait_for(RELAY)
@@ -276,8 +294,8 @@ def table(results: dict[tuple[str, str], list[dict[str, Any]]], options: argpars
             f"--seconds {options.seconds:g}`."
         ),
         "",
-        "| scenario | side | CPU | ÷ ours-ws | per second | added latency p50 / p99 | memory |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| scenario | side | CPU | ÷ ours-ws | per second | added latency p50 / p99 | first token p50 / p99 | memory |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for scenario, it in SCENARIOS.items():
         mine = figure(results.get((scenario, "ours-ws")), it)
@@ -287,8 +305,27 @@ def table(results: dict[tuple[str, str], list[dict[str, Any]]], options: argpars
                 cpu = figure(runs, it)
                 ratio = f"{cpu / mine:.2f}" if mine and cpu else ""
                 lines.append(f"| {scenario} | {side} | {row(runs, it, cpu, ratio)} |")
+    with_redis = [f"{scenario}: {told}" for scenario in SCENARIOS if (told := ratios(results, scenario))]
+    if with_redis:
+        lines += ["", "Redis on ÷ off, medians of the runs one by one (least to most): " + "; ".join(with_redis) + "."]
     what = [f"*{name}*: {it.what}" for name, it in SCENARIOS.items()]
     return "\n".join([*lines, "", "; ".join(what) + ".", ""])
+
+
+def ratios(results: dict[tuple[str, str], list[dict[str, Any]]], scenario: str) -> str:
+    """Return how much more it costs to share through Redis what is named: CPU, and the time to the first token."""
+    pairs = list(
+        zip(results.get((scenario, "ours-redis"), []), results.get((scenario, "ours-named"), []), strict=False)
+    )
+    it = SCENARIOS[scenario]
+    cpu = [figure([on], it) / figure([off], it) for on, off in pairs]
+    first = [on["first_p50_us"] / off["first_p50_us"] for on, off in pairs if off["first_p50_us"]]
+    told = [
+        f"{what} {statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+        for what, each in (("CPU", cpu), ("first token", first))
+        if each
+    ]
+    return ", ".join(told)
 
 
 def figure(runs: list[dict[str, Any]] | None, it: Scenario) -> float | None:
@@ -305,14 +342,15 @@ def row(runs: list[dict[str, Any]], it: Scenario, cpu: float | None, ratio: str)
 
     if it.idle:
         each = (median("memory_after_kb") - median("memory_before_kb")) / it.streams
-        return f" |  |  |  | {each:.1f} KB per socket"
+        return f" |  |  |  |  | {each:.1f} KB per socket"
     if cpu is None:
-        return "nothing came before an answer's end |  |  |  | "
+        return "nothing came before an answer's end |  |  |  |  | "
     unit = "answers" if it.count == 1 else "tokens"
     rate = statistics.median(run[unit] / run["seconds"] for run in runs)
     cost = f"{cpu / 1000:.2f} ms per answer" if it.count == 1 else f"{cpu:.1f} µs per token"
     latency = f"{median('p50_us') / 1000:.1f} / {median('p99_us') / 1000:.1f} ms" if it.rate else ""
-    return f"{cost} | {ratio} | {rate:,.0f} {unit} | {latency} | {median('memory_after_kb') / 1024:.0f} MB"
+    first = f"{median('first_p50_us') / 1000:.1f} / {median('first_p99_us') / 1000:.1f} ms"
+    return f"{cost} | {ratio} | {rate:,.0f} {unit} | {latency} | {first} | {median('memory_after_kb') / 1024:.0f} MB"
 
 
 if __name__ == "__main__":
