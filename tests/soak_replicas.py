@@ -48,7 +48,7 @@ def slowly(reply: Reply, seconds: float) -> Reply:
     return Reply([step for read in reply.steps for step in (read, pause)])
 
 
-async def drops(generations: int, seed: int, *, readers: int = 16, seconds: float = 2.0, size: int = 1200) -> None:
+async def drops(generations: int, seed: int, *, readers: int = 16, seconds: float = 2.0, size: int = 2000) -> None:
     """Let so many generations be read, half of them over each door, while each connection breaks at a random byte.
 
     An answer takes `seconds`, and a connection holds for `size` bytes, both more or less.
@@ -97,7 +97,7 @@ async def drops(generations: int, seed: int, *, readers: int = 16, seconds: floa
         await proxy.stop()
 
     async with cluster(fake.base_url, 2) as replicas:
-        async with asyncio.timeout(60 + generations), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(60 + 2 * generations), asyncio.TaskGroup() as group:
             for place in range(readers):
                 ports = replicas.ports if place % 4 < 2 else replicas.ports[::-1]
                 group.create_task(read(place, ports))
