@@ -55,6 +55,7 @@ async def test_many_deltas_are_written_in_pieces(stores, redis, monkeypatch, ear
 
 async def test_what_runs_for_long_is_written_anew_and_the_old_is_let_go(stores, redis, monkeypatch):
     monkeypatch.setattr(redis_journal, "JOURNAL_AGE", 50)
+    monkeypatch.setattr(redis_journal, "KEPT", 50)
     monkeypatch.setattr(redis_journal, "INTERVAL", 0.001)
     one, other = stores
     log = await one.create(K1, Start("r1", 0, "m"), b"{}")

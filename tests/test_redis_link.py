@@ -127,6 +127,8 @@ async def moving(server):
         async def copy(source, sink) -> None:
             try:
                 while data := await source.read(65536):
+                    if sink.is_closing():
+                        return
                     sink.write(data)
                     await sink.drain()
             except ConnectionError:

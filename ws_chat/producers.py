@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from ws_chat.generation import Generation
 from ws_chat.observe import GenerationEnded, GenerationStarted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ws_chat.access import Caller
     from ws_chat.deltas import Delta
@@ -196,8 +197,9 @@ class Producers:
         return generation.fail(last, ErrorInfo("internal_error", "Something went wrong inside the server."), now)
 
 
-async def until_ended(log: Log) -> None:
-    """Wait for the end of a log that another process writes."""
+@contextmanager
+def ending(log: Log) -> Iterator[asyncio.Event]:
+    """Read a log that another process writes; yield what is set at its end."""
     over = asyncio.Event()
 
     def wake(*_: object) -> None:
@@ -207,7 +209,7 @@ async def until_ended(log: Log) -> None:
     log.watch(wake)
     wake()
     try:
-        await over.wait()
+        yield over
     finally:
         log.unwatch(wake)
 

@@ -14,7 +14,7 @@ from ws_chat.conversation import conversation_of, is_same, write
 from ws_chat.errors import ChatError
 from ws_chat.frames import Failed, Start
 from ws_chat.observe import Followed, Observers, ReadingEnded
-from ws_chat.producers import DRAINING, Producers, until_ended
+from ws_chat.producers import DRAINING, Producers, ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,7 +101,7 @@ class Relay:
             # The same request came over two connections at the same instant: the other one was first.
             if log_of_other := await self._store.get(key):
                 return self._attached(caller, log_of_other, chat)
-            raise
+            raise ChatError("overloaded", "The generation could not be begun.", retry_after=1) from None
         messages = [*before, *chat.body["messages"]]
         self._producers.produce(caller, key, log, {**chat.body, "model": model, "messages": messages})
         return log
@@ -115,10 +115,10 @@ class Relay:
         log = await self._store.get(caller.key(generation_id, named=True), after)
         if log is None:
             raise ChatError("not_found", "There is no such generation.", param="id")
-        if isinstance(log.terminal, Failed) and log.terminal.error.code == "generation_lost" and after > log.last:
-            # Its replica had shown more than it had logged.
-            raise ChatError("generation_lost", log.terminal.error.message)
         if after > (log.terminal.seq if log.terminal else log.last):
+            if isinstance(log.terminal, Failed) and log.terminal.error.code == "generation_lost":
+                # Its replica had shown more than it had logged.
+                raise ChatError("generation_lost", log.terminal.error.message)
             raise ChatError("invalid_request", '"after" is beyond what the generation has said.', param="after")
         self._observe(Followed(caller.door, after))
         return log
@@ -175,8 +175,9 @@ class Relay:
         key, log = await self._find_any(caller, chat.previous_id, "previous_id")
         await self._producers.interrupt(key)
         if log.terminal is None:
-            await self._store.cancel(key)
-            await until_ended(log)
+            with ending(log) as over:  # a copy that nobody reads would be left
+                await self._store.cancel(key)
+                await over.wait()
         return conversation_of(log), log.start.model
 
     async def _find_any(self, caller: Caller, generation_id: str, param: str) -> tuple[str, Log]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -15,7 +16,7 @@ from ws_chat.errors import ChatError
 from ws_chat.frames import Failed
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.stores.redis_journal import LOST
-from ws_chat.stores.redis_names import terminal_of
+from ws_chat.stores.redis_names import ASK, terminal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,8 +35,8 @@ LINGER: Final = 1.0
 GRACE: Final = 5.0
 """Seconds that a log may be missing where a replica should write it."""
 RETRY: Final = 0.5
-INBOX: Final = 10_000
-"""How many messages an inbox holds at most."""
+TOLD: Final = 2.0
+"""Seconds that a replica may take to tell what it was asked for; then it is asked again."""
 
 
 class FollowedLog(MemoryLog):
@@ -89,6 +90,7 @@ class Following:
         self._on_message = on_message
         self._on_leave = on_leave
         self._logs: dict[str, FollowedLog] = {}
+        self._followed: Counter[str] = Counter()  # how many logs, by replica
         self._inbox = self._names.inbox(replica)
         self._positions: dict[str, bytes] = {self._inbox: b"0-0"}
         self.doubtful = False
@@ -101,12 +103,18 @@ class Following:
     @property
     def replicas(self) -> set[str]:
         """Those of which something is followed."""
-        return {log.replica for log in self._logs.values()}
+        return set(self._followed)
+
+    def of(self, replica: str) -> set[str]:
+        """Return the keys of what is followed of a replica."""
+        return {key for key, log in self._logs.items() if log.replica == replica}
 
     def follow(self, key: str, replica: str, start: Start, request: bytes, position: bytes) -> FollowedLog:
         """Follow a log, whose replica has been asked for it, from that position of its journal on."""
         log = self._logs[key] = FollowedLog(key, replica, start, request, self.linger)
+        self._followed[replica] += 1
         self._positions.setdefault(self._names.journal(replica), position)
+        self.linger(log, TOLD)
         return log
 
     async def read(self) -> None:
@@ -153,8 +161,8 @@ class Following:
 
     async def ask(self, log: FollowedLog, what: str) -> None:
         """Ask the replica that writes a log for something: `watch`, `unwatch`, `cancel`."""
-        inbox = self._names.inbox(log.replica)
-        await self._link.call("XADD", inbox, "MAXLEN", "~", INBOX, "*", what, log.key, "by", self._replica)
+        names = [self._names.lease(log.replica), self._names.inbox(log.replica)]
+        await self._link.run(ASK, names, what, log.key, self._replica)
 
     async def settle(self, replica: str) -> None:
         """End those logs of a replica that have their end in Redis, or are not there (any more)."""
@@ -210,12 +218,12 @@ class Following:
             await self.ask(log, "watch")
         # else: that has been done, and the whole of it comes
 
-    def linger(self, log: FollowedLog) -> None:
+    def linger(self, log: FollowedLog, seconds: float = LINGER) -> None:
         """Follow a log for a while from now on, even if nobody reads it."""
         if log.leaving:
             log.leaving.cancel()
         if log.terminal is None:
-            log.leaving = asyncio.get_running_loop().call_later(LINGER, self._leave, log)
+            log.leaving = asyncio.get_running_loop().call_later(seconds, self._leave, log)
 
     def _leave(self, log: FollowedLog) -> None:
         """Follow a log no more, when nobody reads it."""
@@ -227,8 +235,10 @@ class Following:
     def _forget(self, log: FollowedLog) -> None:
         if self._logs.get(log.key) is log:
             del self._logs[log.key]
-        if log.replica not in self.replicas:
-            self._positions.pop(self._names.journal(log.replica), None)
+            self._followed[log.replica] -= 1
+            if not self._followed[log.replica]:
+                del self._followed[log.replica]
+                self._positions.pop(self._names.journal(log.replica), None)
 
     async def close(self) -> None:
         """End every copy: this replica stops."""

@@ -38,6 +38,8 @@ JOURNAL_AGE: Final = 60 * 1000
 """Milliseconds that an entry stays, more or less: what runs longer is written once more, as a whole."""
 ENTRY: Final = 20_000
 """Deltas in an entry; once there are so many, what is left follows in the next one, without a pause."""
+KEPT: Final = 10 * 1000
+"""Milliseconds that an entry is kept at least: for a follower that is slow, but not so slow that it lost its lease."""
 END_PATIENCE: Final = 10.0
 """Seconds in which an end must be logged."""
 RETRY: Final = 0.5
@@ -109,6 +111,7 @@ class Journal:
     def forget(self, key: str) -> None:
         """Write a log no more."""
         self._logs.pop(key, None)
+        self._whole.discard(key)
 
     def show_whole(self, key: str) -> None:
         """Write all that a log holds into the next entry."""
@@ -137,9 +140,11 @@ class Journal:
                 logger.exception("The journal could not be written")
                 await asyncio.sleep(RETRY)
 
-    async def close(self) -> None:
-        """Give up the ends that are still being written."""
+    async def close(self) -> bool:
+        """Give up the ends that are still being written; return whether there are none."""
+        writing = bool(self._writing)
         await cancel(self._writing)
+        return not writing
 
     async def _write_entry(self) -> bool:
         """Write an entry, if there is anything new; return whether that was all."""
@@ -147,7 +152,7 @@ class Journal:
         if not parts:
             return True
         kept = [log.since for log in self._logs.values() if log.journalled]
-        oldest = min(kept, default=self._last)
+        oldest = min(*kept, self._last, (max(0, self._last[0] - KEPT), 0))
         entry = msgspec.json.encode(parts)
         journal = self._names.journal(self._replica)
         try:
@@ -205,7 +210,7 @@ class Journal:
         except asyncio.CancelledError:  # the process stops
             logged = Failed(log.start.id, log.last + 1, LOST)
         if self._logs.get(log.key) is log:
-            del self._logs[log.key]
+            self.forget(log.key)
         if not shown:
             log.show(logged, then)
 

@@ -17,7 +17,7 @@ from ws_chat.stores.redis_journal import LOST
 from ws_chat.stores.redis_names import BURY, LOSE, start_of, terminal_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Iterable
 
     from ws_chat.deltas import Delta
     from ws_chat.stores.redis_link import Link
@@ -36,30 +36,30 @@ PAGE: Final = 500
 class Lease:
     """The lease of one replica, and what it sees of the others'. Ended logs are kept for `retention` milliseconds."""
 
-    def __init__(self, link: Link, replica: str, retention: int, register: Callable[[], Awaitable[None]]) -> None:
-        """Call `register` whenever the lease begins (again)."""
+    def __init__(self, link: Link, replica: str, retention: int) -> None:
         self._link = link
         self._names = link.names
         self._replica = replica
         self._retention = retention
-        self._register = register
+        self.begun = False
+        """Whether it has begun (again), and nobody has written anew yet what may have been lost."""
 
     async def renew(self) -> None:
         """Renew the lease, or begin it."""
         lease = self._names.lease(self._replica)
         try:
-            renewed = await self._link.call("SET", lease, "1", "XX", "PX", LEASE)
+            renewed = await self._link.at_once("SET", lease, "1", "XX", "PX", LEASE)
         except ChatError:
-            await self._link.call("PEXPIRE", lease, LEASE)  # a Redis that is out of memory takes that still
+            await self._link.at_once("PEXPIRE", lease, LEASE)  # a Redis that is out of memory takes that still
             raise
         if not renewed:
             # First of all: from here on nobody ends what runs here.
-            await self._link.call("SET", lease, "1", "PX", LEASE)
+            await self._link.at_once("SET", lease, "1", "PX", LEASE)
+            self.begun = True
             try:
-                await self._link.call("SADD", self._names.replicas, self._replica)
-                await self._register()
+                await self._link.at_once("SADD", self._names.replicas, self._replica)
             except ChatError:
-                await self._link.call("DEL", lease)  # so that it is done again
+                await self._link.at_once("DEL", lease)  # so that it is done again
                 raise
         self._link.found()
 
@@ -72,14 +72,14 @@ class Lease:
         leases = await self._link.call("MGET", *map(self._names.lease, others))
         return {replica for replica, lease in zip(others, leases, strict=True) if lease is None}
 
-    async def bury(self, replica: str) -> None:
-        """End what a dead replica has left running, after exactly what it has journalled."""
+    async def bury(self, replica: str, known: Iterable[str] = ()) -> None:
+        """End what a dead replica has left running, `known` or not, after exactly what it has journalled."""
         if not self._link.steady:
             return  # Redis was away, and nobody could renew a lease
         claimed = await self._link.call("SET", self._names.burial(replica), self._replica, "NX", "PX", BURIAL)
         if not claimed:
             return  # another replica is at it
-        keys = {key.decode() for key in await self._link.call("SMEMBERS", self._names.running(replica))}
+        keys = {key.decode() for key in await self._link.call("SMEMBERS", self._names.running(replica))} | {*known}
         if keys:
             logger.warning("Replica %s is gone: %d generations are lost", replica, len(keys))
             logs = await self._journalled(replica, keys)
@@ -105,7 +105,11 @@ class Lease:
         position = "-"
         while entries := await self._link.call("XRANGE", self._names.journal(replica), position, "+", "COUNT", PAGE):
             for _, fields in entries:
-                parts: dict[str, Any] = msgspec.json.decode(fields[b"entry"], type=dict[str, msgspec.Raw])
+                try:
+                    parts: dict[str, Any] = msgspec.json.decode(fields[b"entry"], type=dict[str, msgspec.Raw])
+                except (KeyError, msgspec.DecodeError):
+                    logger.exception("An entry of a dead replica's journal could not be read")
+                    continue
                 for key in parts.keys() & keys:
                     first, deltas, *_ = msgspec.json.decode(parts[key])
                     log = logs[key]

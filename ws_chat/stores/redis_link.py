@@ -14,7 +14,7 @@ from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
+from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError, ResponseError
 
 from ws_chat.errors import ChatError
 from ws_chat.stores.redis_names import Names
@@ -87,6 +87,7 @@ class Link:
         self.available = False
         """Whether nothing has gone wrong since Redis last took a write."""
         self._since = 0.0
+        self._faults = 0
 
     @property
     def steady(self) -> bool:
@@ -104,14 +105,25 @@ class Link:
         """Run a command."""
         return await self._answer(lambda: self._client.execute_command(*command))
 
+    async def at_once(self, *command: Any) -> Any:
+        """Run a command that waits for no turn."""
+        return await self._in_time(lambda: self._client.execute_command(*command))
+
     async def run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
         """Run a script."""
         known = self._scripts.get(script) or self._scripts.setdefault(script, self._client.register_script(script))
         return await self._answer(lambda: known(keys=keys, args=arguments))
 
     async def _answer(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        faults = self._faults
+        async with self._turns:
+            if self._faults != faults:  # to wait once more for what has just not answered would make the queue endless
+                raise _away()
+            return await self._in_time(ask)
+
+    async def _in_time(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            async with asyncio.timeout(PATIENCE), self._turns:
+            async with asyncio.timeout(PATIENCE):
                 return await ask()
         except FAULTS as error:
             raise await self._lost(error) from None
@@ -155,8 +167,14 @@ class Link:
         if self.available:
             logger.warning("Redis is away: %s", str(error) or "no answer in time")
         self.available = False
+        if not isinstance(error, ResponseError):
+            self._faults += 1
         if isinstance(error, ReadOnlyError) and isinstance(self._client, Redis) and isinstance(self._reading, Redis):
             # Its role went to another, which its name leads to by now.
             await self._client.connection_pool.disconnect()
             await self._reading.connection_pool.disconnect()
-        return ChatError("overloaded", "The shared log cannot be reached now.", retry_after=1)
+        return _away()
+
+
+def _away() -> ChatError:
+    return ChatError("overloaded", "The shared log cannot be reached now.", retry_after=1)

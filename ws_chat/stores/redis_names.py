@@ -136,6 +136,13 @@ redis.call('XADD', ARGV[3] .. 'inbox:' .. ARGV[1], 'MAXLEN', '~', 10000, '*', 'w
 return {log[1], log[2], log[3], '', '', last[1] and last[1][1] or '0-0'}
 """
 
+ASK: Final = """
+-- KEYS: lease, inbox. ARGV: what, key, replica that asks. The inbox of a dead replica would stay.
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*', ARGV[1], ARGV[2], 'by', ARGV[3])
+return 1
+"""
+
 LOSE: Final = """
 -- KEYS: log, lease. ARGV: replica, terminal, deltas, expiry. Ends what a dead replica has left, if it is dead.
 if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end

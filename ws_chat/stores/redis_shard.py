@@ -44,9 +44,11 @@ class Shard:
         self._replica = replica
         self._journal = Journal(link, replica, retention)
         self._following = Following(link, replica, self._on_message, self._on_leave)
-        self._lease = Lease(link, replica, retention, self._register)
+        self._lease = Lease(link, replica, retention)
         self._production: Production | None = None
         self._creating: dict[str, asyncio.Event] = {}
+        self._unsure: set[str] = set()  # the keys of creates whose answer never came
+        self._leaving: dict[str, asyncio.Task[None]] = {}
         self._removing: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -56,7 +58,7 @@ class Shard:
             await self._lease.renew()
         except ChatError:
             logger.warning("Redis does not answer yet")
-        for forever in (self._look_after(), self._journal.write(), self._following.read()):
+        for forever in (self._live(), self._look_after(), self._journal.write(), self._following.read()):
             self._begin(forever)
 
     async def create(self, key: str, start: Start, request: bytes) -> Log:  # noqa: D102
@@ -67,6 +69,9 @@ class Shard:
         created = self._creating[key] = asyncio.Event()
         try:
             log = await self._journal.create(key, start, request)
+        except BaseException:
+            self._unsure.add(key)
+            raise
         finally:
             del self._creating[key]
             created.set()
@@ -89,6 +94,8 @@ class Shard:
         while True:
             if key in self._removing:
                 return None
+            if leaving := self._leaving.get(key):  # else its `unwatch` could come after our `watch`
+                await asyncio.wait([leaving])
             if creating := self._creating.get(key):
                 await creating.wait()
             if log := self._journal.get(key):
@@ -113,7 +120,7 @@ class Shard:
             if self._journal.get(key) is None and key not in self._creating:
                 await self._disown(key)
         elif not position:
-            await self._lease.bury(replica)
+            await self._lease.bury(replica, [key])
             await asyncio.sleep(RETRY)
         elif self._following.get(key) is None:
             self._following.follow(key, replica, start, request, position)
@@ -139,10 +146,11 @@ class Shard:
 
     async def close(self) -> None:  # noqa: D102
         await cancel(self._tasks)
-        await self._journal.close()
+        written = await self._journal.close()
         await self._following.close()
         try:
-            await self._lease.end()
+            if written:  # else it dies as one that is killed: others end what it has left
+                await self._lease.end()
         except ChatError:
             logger.warning("Redis is not told that this replica ends: its lease will")
         await self._link.close()
@@ -153,26 +161,65 @@ class Shard:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _look_after(self) -> None:
-        """Renew the lease, and look for replicas that have died. Never returns."""
+    async def _live(self) -> None:
+        """Renew the lease, whatever else takes long. Never returns."""
         while True:
             await asyncio.sleep(RENEWAL)
             try:
                 await self._lease.renew()
-                if self._following.doubtful:
-                    await self._following.resume()
+            except ChatError:
+                pass  # the link has said so
+            except Exception:
+                logger.exception("The lease could not be renewed")
+
+    async def _look_after(self) -> None:
+        """Make good what may have been missed, and look for replicas that have died. Never returns."""
+        while True:
+            await asyncio.sleep(RENEWAL)
+            try:
+                await self._make_good()
                 watching = {replica for log in self._journal.logs for replica in log.watchers}
-                for replica in await self._lease.dead(self._following.replicas | watching):
+                dead = await self._lease.dead(self._following.replicas | watching)
+                for replica in dead:
                     for log in self._journal.logs:
                         self._unwatch(log, replica)
-                    await self._lease.bury(replica)
-                    await self._following.settle(replica)
+                for replica in dead:
+                    await self._bury(replica)
             except ChatError:
                 pass  # the link has said so
             except Exception:
                 logger.exception("Looking after the shared log failed")
 
+    async def _make_good(self) -> None:
+        if self._lease.begun:
+            await self._register()
+        for key in list(self._unsure):
+            if self._journal.get(key) is None and key not in self._creating:
+                await self._disown(key)
+            self._unsure.discard(key)
+        if self._following.doubtful:
+            await self._following.resume()
+
+    async def _bury(self, replica: str) -> None:
+        try:
+            await self._lease.bury(replica, self._following.of(replica))
+            await self._following.settle(replica)
+        except ChatError:
+            raise
+        except Exception:
+            logger.exception("Replica %s could not be buried", replica)
+
     async def _register(self) -> None:
+        """Write anew what may have been lost, and ask again for what is followed: others took this replica for dead."""
+        self._lease.begun = False
+        self._following.doubtful = True
+        try:
+            await self._restore()
+        except ChatError:
+            self._lease.begun = True
+            raise
+
+    async def _restore(self) -> None:
         for key in await self._journal.restore():
             if self._production:
                 self._production.cancel(key)
@@ -192,6 +239,8 @@ class Shard:
             if not log.watchers:
                 production.watched(log.key, begins=True)
             log.watchers.add(by)
+        elif (key := message.get(b"watch", b"").decode()) and key not in self._creating:
+            self._unsure.add(key)
         elif log := self._journal.get(message.get(b"unwatch", b"").decode()):
             self._unwatch(log, by)
         elif log := self._journal.get(message.get(b"cancel", b"").decode()):
@@ -205,12 +254,15 @@ class Shard:
 
     def _on_leave(self, log: FollowedLog) -> None:
         async def leave() -> None:
-            try:
-                await self._following.ask(log, "unwatch")
-            except ChatError:
-                logger.warning("A replica could not be told that nobody reads here any more")
+            while True:
+                try:
+                    await self._following.ask(log, "unwatch")
+                    break
+                except ChatError:
+                    await asyncio.sleep(RETRY)
+            del self._leaving[log.key]
 
-        self._begin(leave())
+        self._leaving[log.key] = self._begin(leave())
 
 
 def _ended(start: bytes, request: bytes, terminal: bytes, deltas: bytes) -> MemoryLog:
