@@ -486,3 +486,21 @@ async def test_an_id_that_an_unnamed_generation_had_can_be_a_name(service, fake)
         done = await socket.receive()
 
     assert (done["type"], done["status"]) == ("done", "cancelled")
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute", "max_generations", "max_generations_per_principal"])
+async def test_what_is_there_already_meets_no_limit(limit, serve, fake):
+    service = await serve(**{limit: 1})
+    go = asyncio.Event()
+    first, *rest = text("a", "b")[1:]
+    fake.default = Reply([first, Wait(go), *rest])
+    async with service.socket() as socket, service.socket() as other:
+        await socket.send({"messages": HELLO, "id": "r1"})
+        assert [(await socket.receive())["type"], (await socket.receive())["content"]] == ["start", "a"]
+        await other.send({"messages": HELLO, "id": "r1"})
+        assert [(await other.receive())["type"], (await other.receive())["content"]] == ["start", "a"]
+        refused = await other.ask({"messages": HELLO, "id": "r2"})
+        assert refused["error"]["status"] in (429, 503)
+        go.set()
+        assert joined(await other.until_end()) == "b"
+    assert len(fake.requests) == 1

@@ -114,6 +114,11 @@ class Quota:
         self._limiter = SlidingWindowCounterRateLimiter(storage or MemoryStorage())
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return self._item is not None
+
     async def take(self, principal: str) -> None:
         """Count one. Raises ChatError (`rate_limited`) with the seconds until the next one is allowed."""
         if self._item is None:

@@ -83,7 +83,8 @@ class Relay:
         """
         named = chat.id is not None
         key = caller.key(generation_id, named=named)
-        if named and (log := await self._store.get(key)):
+        # Else the store finds it when it is created: for one that replicas share, that is a round trip less.
+        if named and self._may_refuse(caller, chat) and (log := await self._store.get(key)):
             return self._attached(caller, log, chat)
         self._check_room(caller, besides=self._interrupted(caller, chat))
         self._check_model(chat.model)
@@ -93,12 +94,13 @@ class Relay:
         if len(request) > self._max_bytes:
             raise ChatError("too_large", f"A conversation is at most {self._max_bytes} bytes.", param="previous_id")
         model = self._upstream.resolve(chat.model or model)
+        if key not in self._producers:  # else it is there already
+            self._check_room(caller)  # all this may have taken a while
+        start = Start(generation_id, 0, model)
         try:
-            if key not in self._producers:  # else it is refused below
-                self._check_room(caller)  # all this may have taken a while
-            log = await self._store.create(key, Start(generation_id, 0, model), request)
+            log = await self._store.create(key, start, request)
         except KeyError:
-            # The same request came over two connections at the same instant: the other one was first.
+            # It was sent before, perhaps at the same instant over another connection.
             if log_of_other := await self._store.get(key):
                 return self._attached(caller, log_of_other, chat)
             raise ChatError("overloaded", "The generation could not be begun.", retry_after=1) from None
@@ -212,6 +214,15 @@ class Relay:
         """Return how many running generations a chat would end."""
         keys = [caller.key(chat.previous_id, named=named) for named in (True, False)] if chat.previous_id else []
         return any(key in self._producers for key in keys)
+
+    def _may_refuse(self, caller: Caller, chat: Chat) -> bool:
+        """Return whether a chat may be refused, counted or end another one: none of that for one that is there."""
+        try:
+            self._check_room(caller)
+            self._check_model(chat.model)
+        except ChatError:
+            return True
+        return chat.previous_id is not None or self._quota.limited
 
     def _check_drain(self) -> None:
         if self.draining:
