@@ -134,6 +134,9 @@ class Link:
         try:
             return await self._reading.xread(streams, block=round(BLOCK * 1000)) or ()
         except FAULTS as error:
+            if isinstance(self._reading, RedisCluster):
+                # It asks a node of its choice where the keys of an XREAD are, and looks for no other when that is gone.
+                await self._reading.aclose()
             raise await self._lost(error) from None
 
     def counters(self) -> Storage:
