@@ -203,6 +203,32 @@ async def test_an_end_that_cannot_be_logged_is_a_loss(serve, shared, fake, monke
         assert frames[-1] == failed
 
 
+async def test_who_reads_elsewhere_is_told_that_redis_stays_away_and_finds_it_all_later(
+    serve, shared, fake, monkeypatch
+):
+    monkeypatch.setattr("ws_chat.stores.redis_shard.AWAY", 1)
+    one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
+    go = asyncio.Event()
+    first, *rest = text("a", "b")[1:]
+    fake.reply([first, Wait(go), *rest])
+    async with one.socket() as socket, other.socket() as elsewhere:
+        await begin(socket)
+        await elsewhere.send({"type": "resume", "id": "r1"})
+        assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+        await shared.stop()
+        failed = await elsewhere.receive()
+        assert (failed["error"]["code"], failed["error"]["retryable"], failed["seq"]) == ("overloaded", True, 2)
+        await shared.start()
+        await until_ready(other, 200)
+        await until_ready(one, 200)
+        await elsewhere.send({"messages": HELLO, "id": "r1"})
+        go.set()
+        for reader, said in ((socket, "b"), (elsewhere, "ab")):
+            *tokens, done = await reader.until_end()
+            assert (joined(tokens), done.get("status")) == (said, "completed"), done
+    assert len(fake.requests) == 1
+
+
 async def test_a_replica_starts_without_redis_and_is_ready_when_it_comes(serve, shared, fake):
     await shared.stop()
     one = await serve(redis_urls=shared.url)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ws_chat.errors import ChatError
+from ws_chat.errors import ChatError, ErrorInfo
 from ws_chat.frames import Failed
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.stores.redis_journal import LOST
@@ -240,7 +240,13 @@ class Following:
                 del self._followed[log.replica]
                 self._positions.pop(self._names.journal(log.replica), None)
 
+    def give_up(self, error: ErrorInfo) -> None:
+        """End every copy with an error; the logs themselves may go on."""
+        for log in list(self._logs.values()):
+            self._forget(log)
+            log.end(Failed(log.start.id, log.last + 1, error))
+            log.told.set()
+
     async def close(self) -> None:
         """End every copy: this replica stops."""
-        for log in list(self._logs.values()):
-            self._end(log, None)
+        self.give_up(LOST)

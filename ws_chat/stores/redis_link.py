@@ -86,13 +86,18 @@ class Link:
         self._scripts: dict[str, Any] = {}
         self.available = False
         """Whether nothing has gone wrong since Redis last took a write."""
-        self._since = 0.0
+        self._since = time.monotonic()
         self._faults = 0
 
     @property
     def steady(self) -> bool:
         """Whether Redis has been there for long enough that who says nothing is dead."""
         return self.available and time.monotonic() - self._since >= STEADY
+
+    @property
+    def away(self) -> float:
+        """For how many seconds Redis has been away."""
+        return 0.0 if self.available else time.monotonic() - self._since
 
     def found(self) -> None:
         """Tell that Redis takes writes."""
@@ -169,6 +174,7 @@ class Link:
     async def _lost(self, error: Exception) -> ChatError:
         if self.available:
             logger.warning("Redis is away: %s", str(error) or "no answer in time")
+            self._since = time.monotonic()
         self.available = False
         if not isinstance(error, ResponseError):
             self._faults += 1

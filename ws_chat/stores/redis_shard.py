@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ws_chat.errors import ChatError
+from ws_chat.errors import ChatError, ErrorInfo
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.stores.redis_following import FollowedLog, Following
 from ws_chat.stores.redis_journal import Journal
@@ -33,6 +33,9 @@ logger = logging.getLogger("ws_chat.redis")
 PATIENCE: Final = 8.0
 """Seconds that finding a log may take: that of a replica which has just died takes longest."""
 RETRY: Final = 0.2
+AWAY: Final = 10.0
+"""Seconds that readers of other replicas' generations wait for Redis to come back."""
+_UNREACHABLE: Final = ErrorInfo("overloaded", "The shared log cannot be reached now.", retry_after=1)
 
 
 class Shard:
@@ -168,7 +171,8 @@ class Shard:
             try:
                 await self._lease.renew()
             except ChatError:
-                pass  # the link has said so
+                if self._link.away > AWAY:
+                    self._following.give_up(_UNREACHABLE)
             except Exception:
                 logger.exception("The lease could not be renewed")
 
