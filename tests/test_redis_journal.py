@@ -73,3 +73,15 @@ async def test_what_runs_for_long_is_written_anew_and_the_old_is_let_go(stores, 
     lost = await other._shards[0]._lease._journalled(one.replica, {K1})
     assert lost[K1] == DELTAS
     log.end(DONE)
+
+
+async def test_when_nothing_runs_nothing_is_left_of_what_was_said(stores, redis, monkeypatch):
+    one, _ = stores
+    log = await one.create(K1, Start("r1", 0, "m"), b"{}")
+    log.append(DELTAS)
+    await end(log)
+    assert await entries(redis, one)
+    monkeypatch.setattr(redis_journal, "KEPT", 50)
+    async with asyncio.timeout(5):
+        while await entries(redis, one):
+            await asyncio.sleep(0.01)

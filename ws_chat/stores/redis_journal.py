@@ -89,6 +89,7 @@ class Journal:
         self._logs: dict[str, OwnLog] = {}
         self._whole: set[str] = set()  # the keys whose next part is all there is
         self._last = (0, 0)
+        self._written = 0.0  # when there was last anything to write
         self._writing: set[asyncio.Task[None]] = set()
 
     def get(self, key: str) -> OwnLog | None:
@@ -150,7 +151,9 @@ class Journal:
         """Write an entry, if there is anything new; return whether that was all."""
         parts = self._parts()
         if not parts:
+            await self._let_go()
             return True
+        self._written = asyncio.get_running_loop().time()
         kept = [log.since for log in self._logs.values() if log.journalled]
         oldest = min(*kept, self._last, (max(0, self._last[0] - KEPT), 0))
         entry = msgspec.json.encode(parts)
@@ -170,6 +173,13 @@ class Journal:
                 if first == 1:
                     log.since = self._last
         return sum(len(deltas) for _, deltas in parts.values()) < ENTRY
+
+    async def _let_go(self) -> None:
+        """Remove the journal when nothing runs and nobody can need it any more: it holds what was said."""
+        now = asyncio.get_running_loop().time()
+        if self._written and not self._logs and now - self._written > KEPT / 1000:
+            await self._link.call("DEL", self._names.journal(self._replica))
+            self._written = 0.0
 
     def _parts(self) -> dict[str, tuple[int, Sequence[Delta]]]:
         """Return, for each log with anything new, a seq and the deltas from there on."""
@@ -216,6 +226,7 @@ class Journal:
 
     async def _log_end(self, log: OwnLog, terminal: Terminal) -> Terminal:
         """Log an end; return the one that counts, which may be another's."""
+        self._written = asyncio.get_running_loop().time()
         deltas = log.after(0, log.last)
         if log.terminal:  # shown as lost: packed in parts
             deltas = [delta for at in range(0, log.last, 512) for delta in log.after(at, 512)]
