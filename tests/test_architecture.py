@@ -30,7 +30,7 @@ FLOORS = [
     {"producers", "upstreams.openai", "upstreams.demo", "observers.metrics", "observers.logs", "observers.tracing"},
     {"relay"},
     {"doors.http", "doors.openapi", "doors.outlet", "doors.page", "doors.sse_format"},
-    {"doors.connections"},
+    {"doors.connections", "doors.dependency"},
     {"doors.websocket", "doors.sse"},
     {"client.errors", "client.frames", "client.request", "client.patience", "client.thread"},
     {"client.answer", "client.network"},
@@ -39,7 +39,7 @@ FLOORS = [
     {"client.sync"},
     {"protocols.bounds"},
     {"app", "protocols.http", "protocols.websocket"},
-    {"server"},
+    {"server", "mount"},
     {"cli"},
     {"__main__"},
 ]

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from ws_chat.access import Keys, Origins, Quota
-from ws_chat.doors.connections import Connections
+from ws_chat.doors.connections import Connections, by_key
 from ws_chat.doors.http import error_response, install_error_handlers
 from ws_chat.doors.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION, SCHEMAS
 from ws_chat.doors.outlet import DRAIN, WRITE_TIMEOUT
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from starlette.websockets import WebSocket
 
+    from ws_chat.doors.connections import Authenticate
     from ws_chat.observe import Observer
     from ws_chat.stores.base import Store
     from ws_chat.upstreams.base import Upstream
@@ -56,12 +57,16 @@ def create_app(
     upstream: Upstream | None = None,
     store: Store | None = None,
     observers: Sequence[Observer] = (),
+    principal: Authenticate | None = None,
 ) -> FastAPI:
     """Return the ASGI application. What is not given is chosen by the settings, and they by the environment.
 
-    `observers` are told what happens, besides metrics and logs. Raises SettingsError.
+    `observers` are told what happens, besides metrics and logs. `principal` tells who asks, in place of API keys. Into
+    another application `ws_chat.mount` puts it. Raises SettingsError.
     """
     settings = settings or Settings.load()
+    if principal and settings.api_keys:
+        raise SettingsError("WS_CHAT_API_KEYS is set, but this application tells by itself who may come in")
     metrics = Metrics()
     observe = Observers([metrics, Logs(content=settings.log_content), *_tracing(), *observers])
     store = store or choose_store(settings)
@@ -76,8 +81,8 @@ def create_app(
         resume_window=settings.resume_window,
         observe=observe,
     )
-    keys, origins = Keys(settings.api_keys), Origins(settings.allowed_origins)
-    connections = Connections(settings.max_connections, keys, origins, observe)
+    principal = principal or by_key(Keys(settings.api_keys))
+    connections = Connections(settings.max_connections, principal, Origins(settings.allowed_origins), observe)
     sockets = WebSocketDoor(
         relay,
         connections,
@@ -97,6 +102,7 @@ def create_app(
                 await relay.stop()
 
         await relay.open()
+        connections.serving = True
         with metrics.watching_the_loop():
             yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout}
         await relay.close()
