@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import httpx
 import pytest
 from conftest import FALLBACK, HELLO, Service, Socket, events, joined, running
-from fake_openai import Hang, Reply, chunk, sse
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 from fastapi.security import OAuth2PasswordBearer
@@ -22,6 +21,7 @@ from ws_chat.client import connect as connect_client
 from ws_chat.mount import mount
 from ws_chat.observe import GenerationEnded
 from ws_chat.settings import Settings, SettingsError
+from ws_chat.testing import Hang, Reply, chunk, sse
 
 pytestmark = pytest.mark.anyio
 
