@@ -11,7 +11,7 @@ import ws_chat
 
 PACKAGE = Path(ws_chat.__file__).parent
 FLOORS = [
-    {"errors", "settings", "deltas", "event_stream", "observe", "testing.replies"},
+    {"errors", "settings", "deltas", "event_stream", "observe", "testing.replies", "shapes"},
     {"testing.fake_openai"},
     {"frames", "access"},
     {"generation", "session", "upstreams.base", "stores.base"},
@@ -30,8 +30,8 @@ FLOORS = [
     {"stores.redis"},
     {"producers", "upstreams.openai", "upstreams.demo", "observers.metrics", "observers.logs", "observers.tracing"},
     {"relay"},
-    {"doors.http", "doors.openapi", "doors.outlet", "doors.page", "doors.sse_format"},
-    {"doors.connections", "doors.dependency"},
+    {"doors.http", "doors.schemas", "doors.outlet", "doors.page", "doors.sse_format"},
+    {"doors.connections", "doors.dependency", "doors.openapi", "doors.asyncapi"},
     {"doors.websocket", "doors.sse"},
     {"client.errors", "client.frames", "client.request", "client.patience", "client.thread"},
     {"client.answer", "client.network"},
@@ -134,7 +134,10 @@ def test_the_client_knows_nothing_of_the_server():
     for name in MODULES:
         if name.startswith("client."):
             ours = {module for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
-            assert all(module.startswith(("ws_chat.client.", "ws_chat.frames", "ws_chat.errors")) for module in ours)
+            assert all(
+                module.startswith(("ws_chat.client.", "ws_chat.frames", "ws_chat.errors", "ws_chat.shapes"))
+                for module in ours
+            )
 
 
 def test_package_markers_hold_nothing():
