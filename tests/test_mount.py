@@ -300,6 +300,13 @@ async def test_it_is_served_by_a_program(command, tmp_path, monkeypatch):
     assert "Traceback" not in server.log
 
 
+async def test_modules_of_the_working_directory_are_those_of_an_application_only(tmp_path, monkeypatch):
+    (tmp_path / "limits.py").write_text("raise ImportError('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    async with program("ws-chat", "serve", "--port", "0") as server:
+        await server.port()
+
+
 async def test_an_application_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = await output("ws-chat", "serve", "--port", "0", "--app", "nowhere:app")

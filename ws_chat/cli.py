@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"ws-chat: {error}", file=sys.stderr)
         return 2
-    sys.path.insert(0, "")  # an application is looked for here, as other servers do
+    if options.app != Binding().app:
+        sys.path.insert(0, "")  # it is looked for here too
     run(settings, Binding(**vars(options)))
     return 0
 
