@@ -10,6 +10,7 @@ import httpx
 import pytest
 from conftest import FALLBACK, HELLO, Service, Socket, events, joined, running
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse
 from fastapi.security import OAuth2PasswordBearer
 from processes import output, program
@@ -21,7 +22,7 @@ from ws_chat.client import connect as connect_client
 from ws_chat.mount import mount
 from ws_chat.observe import GenerationEnded
 from ws_chat.settings import Settings, SettingsError
-from ws_chat.testing import Hang, Reply, chunk, sse
+from ws_chat.testing import Hang, Reply, chunk, sse, text
 
 pytestmark = pytest.mark.anyio
 
@@ -216,6 +217,52 @@ async def test_pages_of_other_hosts_are_kept_out_here_too(site):
         response = await below(around).post(Origin="https://evil.example.com", **ALICE)
 
     assert response.json()["error"]["code"] == "origin_not_allowed"
+
+
+@PLAIN
+async def test_middleware_of_the_application_sees_all_that_is_sent(protocols, site, fake):
+    seen = []
+
+    class Counting:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            async def counted(message):
+                if scope["type"] != "lifespan":
+                    seen.append(message["type"])
+                await send(message)
+
+            await self.app(scope, receive, counted)
+
+    @site.app.middleware("http")
+    async def passes_on(request, call_next):
+        return await call_next(request)
+
+    site.app.add_middleware(Counting)
+    site.app.add_middleware(GZipMiddleware, minimum_size=1)
+    fake.default = Reply(text(*["Hello "] * 500))
+    async with site.running(protocols) as around:
+        service = below(around)
+        answered = await service.post({"messages": HELLO, "id": "r1"}, **ALICE)
+        async with service.socket(additional_headers=ALICE) as socket:
+            await socket.send({"type": "resume", "id": "r1"})
+            frames = await socket.until_end()
+
+    assert "".join(event["data"] for event in events(answered.content)) == "Hello " * 500 + "[DONE]"
+    assert joined(frames) == "Hello " * 500
+    assert "http.response.body" in seen
+    assert seen.count("websocket.send") == len(frames)
+
+
+async def test_middleware_that_is_put_around_the_part_alone_sees_it_too(serve, fake):
+    service = await serve()
+    service.app.middleware_stack = None  # as if it were added before the start
+    service.app.add_middleware(GZipMiddleware, minimum_size=1)
+    service.app.middleware("http")(lambda request, call_next: call_next(request))
+    answered = await service.post()
+
+    assert "".join(event["data"] for event in events(answered.content)) == "Hello[DONE]"
 
 
 async def test_a_drain_ends_what_runs(site, fake):

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ws_chat.app import create_app
 from ws_chat.doors.dependency import Dependency
-from ws_chat.doors.outlet import DRAIN, WRITE_TIMEOUT
+from ws_chat.doors.outlet import DRAIN, WRITE_TIMEOUT, hide_wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from fastapi import FastAPI
+    from starlette.types import Receive, Scope, Send
 
     from ws_chat.observe import Observer
     from ws_chat.settings import Settings
@@ -56,8 +57,12 @@ def mount(  # noqa: PLR0913  (keywords)
         async with around(outer) as state, chat.router.lifespan_context(chat) as ours:
             yield _together(state or {}, ours or {})
 
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        hide_wire(scope, app)
+        await chat(scope, receive, send)
+
     app.router.lifespan_context = lifespan
-    app.mount(path, chat)
+    app.mount(path, inside)
     return chat
 
 
