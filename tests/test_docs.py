@@ -127,6 +127,12 @@ def test_every_file_that_is_linked_is_there():
                 assert anchor in anchors, (page.name, link)
 
 
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs/README.md").read_text()
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"\]\((.+?\.md)\)", index)) == pages
+
+
 IN_WORDS = {"WS_CHAT_MODELS": "any", "WS_CHAT_API_KEYS": "none", "WS_CHAT_ALLOWED_ORIGINS": "same host only"}
 
 
