@@ -188,6 +188,21 @@ async def test_the_overrides_of_tests_hold_here_too(site):
         assert (await below(around).post()).status_code == 200
 
 
+async def test_what_the_whole_application_depends_on_is_asked_too(fake):
+    def closed():
+        raise HTTPException(503, "Closed for the night.", {"Retry-After": "9"})
+
+    app = FastAPI(dependencies=[Depends(closed)])
+    settings = Settings(openai_base_url=fake.base_url)
+    chat = mount(app, "/chat", principal=lambda: "alice", settings=settings)
+    app.state.relay, app.state.connections = chat.state.relay, chat.state.connections
+    async with running(app, settings) as around:
+        response = await below(around).post()
+
+    assert (response.status_code, response.json()["error"]["message"]) == (503, "Closed for the night.")
+    assert (response.json()["error"]["code"], response.headers["Retry-After"]) == ("overloaded", "9")
+
+
 async def test_a_principal_of_no_use_is_an_error_of_the_server(fake, caplog):
     app = FastAPI()
     settings = Settings(openai_base_url=fake.base_url)

@@ -43,7 +43,9 @@ class Dependency:
 
         self._around = around
         # It sees the application around as `request.app`, and what it raises meets that one's exception handlers.
-        self._app = FastAPI(openapi_url=None, middleware=[Middleware(_In, around)])
+        # What all of its routes depend on is asked as well.
+        everywhere = around.router.dependencies
+        self._app = FastAPI(openapi_url=None, dependencies=everywhere, middleware=[Middleware(_In, around)])
         self._app.exception_handlers = around.exception_handlers
         self._app.add_api_route("/{ws_chat_path:path}", who, methods=["GET"], response_model=None)
 
