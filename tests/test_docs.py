@@ -29,7 +29,13 @@ TARGETS = claim("README.md", "sh", "make run")
 COMMANDS = [block for block in claim("README.md", "sh") if block not in TARGETS]
 TYPED = claim_one("README.md", "console", "websocat")
 TYPED_INTO_A_SHELL = claim_one("README.md", "console", "ws-chat serve").splitlines()
-MODULES = ("test_client_docs", "test_embedding_docs", "test_operators_docs", "test_quick_start")
+MODULES = (
+    "test_client_docs",
+    "test_embedding_docs",
+    "test_operators_docs",
+    "test_quick_start",
+    "test_replicas_example",
+)
 
 
 def test_every_block_is_run_or_says_why_not():
