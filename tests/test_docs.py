@@ -139,7 +139,12 @@ def test_every_page_is_in_the_index():
     assert set(re.findall(r"\]\((.+?\.md)\)", index)) == pages
 
 
-IN_WORDS = {"WS_CHAT_MODELS": "any", "WS_CHAT_API_KEYS": "none", "WS_CHAT_ALLOWED_ORIGINS": "same host only"}
+IN_WORDS = {
+    "WS_CHAT_MODELS": "any",
+    "WS_CHAT_API_KEYS": "none",
+    "WS_CHAT_ALLOWED_ORIGINS": "same host only",
+    "WS_CHAT_REDIS_URL": "none",
+}
 
 
 def test_every_setting_is_documented_with_its_default():
