@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import uvicorn
-from fake_openai import FakeOpenAI
 from processes import RedisServer, redis_server
 from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
@@ -20,6 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from ws_chat import app as application
 from ws_chat.server import Binding, Server, options
 from ws_chat.settings import Settings
+from ws_chat.testing import FakeOpenAI
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 from conftest import running
 from contract import check
-from fake_openai import Cut, FakeOpenAI, Garbage, Hang, Reply, Reset, chunk, error_body, sse, text
 from fuzz_sse import REQUESTS, try_requests
 from fuzz_websocket import FRAMES, try_socket
 from hostile import MAX_BYTES
 
 from ws_chat.app import create_app
 from ws_chat.settings import Settings
+from ws_chat.testing import Cut, FakeOpenAI, Garbage, Hang, Reply, Reset, chunk, error_body, sse, text
 
 if TYPE_CHECKING:
     from conftest import Service
-    from fake_openai import Recorded
+
+    from ws_chat.testing import Recorded
 
 WORKERS = 8
 A = sse(chunk({"content": "a"}))

@@ -54,7 +54,7 @@ async def output(*command: str, **variables: str) -> tuple[int, bytes, bytes]:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             out, err = await process.communicate()
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -9,12 +9,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from fake_openai import FakeOpenAI, Pause, Recorded, Reply, text
 from processes import Running, program, redis_server
 from redis.asyncio import Redis
 from soak_mixed import check, faults
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
+
+from ws_chat.testing import FakeOpenAI, Pause, Recorded, Reply, text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator

@@ -19,12 +19,12 @@ from typing import Any
 
 from conftest import running
 from dropping import DroppingProxy
-from fake_openai import DONE, FakeOpenAI, Reply, chunk, sse, usage_chunk
 from soak_mixed import check, mixed, resident
 
 from ws_chat.app import create_app
 from ws_chat.client import Chat, connect, patience
 from ws_chat.settings import Settings
+from ws_chat.testing import DONE, FakeOpenAI, Reply, chunk, sse, usage_chunk
 
 HELLO = [{"role": "user", "content": "hi"}]
 TEXT = "".join(f"{number} \u3084\u3063\u307b\n" for number in range(700))

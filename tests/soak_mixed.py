@@ -17,11 +17,11 @@ from typing import Any
 import httpx
 from conftest import events, joined
 from dropping import DroppingProxy
-from fake_openai import FakeOpenAI, Hang, Pause, Recorded, Reply, text
 from processes import Running, program
 from websockets.asyncio.client import connect as connect_socket
 
 from ws_chat.client import Chat, UpstreamError, connect, patience
+from ws_chat.testing import FakeOpenAI, Hang, Pause, Recorded, Reply, text
 
 PIECES = [f"{number} やっほ\n" for number in range(300)]
 TEXT = "".join(PIECES)

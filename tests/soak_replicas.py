@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 import uvloop
 from dropping import DroppingProxy
-from fake_openai import FakeOpenAI, Pause, Reply
 from replicas import SHARD, Cluster, Counting, Reading, cluster, counted
 from soak import ARGUMENTS, HELLO, TEXT, answer
 from soak_mixed import check
 
 from ws_chat.client import connect, patience
+from ws_chat.testing import FakeOpenAI, Pause, Reply
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

@@ -9,12 +9,12 @@ import json
 import httpx
 import pytest
 from conftest import HELLO, both_paths, joined
-from fake_openai import Hang, Reply, text
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from ws_chat.access import ANONYMOUS, Keys, Origins, Quota, bearer, name_of
 from ws_chat.errors import ChatError
+from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
 

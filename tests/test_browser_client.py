@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 from conftest import HELLO
 from dropping import DroppingProxy
-from fake_openai import DONE, Cut, Hang, Reply, Wait, chunk, sse, text, usage_chunk
 from processes import ROOT, lacking, need, output
 from websockets.asyncio.server import serve as serve_sockets
+
+from ws_chat.testing import DONE, Cut, Hang, Reply, Wait, chunk, sse, text, usage_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

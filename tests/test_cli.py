@@ -167,11 +167,23 @@ def test_every_option_arrives(monkeypatch):
     ran = []
     monkeypatch.setattr(cli, "run", lambda settings, binding: ran.append(binding))
     given = ["serve", "--host", "h", "--port", "1", "--uds", "u", "--workers", "2", "--log-level", "debug"]
-    given += ["--ssl-keyfile", "k", "--ssl-certfile", "c", "--forwarded-allow-ips", "f", "--root-path", "/r"]
+    given += [
+        "--app",
+        "m:a",
+        "--ssl-keyfile",
+        "k",
+        "--ssl-certfile",
+        "c",
+        "--forwarded-allow-ips",
+        "f",
+        "--root-path",
+        "/r",
+    ]
 
     assert cli.main(given) == 0
     assert ran == [
         Binding(
+            app="m:a",
             host="h",
             port=1,
             uds="u",

@@ -7,10 +7,10 @@ from contextlib import aclosing
 
 import pytest
 from conftest import HELLO
-from fake_openai import DONE, Hang, Reply, Wait, chunk, sse, text, usage_chunk
 
 from ws_chat.client import ConnectionLostError, NotFoundError, connect
 from ws_chat.client.answer import Answer
+from ws_chat.testing import DONE, Hang, Reply, Wait, chunk, sse, text, usage_chunk
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,6 @@ import pickle
 
 import pytest
 from conftest import HELLO
-from fake_openai import Cut, Hang, Reply, text
 from scripted import done, refusal, scripted, start, tell, token
 
 from ws_chat.client import (
@@ -26,6 +25,7 @@ from ws_chat.client import (
     connect,
 )
 from ws_chat.client.errors import history_gone, told
+from ws_chat.testing import Cut, Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
 

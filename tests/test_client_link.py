@@ -7,7 +7,6 @@ import json
 
 import pytest
 from conftest import HELLO
-from fake_openai import Hang, Reply, Wait, text
 from scripted import done, refusal, scripted, start, tell, token
 
 from ws_chat.client import (
@@ -19,6 +18,7 @@ from ws_chat.client import (
     UpstreamError,
     connect,
 )
+from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,6 @@ import time
 import pytest
 from conftest import HELLO
 from dropping import DroppingProxy
-from fake_openai import Hang, Reply, text
 from processes import program
 from scripted import done, scripted, start, tell
 
@@ -28,6 +27,7 @@ from ws_chat.client import (
     UntrustedServerError,
     connect,
 )
+from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
 

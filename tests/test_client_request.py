@@ -9,9 +9,9 @@ from types import MappingProxyType
 
 import pytest
 from conftest import HELLO
-from fake_openai import Hang, Reply, Wait, text
 
 from ws_chat.client import InvalidRequestError, connect
+from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
 

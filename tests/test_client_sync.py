@@ -8,9 +8,9 @@ import time
 
 import pytest
 from conftest import HELLO
-from fake_openai import Hang, Reply, text
 
 from ws_chat.client import ConnectionLostError, NotFoundError, connect_sync
+from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
 

@@ -13,12 +13,12 @@ import httpx
 import pytest
 import uvicorn
 from conftest import HELLO, events, joined
-from fake_openai import Hang, Reply, Wait, text
 from processes import output, program
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from ws_chat.server import Server
+from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
 

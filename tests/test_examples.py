@@ -9,8 +9,9 @@ import sys
 
 import pytest
 from conftest import joined
-from fake_openai import Hang, Reply, chunk, sse, text
 from processes import ROOT, environment, need, output
+
+from ws_chat.testing import Hang, Reply, chunk, sse, text
 
 pytestmark = pytest.mark.anyio
 

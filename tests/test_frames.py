@@ -210,7 +210,7 @@ def test_what_is_passed_on_is_what_was_given(value, text):
 SERVER_FRAMES = [
     (Start("r1", 0, "m"), {"type": "start", "id": "r1", "seq": 0, "model": "m"}),
     (
-        Done("r1", 6, "completed", "stop", "m", {"total_tokens": 3}, 1.5, 2.5),
+        Done("r1", 6, "completed", "stop", "m", {"total_tokens": 3}, {"ttft_ms": 1.5, "total_ms": 2.5}),
         {
             "type": "done",
             "id": "r1",

@@ -52,7 +52,9 @@ def test_a_whole_answer():
     generation.outcome.usage = {"total_tokens": 1}
     generation.outcome.model = "m-1"
 
-    assert generation.finish(1, 11.0) == Done("r1", 2, "completed", "stop", "m-1", {"total_tokens": 1}, 250.0, 1000.0)
+    assert generation.finish(1, 11.0) == Done(
+        "r1", 2, "completed", "stop", "m-1", {"total_tokens": 1}, {"ttft_ms": 250.0, "total_ms": 1000.0}
+    )
     assert generation.state is State.COMPLETED
 
 
@@ -68,7 +70,7 @@ def test_an_answer_without_a_finish_reason_is_never_complete():
 
 
 def test_a_cancelled_answer_keeps_its_count():
-    assert new().cancel(0, 10.5) == Done("r1", 1, "cancelled", None, "m", None, None, 500.0)
+    assert new().cancel(0, 10.5) == Done("r1", 1, "cancelled", None, "m", None, {"ttft_ms": None, "total_ms": 500.0})
 
 
 def test_a_failed_answer_keeps_its_count():

@@ -9,7 +9,8 @@ import socket as sockets
 import httpx
 import pytest
 from conftest import HELLO, both_paths, events
-from fake_openai import DONE, Hang, Reply, Reset, Wait, chunk, sse, text
+
+from ws_chat.testing import DONE, Hang, Reply, Reset, Wait, chunk, sse, text
 
 pytestmark = [pytest.mark.anyio, both_paths]
 

@@ -10,10 +10,10 @@ import socket
 import httpx
 import pytest
 from conftest import HELLO, events, joined
-from fake_openai import Hang, Reply, text
 from websockets.asyncio.client import connect
 
 from ws_chat.protocols import bounds, http
+from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
 

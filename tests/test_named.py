@@ -8,7 +8,8 @@ import json
 import httpx
 import pytest
 from conftest import HELLO, both_paths, events, joined
-from fake_openai import DONE, Cut, Hang, Reply, Wait, chunk, sse, text, usage_chunk
+
+from ws_chat.testing import DONE, Cut, Hang, Reply, Wait, chunk, sse, text, usage_chunk
 
 pytestmark = [pytest.mark.anyio, both_paths]
 

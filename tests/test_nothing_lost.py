@@ -10,7 +10,6 @@ import json
 
 import pytest
 import soak
-from fake_openai import DONE, chunk, sse, usage_chunk
 from hypothesis import given
 from hypothesis import strategies as st
 from test_reader import Tap
@@ -21,6 +20,7 @@ from ws_chat.frames import Start, encode, encode_token
 from ws_chat.generation import Generation
 from ws_chat.reader import Reader
 from ws_chat.stores.memory import MemoryLog
+from ws_chat.testing import DONE, chunk, sse, usage_chunk
 from ws_chat.upstreams.answer import Answer
 
 TEXTS = st.text(max_size=5)

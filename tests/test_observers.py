@@ -11,7 +11,6 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import HELLO, both_paths
-from fake_openai import Hang, Wait, text
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -22,6 +21,7 @@ from ws_chat.access import name_of
 from ws_chat.observers.logs import JSONFormatter, Logs
 from ws_chat.observers.metrics import Metrics
 from ws_chat.observers.tracing import Tracing
+from ws_chat.testing import Hang, Wait, text
 
 pytestmark = pytest.mark.anyio
 

@@ -7,6 +7,9 @@ import logging
 import pytest
 from processes import need, output
 
+from ws_chat.doors.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION
+from ws_chat.errors import CODES
+
 pytestmark = pytest.mark.anyio
 
 # What a schema cannot say: a position may be beyond the end, and one in the header goes before one in the query. A
@@ -37,3 +40,14 @@ async def test_the_description_is_true(service, tmp_path, caplog):
     assert status == 0, out.decode() + err.decode()
     assert "6 selected / 6 total" in out.decode()
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_every_error_is_described():
+    codes = {
+        code
+        for operation in (CHAT_OPERATION, FOLLOW_OPERATION, CANCEL_OPERATION)
+        for response in operation["responses"].values()
+        if "application/json" in response.get("content", {})
+        for code in response["description"].replace("`", "").split(", ")
+    }
+    assert codes == set(CODES)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from conftest import both_paths, events, joined
-from fake_openai import DONE, Pause, chunk, sse, text, usage_chunk
+
+from ws_chat.testing import DONE, Pause, chunk, sse, text, usage_chunk
 
 pytestmark = [pytest.mark.anyio, both_paths]
 

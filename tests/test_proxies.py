@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from conftest import HELLO, events, joined
-from fake_openai import Hang, Reply, Wait, text
 from processes import ROOT, Running, need, program
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from ws_chat.testing import Hang, Reply, Wait, text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -48,7 +48,7 @@ def log_of(count: int, *, ended: bool = True) -> MemoryLog:
 
 
 def done(count: int) -> Done:
-    return Done("r1", count + 1, "completed", "stop", "m", None, None, 1.0)
+    return Done("r1", count + 1, "completed", "stop", "m", None, {"ttft_ms": None, "total_ms": 1.0})
 
 
 def token(seq: int, content: str) -> dict:

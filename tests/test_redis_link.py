@@ -9,12 +9,12 @@ import json
 import httpx
 import pytest
 from conftest import HELLO, events, joined
-from fake_openai import Reply, Wait, text
 from processes import free_port, need, output, redis_cluster, redis_server
 from redis.asyncio import Redis
 
 from ws_chat.app import create_app
 from ws_chat.settings import Settings, SettingsError
+from ws_chat.testing import Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
 

@@ -11,10 +11,10 @@ import sys
 import httpx
 import pytest
 from conftest import HELLO, Service, events, joined
-from fake_openai import Hang, Reply, Wait, text
 from processes import environment
 
 from ws_chat.settings import Settings, SettingsError
+from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
 

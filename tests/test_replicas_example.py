@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 import sys
 
 import pytest
+from blocks import claim_one
 from processes import ROOT, free_port, need, output, program
 
 pytestmark = pytest.mark.anyio
 
 HERE = ROOT / "examples/replicas"
+SHOWN = claim_one("docs/deployment.md", "console", "examples/replicas")
 
 
 async def test_answers_survive_replicas(tmp_path):
@@ -22,7 +25,9 @@ async def test_answers_survive_replicas(tmp_path):
     folder = tmp_path / "run"
     variables = {"PORT": str(site), "REPLICAS": f"{one} {other}", "REDIS_PORT": str(redis), "FOLDER": str(folder)}
     async with program("bash", "-c", f'exec "{HERE}/run.sh" >&2', **variables) as running:
-        await running.until_logged("is ready: ")
+        told = await running.until_logged(r".* is ready: .*")
+        shown = re.escape(SHOWN.splitlines()[1])
+        assert re.fullmatch(re.sub(r"\d+", r"\\d+", shown).replace("/tmp/ws\\-chat\\-replicas", ".*"), told[0])
         status, out, err = await output("bash", str(HERE / "run.sh"), **variables)
         assert (status, out) == (1, b"")
         assert f"port {site} is in use" in err.decode()

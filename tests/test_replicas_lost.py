@@ -12,9 +12,10 @@ import time
 import httpx
 import pytest
 from conftest import HELLO, Socket, events, joined
-from fake_openai import Hang, Reply, Wait, text
 from processes import program
 from websockets.asyncio.client import connect
+
+from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
 

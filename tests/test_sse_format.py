@@ -34,7 +34,7 @@ def test_a_line_break_cut_in_two_is_one_line_break(pieces, text):
 
 
 def test_a_cancelled_answer_says_so():
-    cancelled = Done("r1", 2, "cancelled", None, "m", None, None, 1.0)
+    cancelled = Done("r1", 2, "cancelled", None, "m", None, {"ttft_ms": None, "total_ms": 1.0})
 
     assert rendered(token("a"), cancelled) == b"data: a\n\nevent: done\ndata: [CANCELLED]\n\n"
 

@@ -15,7 +15,7 @@ from ws_chat.stores.redis import RedisStore
 
 pytestmark = pytest.mark.anyio
 
-DONE = Done("r1", 4, "completed", "stop", "m", None, None, 1.0)
+DONE = Done("r1", 4, "completed", "stop", "m", None, {"ttft_ms": None, "total_ms": 1.0})
 A, B, C = ({"content": letter} for letter in "abc")
 
 

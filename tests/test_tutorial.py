@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fake_openai import Reply, text
 from processes import ROOT, need, output
+
+from ws_chat.testing import Reply, text
 
 pytestmark = pytest.mark.anyio
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from conftest import both_paths, events, joined
-from fake_openai import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text, usage_chunk
 
 from ws_chat.errors import CODES
+from ws_chat.testing import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text, usage_chunk
 from ws_chat.upstreams import openai as openai_module
 
 pytestmark = [pytest.mark.anyio, both_paths]

@@ -15,16 +15,17 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import HELLO, joined
-from fake_openai import Hang, Reply, text
 from processes import output, program
 from test_holding import UPGRADE, nobody
+
+from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
 
 UPSTREAM = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
-from fake_openai import FakeOpenAI, Hang, Reply, text
+from ws_chat.testing import FakeOpenAI, Hang, Reply, text
 async def main():
     fake = FakeOpenAI()
     fake.default = Reply([*text("a", "b")[:3], Hang()])

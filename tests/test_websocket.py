@@ -6,10 +6,11 @@ import logging
 
 import pytest
 from conftest import HELLO, both_paths, joined
-from fake_openai import Hang, Reply, Wait, chunk, sse, text
 from test_frames import BAD_FRAMES, BAD_JSON
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from ws_chat.testing import Hang, Reply, Wait, chunk, sse, text
 
 pytestmark = [pytest.mark.anyio, both_paths]
 

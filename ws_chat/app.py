@@ -7,6 +7,7 @@ import logging
 import secrets
 import sys
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,13 +15,15 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request  # noqa: TC002  (FastAPI looks at it)
 from starlette.responses import Response
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from ws_chat.access import Keys, Origins, Quota
-from ws_chat.doors.connections import Connections
+from ws_chat.doors.asyncapi import document as asyncapi_document
+from ws_chat.doors.connections import Connections, by_key
 from ws_chat.doors.http import error_response, install_error_handlers
-from ws_chat.doors.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION, SCHEMAS
+from ws_chat.doors.openapi import describe
 from ws_chat.doors.outlet import DRAIN, WRITE_TIMEOUT
 from ws_chat.doors.page import Page
 from ws_chat.doors.sse import SSEDoor
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
     from starlette.websockets import WebSocket
 
+    from ws_chat.doors.connections import Authenticate
     from ws_chat.observe import Observer
     from ws_chat.stores.base import Store
     from ws_chat.upstreams.base import Upstream
@@ -56,12 +60,16 @@ def create_app(
     upstream: Upstream | None = None,
     store: Store | None = None,
     observers: Sequence[Observer] = (),
+    principal: Authenticate | None = None,
 ) -> FastAPI:
     """Return the ASGI application. What is not given is chosen by the settings, and they by the environment.
 
-    `observers` are told what happens, besides metrics and logs. Raises SettingsError.
+    `observers` are told what happens, besides metrics and logs. `principal` tells who asks, in place of API keys. Into
+    another application `ws_chat.mount` puts it. Raises SettingsError.
     """
     settings = settings or Settings.load()
+    if principal and settings.api_keys:
+        raise SettingsError("WS_CHAT_API_KEYS is set, but this application tells by itself who may come in")
     metrics = Metrics()
     observe = Observers([metrics, Logs(content=settings.log_content), *_tracing(), *observers])
     store = store or choose_store(settings)
@@ -76,8 +84,8 @@ def create_app(
         resume_window=settings.resume_window,
         observe=observe,
     )
-    keys, origins = Keys(settings.api_keys), Origins(settings.allowed_origins)
-    connections = Connections(settings.max_connections, keys, origins, observe)
+    principal = principal or by_key(Keys(settings.api_keys))
+    connections = Connections(settings.max_connections, principal, Origins(settings.allowed_origins), observe)
     sockets = WebSocketDoor(
         relay,
         connections,
@@ -97,6 +105,7 @@ def create_app(
                 await relay.stop()
 
         await relay.open()
+        connections.serving = True
         with metrics.watching_the_loop():
             yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout}
         await relay.close()
@@ -104,6 +113,7 @@ def create_app(
     sockets_anywhere_else = WebSocketRoute("/{path:path}", _no_socket_here)
     app = FastAPI(
         title="ws_chat",
+        version=version("ws-chat"),
         lifespan=lifespan,
         # Plain ASGI: for each request the framework's own handling would cost as much as half of ours.
         routes=[
@@ -144,17 +154,24 @@ def create_app(
         """Tell what was counted and measured, in Prometheus's text format."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
+    _describe(app)
+    return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Serve both documents: OpenAPI for the SSE door, AsyncAPI for the WebSocket."""
+
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
-            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            schema["paths"]["/v1/chat/stream"] = {"post": CHAT_OPERATION}
-            schema["paths"]["/v1/chat/stream/{id}"] = {"get": FOLLOW_OPERATION, "delete": CANCEL_OPERATION}
-            schema["components"] = {"schemas": SCHEMAS}
-            app.openapi_schema = schema
+            app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            describe(app.openapi_schema)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend its document
-    return app
+
+    @app.get("/asyncapi.json", include_in_schema=False)
+    async def asyncapi(request: Request) -> dict[str, Any]:
+        return asyncapi_document(request, app.title, app.version)
 
 
 def choose_upstream(settings: Settings) -> Upstream:

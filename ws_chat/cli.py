@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"ws-chat: {error}", file=sys.stderr)
         return 2
+    if options.app != Binding().app:
+        sys.path.insert(0, "")  # it is looked for here too
     run(settings, Binding(**vars(options)))
     return 0
 
@@ -39,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     default = Binding()
     serve.add_argument("--version", action="version", version=f"ws_chat {version('ws-chat')}")
+    serve.add_argument(
+        "--app", metavar="MODULE:NAME", default=default.app, help="an application that ws_chat is mounted into"
+    )
     serve.add_argument("--host", default=default.host, help="address to listen on")
     serve.add_argument("--port", type=_port, default=default.port, help="port to listen on; 0 takes a free one")
     serve.add_argument("--uds", metavar="PATH", help="listen on this Unix domain socket instead")

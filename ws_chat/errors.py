@@ -7,7 +7,9 @@ The same error object goes out at both doors. Its shape follows the OpenAI refer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, TypedDict
+
+from msgspec import Meta
 
 
 class Kind(NamedTuple):
@@ -43,6 +45,23 @@ CODES: Final[dict[str, Kind]] = {
 }
 
 
+class ErrorObject(TypedDict):
+    """What went wrong, the same at both doors. `message` is for people; `param` names the field at fault."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": sorted({kind.type for kind in CODES.values()})})]
+    code: Annotated[str, Meta(extra_json_schema={"enum": list(CODES)})]
+    message: str
+    param: str | None
+    status: Annotated[int, Meta(ge=400, le=599, description="As of an HTTP response.")]
+    retryable: Annotated[bool, Meta(description="Whether the same request may succeed later.")]
+
+
+class ErrorBody(TypedDict):
+    """An error as the body of an HTTP response."""
+
+    error: ErrorObject
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
     """One error as a value: what a log keeps and a frame carries.
@@ -66,7 +85,7 @@ class ErrorInfo:
         """Whether the same request may succeed later."""
         return CODES[self.code].retryable
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> ErrorObject:
         """Return the error object of the contract."""
         kind = CODES[self.code]
         return {

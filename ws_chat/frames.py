@@ -7,21 +7,20 @@ are known to be right; server frames are encoded here for both doors. Knows no c
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping  # noqa: TC003  (the types are looked at)
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
 import msgspec
 from pydantic_core import from_json
 
 from ws_chat.errors import ChatError, ErrorInfo
+from ws_chat.shapes import ID_PATTERN, MAX_MODEL, Id, Model, Seq, Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-MAX_MODEL: Final = 256
-"""Characters: it is logged."""
-
-_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+_ID: Final = re.compile(ID_PATTERN + r"\Z")
 
 
 # Client frames
@@ -31,30 +30,35 @@ _ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 class Chat:
     """Start a generation. `body` is the chat-completions request as the client gave it (`messages` and parameters)."""
 
+    type: ClassVar[str] = "chat"
     body: Mapping[str, Any]
-    model: str | None = None
-    id: str | None = None
-    previous_id: str | None = None
+    model: Model | None = None
+    id: Id | None = None
+    previous_id: Id | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """Stop a generation: `id`, or the only one of the connection."""
 
-    id: str | None = None
+    type: ClassVar[str] = "cancel"
+    id: Id | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
     """Follow a named generation from after the seq `after`."""
 
-    id: str
-    after: int = 0
+    type: ClassVar[str] = "resume"
+    id: Id
+    after: Seq = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
     """Ask for a pong, where a client cannot send a ping of the WebSocket protocol."""
+
+    type: ClassVar[str] = "ping"
 
 
 ClientFrame: TypeAlias = Chat | Cancel | Resume | Ping
@@ -170,8 +174,8 @@ class Start:
     """A chat or resume was accepted; the frames that follow come after `seq`."""
 
     type: ClassVar[str] = "start"
-    id: str
-    seq: int
+    id: Id
+    seq: Seq
     model: str
 
     def as_dict(self) -> dict[str, Any]:  # noqa: D102
@@ -180,22 +184,21 @@ class Start:
 
 Token: TypeAlias = dict[str, Any]
 """All deltas after the previous frame's seq, up to and including `seq`, joined: the JSON object itself (`type`, `id`,
-`seq`, and the fields of the delta), because it is made once a token."""
+`seq`, and the fields of the delta), because it is made once a token. `shapes.TokenFrame` is its type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of a generation that completed or was cancelled. Times are milliseconds since it was accepted."""
+    """The end of a generation that completed or was cancelled. `finish_reason` and `usage` are the upstream's."""
 
     type: ClassVar[str] = "done"
-    id: str
-    seq: int
-    status: str
+    id: Id
+    seq: Seq
+    status: Literal["completed", "cancelled"]
     finish_reason: str | None
     model: str
     usage: Mapping[str, Any] | None
-    ttft_ms: float | None
-    total_ms: float
+    timing: Timing
 
     def as_dict(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -206,7 +209,7 @@ class Done:
             "finish_reason": self.finish_reason,
             "model": self.model,
             "usage": self.usage,
-            "timing": {"ttft_ms": self.ttft_ms, "total_ms": self.total_ms},
+            "timing": self.timing,
         }
 
 
@@ -215,8 +218,8 @@ class Failed:
     """The end of a generation that failed."""
 
     type: ClassVar[str] = "error"
-    id: str
-    seq: int
+    id: Id
+    seq: Seq
     error: ErrorInfo
 
     def as_dict(self) -> dict[str, Any]:  # noqa: D102
@@ -229,7 +232,7 @@ class Refused:
 
     type: ClassVar[str] = "error"
     error: ErrorInfo
-    id: str | None = None
+    id: Id | None = None
 
     def as_dict(self) -> dict[str, Any]:  # noqa: D102
         return {"type": "error", **({"id": self.id} if self.id else {}), "error": self.error.as_dict()}

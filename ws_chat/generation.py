@@ -10,7 +10,7 @@ An answer is complete when its finish_reason has come; an upstream that just sto
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from ws_chat.deltas import Outcome
 from ws_chat.errors import ErrorInfo
@@ -103,7 +103,7 @@ class Generation:
         except KeyError:
             raise IllegalTransitionError(f"{event.value} of a generation that is {self.state.value}") from None
 
-    def _done(self, status: str, last: int, now: float) -> Done:
+    def _done(self, status: Literal["completed", "cancelled"], last: int, now: float) -> Done:
         self.total = now - self._started
         return Done(
             id=self.id,
@@ -112,8 +112,10 @@ class Generation:
             finish_reason=self.outcome.finish_reason,
             model=self.outcome.model or self._model,
             usage=self.outcome.usage,
-            ttft_ms=None if self.first is None else _milliseconds(self.first),
-            total_ms=_milliseconds(self.total),
+            timing={
+                "ttft_ms": None if self.first is None else _milliseconds(self.first),
+                "total_ms": _milliseconds(self.total),
+            },
         )
 
 

@@ -48,6 +48,7 @@ RETIRE: Final = signal.SIGUSR1
 class Binding:
     """Where and how to listen: what `ws-chat serve` takes as options."""
 
+    app: str = "ws_chat.app:app"
     host: str = "127.0.0.1"
     port: int = 8000
     uds: str | None = None
@@ -62,7 +63,7 @@ class Binding:
 def run(settings: Settings, binding: Binding) -> None:
     """Serve until a signal ends it. Exits the process with a status of uvicorn's when it cannot listen."""
     _raise_file_limit()
-    config = uvicorn.Config("ws_chat.app:app", **options(settings, binding))
+    config = uvicorn.Config(binding.app, **options(settings, binding))
     with _own_socket_file(binding.uds):
         if config.workers > 1:
             if not settings.redis_urls:

@@ -1,4 +1,4 @@
-"""The environment, read once into a frozen value. Every setting of docs/protocol.md, its default and its unit."""
+"""The environment, read once into a frozen value. Every setting of docs/settings.md, its default and its unit."""
 
 from __future__ import annotations
 

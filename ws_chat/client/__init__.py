@@ -25,9 +25,10 @@ from ws_chat.client.errors import (
     UntrustedServerError,
     UpstreamError,
 )
-from ws_chat.client.frames import Frame, Function, Message, Status, Timing, ToolCall, Usage
+from ws_chat.client.frames import Frame, Message, Status
 from ws_chat.client.reply import Reply
 from ws_chat.client.sync import SyncChat, SyncReply, connect_sync
+from ws_chat.shapes import Function, Timing, ToolCall, Usage
 
 __all__ = [
     "AuthenticationError",

@@ -14,7 +14,8 @@ from ws_chat.client.request import resuming
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ws_chat.client.frames import Frame, Status, Timing, ToolCall, Usage
+    from ws_chat.client.frames import Frame, Status
+    from ws_chat.shapes import Timing, ToolCall, Usage
 
 _TEXTS: Final = ("content", "reasoning_content", "refusal")
 

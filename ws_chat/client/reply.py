@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ws_chat.client.answer import Answer
-    from ws_chat.client.frames import Frame, Message, Status, Timing, ToolCall, Usage
+    from ws_chat.client.frames import Frame, Message, Status
+    from ws_chat.shapes import Timing, ToolCall, Usage
 
 
 class Known:

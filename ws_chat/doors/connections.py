@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from starlette.datastructures import Headers
 
@@ -25,6 +25,26 @@ if TYPE_CHECKING:
     from ws_chat.observe import Observer
 
 
+class Authenticate(Protocol):
+    """Tells who asks."""
+
+    async def __call__(self, scope: Scope) -> str:
+        """Return the principal of a request or handshake, by its ASGI scope: a name that holds no `/`.
+
+        Raises ChatError where nobody is let in (`unauthorized`).
+        """
+
+
+def by_key(keys: Keys) -> Authenticate:
+    """Tell it by the API key that the request carries."""
+
+    async def principal(scope: Scope) -> str:
+        authorization = Headers(scope=scope).get("authorization")
+        return keys.principal(bearer(authorization, scope.get("subprotocols", ())))
+
+    return principal
+
+
 @dataclass(slots=True, eq=False)
 class Connection:
     """A connection that was let in: who it is, and its outlet when it has one."""
@@ -36,9 +56,12 @@ class Connection:
 class Connections:
     """The connections that are open, at most `limit`."""
 
-    def __init__(self, limit: int, keys: Keys, origins: Origins, observe: Observer | None = None) -> None:
+    serving = False
+    """Whether the application's lifespan runs."""
+
+    def __init__(self, limit: int, principal: Authenticate, origins: Origins, observe: Observer | None = None) -> None:
         self._limit = limit
-        self._keys = keys
+        self._principal = principal
         self._origins = origins
         self.observe = observe or Observers()
         self._open: set[Connection] = set()
@@ -49,17 +72,20 @@ class Connections:
         """How many there are."""
         return len(self._open)
 
-    def caller(self, scope: Scope, door: str) -> Caller:
+    async def caller(self, scope: Scope, door: str) -> Caller:
         """Return who asks. Raises ChatError (`origin_not_allowed`, `unauthorized`)."""
         headers = Headers(scope=scope)
         self._origins.check(headers.get("origin"), headers.get("host"))
-        key = bearer(headers.get("authorization"), scope.get("subprotocols", ()))
-        return Caller(self._keys.principal(key), secrets.token_urlsafe(16), door)
+        return Caller(await self._principal(scope), secrets.token_urlsafe(16), door)
 
     @contextmanager
-    def admit(self, scope: Scope, door: str) -> Iterator[Connection]:
-        """Hold a place for a connection. Raises ChatError (also `draining`, `overloaded`)."""
-        caller = self.caller(scope, door)
+    def admit(self, caller: Caller) -> Iterator[Connection]:
+        """Hold a place for a connection. Raises ChatError (`draining`, `overloaded`)."""
+        if not self.serving:
+            raise RuntimeError(
+                "The lifespan of ws_chat does not run: ws_chat.mount.mount() puts it into that of an app."
+            )
+        door = caller.door
         if self._draining:
             raise ChatError(DRAINING.code, DRAINING.message, retry_after=DRAINING.retry_after)
         if self.open >= self._limit:

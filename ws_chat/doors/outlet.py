@@ -14,6 +14,8 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
+from starlette.middleware.cors import CORSMiddleware
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -242,5 +244,15 @@ class AwaitedOutlet(Outlet):
 
 def outlet(encoding: Encoding, scope: Any, send: Send) -> Outlet:
     """Return the direct outlet where the server offers a wire, and else one that awaits `send`."""
+    hide_wire(scope, scope.get("app"))
     wire = scope.get("extensions", {}).get(WIRE)
     return DirectOutlet(encoding, wire) if wire else AwaitedOutlet(encoding, send)
+
+
+def hide_wire(scope: Any, app: Any) -> None:
+    """Let all go through `send` where an application has middleware: it may change what is sent, or hold back a head.
+
+    That of CORS only adds headers.
+    """
+    if any(middleware.cls is not CORSMiddleware for middleware in getattr(app, "user_middleware", ())):
+        scope.get("extensions", {}).pop(WIRE, None)

@@ -78,12 +78,12 @@ class SSEDoor:
         """Serve one request, as an ASGI application. Raises ChatError when there is nothing to stream."""
         exchange = _Exchange(scope, receive, send)
         try:
+            caller = await self._connections.caller(scope, DOOR)
             if scope["method"] == "DELETE":  # welcome also where nothing new is: it makes room
-                caller = self._connections.caller(scope, DOOR)
                 await self._relay.cancel(caller, scope["path_params"]["id"])
                 await exchange.answer(Response(status_code=204))
                 return
-            with self._connections.admit(scope, DOOR) as connection:
+            with self._connections.admit(caller) as connection:
                 serve = self._start if scope["method"] == "POST" else self._follow
                 await serve(connection, exchange)
         except ChatError as error:

@@ -57,7 +57,8 @@ class WebSocketDoor:
     async def serve(self, websocket: WebSocket) -> None:
         """Serve one socket until it closes. A refusal is an HTTP response, before the upgrade."""
         try:
-            with self.connections.admit(websocket.scope, DOOR) as connection:
+            caller = await self.connections.caller(websocket.scope, DOOR)
+            with self.connections.admit(caller) as connection:
                 offered = websocket.scope["subprotocols"]
                 await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
                 session = Session(limit=self._max_generations, new_id=self._new_id)

@@ -64,9 +64,8 @@ def terminal_of(data: bytes) -> Terminal:
     """Return a terminal frame from what `encode` made of it."""
     frame: dict[str, Any] = msgspec.json.decode(data)
     if frame["type"] == "done":
-        timing = frame.pop("timing")
         del frame["type"]
-        return Done(**frame, **timing)
+        return Done(**frame)
     given = frame["error"]
     retry_after = frame.get("retry_after")
     error = ErrorInfo(given["code"], given["message"], given["param"], given["status"], retry_after)

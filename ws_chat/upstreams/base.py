@@ -1,4 +1,4 @@
-"""The seam to whatever produces answers."""
+"""The seam to whatever produces answers. docs/embedding.md has one in ten lines."""
 
 from __future__ import annotations
 

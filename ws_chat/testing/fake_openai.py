@@ -1,8 +1,6 @@
 """A real OpenAI-compatible HTTP server that says, and breaks, exactly what a test tells it to.
 
-A reply is a list of steps, carried out in order on the real connection: bytes are written in a write of their own (one
-read at the other end, as far as TCP lets a test say so), the others pause, wait, hang, cut or reset. Every request is
-recorded, with the moment at which its connection was closed.
+Every request is recorded, with the moment at which its connection was closed.
 """
 
 from __future__ import annotations
@@ -12,56 +10,28 @@ import json
 import socket
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import httptools
 
-DONE = b"data: [DONE]\n\n"
+from ws_chat.testing.replies import Cut, Garbage, Hang, Pause, Reply, Reset, Wait, error_body, text
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
 
-class Cut:
-    """Close the connection politely, in the middle of the response."""
+    from ws_chat.testing.replies import Step
 
-
-class Reset:
-    """Reset the connection (RST)."""
-
-
-class Hang:
-    """Say nothing more, and leave the connection open."""
-
-
-class Garbage:
-    """Break the transfer coding: what follows is no HTTP."""
-
-
-@dataclass
-class Pause:
-    """Wait for some seconds."""
-
-    seconds: float
-
-
-@dataclass
-class Wait:
-    """Wait until the test sets the event."""
-
-    event: asyncio.Event
-
-
-@dataclass
-class Reply:
-    """A response: its status and headers, and the steps of its body. `head_after` delays the status line."""
-
-    steps: list[Any] = field(default_factory=list)
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "text/event-stream"})
-    head_after: list[Any] = field(default_factory=list)
+POLL: Final = 0.01
+"""Seconds between two looks at an event of another thread."""
 
 
 @dataclass
 class Recorded:
-    """A request as it came in. `closed` is set when its connection was lost, at the loop time `closed_at`."""
+    """A request as it came in: its path, its headers (names in lower case), its body as JSON.
+
+    `closed` is set when its connection was lost, at the loop time `closed_at`; `answered`: the reply was sent in full.
+    """
 
     path: str
     headers: dict[str, str]
@@ -71,50 +41,12 @@ class Recorded:
     answered: bool = False
 
 
-def chunk(delta: dict[str, Any] | None = None, finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
-    """Return a chat completion chunk as OpenAI sends it."""
-    choice: dict[str, Any] = {"index": 0, "delta": delta or {}, "finish_reason": finish_reason, "logprobs": None}
-    if "logprobs" in more:
-        choice["logprobs"] = more.pop("logprobs")
-    return {
-        "id": "chatcmpl-1",
-        "object": "chat.completion.chunk",
-        "created": 1700000000,
-        "model": "gpt-4o-mini-2024-07-18",
-        "choices": [choice],
-        **more,
-    }
-
-
-def usage_chunk(prompt: int = 5, completion: int = 3) -> dict[str, Any]:
-    """Return the last chunk, which has usage and no choice."""
-    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-    return {**chunk(), "choices": [], "usage": usage}
-
-
-def sse(*values: Any, eol: str = "\n") -> bytes:
-    """Return events, one for each JSON value."""
-    return "".join(f"data: {json.dumps(v, ensure_ascii=False)}{eol}{eol}" for v in values).encode()
-
-
-def text(*contents: str, finish_reason: str | None = "stop", usage: bool = True, done: bool = True) -> list[bytes]:
-    """Return the steps of a whole answer, one step (so one read, mostly) for each event."""
-    steps = [sse(chunk({"role": "assistant", "content": ""}))]
-    steps += [sse(chunk({"content": content})) for content in contents]
-    if finish_reason:
-        steps.append(sse(chunk({}, finish_reason)))
-    if usage:
-        steps.append(sse(usage_chunk(completion=len(contents))))
-    return [*steps, DONE] if done else steps
-
-
-def error_body(message: str, **more: Any) -> bytes:
-    """Return an error body of OpenAI's shape."""
-    return json.dumps({"error": {"message": message, "type": "invalid_request_error", **more}}).encode()
-
-
 class FakeOpenAI:
-    """The server. `replies` are given in order; when they run out, `default` is given."""
+    """The server, from `start` to `stop`, or inside of `async with`, on a free port of 127.0.0.1.
+
+    `replies` are given in order; when they run out, `default` is given: an answer of two deltas, `Hel` and `lo`.
+    `requests` are those that have come. All may be used from other threads, but for what is awaited.
+    """
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []
@@ -127,10 +59,16 @@ class FakeOpenAI:
 
     @property
     def base_url(self) -> str:
-        assert self._server
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        """Where it is: what OPENAI_BASE_URL is set to."""
+        return f"http://127.0.0.1:{self._running.sockets[0].getsockname()[1]}/v1"
 
-    def reply(self, steps: list[Any], status: int = 200, headers: dict[str, str] | None = None) -> None:
+    @property
+    def _running(self) -> asyncio.Server:
+        if self._server is None:
+            raise RuntimeError("The fake upstream was not started.")
+        return self._server
+
+    def reply(self, steps: Sequence[Step], status: int = 200, headers: dict[str, str] | None = None) -> None:
         """Give this to the next request that has no reply yet."""
         reply = Reply(steps, status)
         if headers is not None:
@@ -138,7 +76,7 @@ class FakeOpenAI:
         self.replies.append(reply)
 
     def refuse(self, status: int, message: str, **headers: str) -> None:
-        """Answer the next request with an error."""
+        """Answer the next request with an error; `Retry_After="7"` is a header."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         self.reply([error_body(message)], status, {"Content-Type": "application/json", **given})
 
@@ -150,18 +88,29 @@ class FakeOpenAI:
         return self.requests[number - 1]
 
     async def start(self) -> None:
+        """Listen."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, backlog=8192)
 
     async def stop(self) -> None:
-        assert self._server
-        self._server.close()
+        """Break every connection off, and listen no more."""
+        self._running.close()
         for connection in list(self.connections):
             connection.transport.abort()
         await asyncio.sleep(0)
-        await self._server.wait_closed()
+        await self._running.wait_closed()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
 
     def record(self, request: Recorded) -> Reply:
+        """Take note of a request; return what is its reply."""
         self.requests.append(request)
         self._arrived.set()
         return self.replies.pop(0) if self.replies else self.default
@@ -179,14 +128,14 @@ class _Connection(asyncio.Protocol):
         self._current: Recorded | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]  (uvloop's transports are no asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as it is
+        self.transport = transport
         self._server.connections.add(self)
         self._server.accepted += 1
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         self._server.connections.discard(self)
         if self._current:
             self._current.closed_at = asyncio.get_running_loop().time()
@@ -233,8 +182,11 @@ class _Connection(asyncio.Protocol):
                 await asyncio.sleep(0)  # a turn of the loop, so that the next write is another read
             case Pause(seconds):
                 await asyncio.sleep(seconds)
-            case Wait(event):
+            case Wait(asyncio.Event() as event):
                 await event.wait()
+            case Wait(event):
+                while not event.is_set():  # noqa: ASYNC110  (one of another thread)
+                    await asyncio.sleep(POLL)
             case Hang():
                 await asyncio.Event().wait()
             case Garbage():

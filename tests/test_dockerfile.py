@@ -1,0 +1,124 @@
+"""The Dockerfile, as far as it goes without Docker: what it copies is there, its commands are run outside of an image.
+
+They are run as they stand, with paths below a temporary folder, and in the order of the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from conftest import HELLO
+from processes import ROOT, environment, lacking
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+TEXT = (ROOT / "Dockerfile").read_text()
+STEPS = [line.split(maxsplit=1) for line in TEXT.splitlines() if line and not line.startswith("#")]
+IGNORED = (ROOT / ".dockerignore").read_text().split()
+
+
+def the(instruction: str) -> list[str]:
+    """Return the arguments of all instructions of that name."""
+    return [given for name, given in STEPS if name == instruction]
+
+
+def command(given: str) -> list[str]:
+    """Return a command in exec form: without a shell, which would keep signals for itself."""
+    words = json.loads(given[given.index("[") :])
+    assert all(isinstance(word, str) for word in words)
+    return words
+
+
+def test_it_is_slim_and_nobody_runs_it_as_root():
+    known = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT"}
+    assert {name for name, _ in STEPS} <= known
+    assert all(re.fullmatch(r"python:3\.\d+-slim( AS build)?", image) for image in the("FROM"))
+    last = STEPS[max(place for place, (name, _) in enumerate(STEPS) if name == "FROM") :]
+    (user,) = [given for name, given in last if name == "USER"]
+    assert int(user.split(":")[0]) > 0, "Kubernetes's runAsNonRoot needs a number"
+    assert (the("STOPSIGNAL"), the("EXPOSE")) == (["SIGTERM"], ["8000"])
+    assert not [given for name, given in last if name == "RUN"]
+
+
+def test_what_is_copied_is_there_and_not_ignored():
+    allowed = {entry.removeprefix("!") for entry in IGNORED if entry.startswith("!")}
+    copied = {source for given in the("COPY") if "--from" not in given for source in given.split()[:-1]}
+
+    assert IGNORED[0] == "*"
+    assert copied == allowed
+    assert all((ROOT / source).exists() for source in copied)
+
+
+async def run(words: list[str], folder: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *words, cwd=folder, env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    async with asyncio.timeout(240):
+        out, _ = await process.communicate()
+    if b"Temporary failure in name resolution" in out or b"Network is unreachable" in out:
+        lacking("no package index can be reached")
+    assert process.returncode == 0, out.decode()
+
+
+async def test_what_it_builds_serves_is_healthy_and_drains(tmp_path):
+    opt, source = tmp_path / "opt", tmp_path / "src"
+    source.mkdir()
+    for given in the("COPY"):
+        if "--from" not in given:
+            *copied, target = given.split()
+            for name in copied:
+                path = ROOT / name
+                if path.is_dir():
+                    shutil.copytree(path, source / target, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(path, source / target)
+    for given in the("RUN"):
+        words = [word.replace("/opt/", f"{opt}/") for word in command(given)]
+        await run([sys.executable if words[0] == "python" else words[0], *words[1:]], source)
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (path,) = [given.removeprefix("PATH=").removesuffix(":$PATH") for given in the("ENV")]
+    folder = path.replace("/opt/", f"{opt}/")
+    program, *arguments = command(the("ENTRYPOINT")[0])
+    asked, *how = command(the("HEALTHCHECK")[0])
+    check = [f"{folder}/{asked}", *(word.replace("8000", str(port)) for word in how)]
+    env = {**environment(), "PATH": f"{folder}:{os.environ['PATH']}", "WS_CHAT_UPSTREAM": "demo"}
+    assert arguments[-2:] == ["--host", "0.0.0.0"], "in a container, the address of all"
+    local = [*arguments[:-1], "127.0.0.1", "--port", str(port)]
+    server = await asyncio.create_subprocess_exec(
+        f"{folder}/{program}", *local, cwd=tmp_path, env=env, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(60):
+            while b"Application startup complete" not in await server.stderr.readline():
+                assert server.returncode is None
+            await run(check, tmp_path)
+            async with httpx.AsyncClient() as client:
+                url = f"http://127.0.0.1:{port}/v1/chat/stream"
+                answered = await client.post(url, json={"messages": HELLO, "model": "demo-fast"})
+            assert "[DONE]" in answered.text
+            server.send_signal(signal.SIGTERM)
+            _, log = await server.communicate()
+    finally:
+        if server.returncode is None:
+            server.kill()
+            await server.wait()
+
+    assert server.returncode == 0, log.decode()
+    assert b"Draining" in log
+    dead = await asyncio.create_subprocess_exec(*check, stderr=asyncio.subprocess.DEVNULL)
+    assert await dead.wait() != 0, "a server that is gone is not healthy"
