@@ -22,7 +22,7 @@ from ws_chat.doors.connections import Connections
 from ws_chat.doors.http import error_response, install_error_handlers
 from ws_chat.doors.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION, SCHEMAS
 from ws_chat.doors.outlet import DRAIN, WRITE_TIMEOUT
-from ws_chat.doors.page import Page
+from ws_chat.doors.page import FrontPage, Page
 from ws_chat.doors.sse import SSEDoor
 from ws_chat.doors.websocket import WebSocketDoor
 from ws_chat.errors import ErrorInfo
@@ -32,6 +32,7 @@ from ws_chat.observers.metrics import Metrics
 from ws_chat.relay import Relay
 from ws_chat.settings import Settings, SettingsError
 from ws_chat.stores.memory import MemoryStore
+from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
 from ws_chat.upstreams.demo import DemoUpstream
 from ws_chat.upstreams.openai import OpenAIUpstream
 
@@ -101,6 +102,7 @@ def create_app(
             yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout}
         await relay.close()
 
+    front_page = FrontPage([] if upstream else known_models(settings), needs_key=bool(settings.api_keys))
     sockets_anywhere_else = WebSocketRoute("/{path:path}", _no_socket_here)
     app = FastAPI(
         title="ws_chat",
@@ -111,6 +113,7 @@ def create_app(
             Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             sockets_anywhere_else,
+            Route("/", front_page.answer, methods=["GET"], include_in_schema=False),
             Mount("/static", Page(directory=Path(__file__).parent / "static")),
         ],
     )
@@ -171,6 +174,14 @@ def choose_upstream(settings: Settings) -> Upstream:
         base_url=settings.openai_base_url,
         timeout=settings.upstream_timeout,
     )
+
+
+def known_models(settings: Settings) -> list[str]:
+    """Return the models that a page can offer, the default first; others may be allowed too."""
+    if settings.uses_demo:
+        return list(DEMO_MODELS)
+    named = [model for model in settings.models if not set(model) & set("*?[")]
+    return list(dict.fromkeys([settings.model, *named]))
 
 
 def choose_store(settings: Settings) -> Store:
