@@ -68,7 +68,7 @@ export class Frames {
       { class: sent ? "sent" : "received" },
       make("span", { class: "way" }, sent ? "↑" : "↓", make("span", { class: "unseen" }, sent ? " sent" : " received")),
       make("time", {}, at.toLocaleTimeString("en-GB") + `.${String(at.getMilliseconds()).padStart(3, "0")}`),
-      make("code", {}, text.slice(0, 200)),
+      make("code", {}, text.slice(0, 200).replace(/("id":"[^"]{6})[^"]+/, "$1…")),
     );
     const details = make("details", { toggle: () => this.#open(details, sent, text) }, summary);
     return make("li", {}, details);

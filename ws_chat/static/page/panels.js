@@ -49,6 +49,10 @@ function panel(id, opener, covering, shown = () => {}) {
   };
   opener.addEventListener("click", () => (box.dataset.open === "true" ? close() : set(true)));
   box.querySelector(".closes")?.addEventListener("click", close);
+  document.addEventListener("click", ({ target }) => {
+    // What it lies over is inert, so that a click there is one on nothing.
+    if (covers() && target instanceof Element && !box.contains(target) && !opener.contains(target)) close();
+  });
   for (const query of [narrow, middling]) {
     query.addEventListener("change", () => document.querySelector("main")?.toggleAttribute("inert", covers()));
   }
