@@ -19,6 +19,7 @@ export class Answers extends EventTarget {
     super();
     this.#conversations = conversations;
     this.#line = line;
+    conversations.follows = (turn) => this.#replies.has(turn);
     conversations.addEventListener("elsewhere", () => this.followAll());
   }
 

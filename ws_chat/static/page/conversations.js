@@ -18,6 +18,7 @@ import * as storage from "./storage.js";
 export class Conversations extends EventTarget {
   /** @type {Map<string, Conversation>} */ #all = new Map();
   /** @type {Conversation} */ current = blank();
+  /** Whether this tab reads a turn's answer itself. @type {(turn: Turn) => boolean} */ follows = () => false;
 
   constructor() {
     super();
@@ -92,9 +93,9 @@ export class Conversations extends EventTarget {
       this.#all.delete(id);
       if (known === this.current) this.open();
     } else if (known) {
-      const running = new Map(known.turns.filter(isRunning).map((turn) => [turn.id, turn]));
-      const turns = written.turns.map((turn) => running.get(turn.id) ?? turn);
-      for (const turn of running.values()) if (!turns.includes(turn)) turns.push(turn); // both have asked at once
+      const followed = new Map(known.turns.filter(this.follows).map((turn) => [turn.id, turn]));
+      const turns = written.turns.map((turn) => followed.get(turn.id) ?? turn);
+      for (const turn of followed.values()) if (!turns.includes(turn)) turns.push(turn); // both have asked at once
       Object.assign(known, written, { turns });
       if (known === this.current) this.#tell("opened");
     } else this.#all.set(id, written);
