@@ -47,7 +47,9 @@ class Tab:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         page.set_default_timeout(PATIENCE)
-        page.on("console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on(
+            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
+        )
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("websocket", lambda socket: self.requests.append(socket.url))
@@ -94,6 +96,6 @@ async def visiting(browser: Browser, url: str, *, complains: bool = False, **opt
         tab = await open_tab(context, url)
         yield tab
         assert complains or not tab.complaints, tab.complaints
-        place = re.escape(url.split("://")[1].split("/")[0])
+        place = re.escape(url.split("/")[2])
         elsewhere = [asked for asked in tab.requests if not re.match(rf"(https?|wss?)://{place}/|data:", asked)]
         assert not elsewhere

@@ -244,7 +244,7 @@ async def test_a_frame_is_copied_as_a_line_for_a_terminal(service, fake, browser
     for program in ("curl", "wscat"):
         need(program)
     async with visiting(browser, service.url) as tab:
-        await tab.ask("It's \"quoted\" `so` $HOME\nand broken")
+        await tab.ask('It\'s "quoted" `so` $HOME\nand broken')
         await tab.says("Hello")
         await tab.press("Inspect")
         await tab.page.get_by_role("tab", name="Frames").click()
@@ -274,7 +274,8 @@ async def test_the_stream_is_drawn(service, fake, browser):
         await tab.is_in("completed")
         stream = tab.page.locator(".stream")
         await expect(stream.get_by_role("heading", name="Count")).to_be_visible()
-        figures = dict(zip(await stream.locator("dt").all_inner_texts(), await stream.locator("dd").all_inner_texts()))
+        names, values = [await stream.locator(kind).all_inner_texts() for kind in ("dt", "dd")]
+        figures = dict(zip(names, values, strict=True))
         assert figures["Tokens in frames"] == "4 in 2"
         assert figures["Merged frames"] == "1"
         assert figures["First token"].endswith("ms")
@@ -282,7 +283,9 @@ async def test_the_stream_is_drawn(service, fake, browser):
         colours = await stream.locator("canvas").evaluate("""(canvas) => {
           const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
           const found = new Set();
-          for (let at = 0; at < data.length; at += 4) if (data[at + 3] === 255) found.add(data.slice(at, at + 3).join());
+          for (let at = 0; at < data.length; at += 4) {
+            if (data[at + 3] === 255) found.add(data.slice(at, at + 3).join());
+          }
           return [...found];
         }""")
         assert {"104,98,88", "15,107,92", "180,84,10"} <= set(colours), "the first token, a frame, a merged frame"
@@ -330,9 +333,11 @@ async def commands(tab):
     lines = []
     await tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     for program in ("curl", "wscat"):
-        await row.get_by_role("button", name=f"Copy as {program}").or_(
-            row.get_by_role("button", name="Copied")
-        ).first.click()
+        await (
+            row.get_by_role("button", name=f"Copy as {program}")
+            .or_(row.get_by_role("button", name="Copied"))
+            .first.click()
+        )
         lines.append(await tab.page.evaluate("navigator.clipboard.readText()"))
         await expect(row.get_by_role("button", name=f"Copy as {program}")).to_be_visible()
     return lines

@@ -30,7 +30,7 @@ class Cable(DroppingProxy):
 
     def __init__(self, service):
         self.budget = lambda: None
-        super().__init__(port_of(service), lambda: self.budget())
+        super().__init__(port_of(service), lambda: self.budget())  # noqa: PLW0108  (it changes)
         self.port = 0
 
     async def plug(self):
@@ -225,8 +225,11 @@ async def test_what_is_kept_is_bounded(service, browser):
     async with visiting(browser, service.url) as tab:
         await tab.page.evaluate("""async () => {
           const { save } = await import("/static/page/storage.js");
-          const turns = [{ id: "t", question: "q", text: "x".repeat(100_000), toolCalls: [], reasoning: "", state: "completed" }];
-          for (let at = 1; at <= 60; at += 1) if (!save({ id: `c${at}`, title: `c${at}`, at, model: "", turns })) throw Error("full");
+          const text = "x".repeat(100_000);
+          const turns = [{ id: "t", question: "q", text, toolCalls: [], reasoning: "", state: "completed" }];
+          for (let at = 1; at <= 60; at += 1) {
+            if (!save({ id: `c${at}`, title: `c${at}`, at, model: "", turns })) throw Error("full");
+          }
         }""")
         kept = await tab.page.evaluate("Object.keys(localStorage)")
         size = await tab.page.evaluate("Object.values(localStorage).join('').length")

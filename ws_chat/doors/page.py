@@ -41,8 +41,9 @@ class Page(StaticFiles):
 
 
 class FrontPage:
-    """The page at `/`. It is told what a user would have to guess: the models, the first being the default, and
-    whether a key is needed. It loads everything else by relative URLs, so it may stand under any prefix.
+    """The page at `/`, which loads everything else by relative URLs, so that it may stand under any prefix.
+
+    It is told what a user would have to guess: the models, the first being the default, and whether a key is needed.
     """
 
     def __init__(self, models: Sequence[str], *, needs_key: bool) -> None:

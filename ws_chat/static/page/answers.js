@@ -121,7 +121,7 @@ export class Answers extends EventTarget {
   }
 }
 
-/** @param {Conversation} conversation @param {Turn} turn @returns {[any[], object]} */
+/** @param {Conversation} conversation @param {Turn} turn @returns {[any[], import("../ws-chat.js").AskOptions]} */
 function request(conversation, turn) {
   const before = turn.previousId ? [] : conversation.turns.slice(0, conversation.turns.indexOf(turn));
   const messages = before.flatMap((known) => [

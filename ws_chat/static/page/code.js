@@ -8,14 +8,13 @@ const FILES = new Set(
   ("bash c cpp csharp css diff dockerfile go http ini java javascript json kotlin lua makefile markdown nginx php " +
     "python r ruby rust shell sql swift typescript xml yaml").split(" "),
 );
-/** @type {Record<string, string>} */
-const OTHER_NAMES = {
+const OTHER_NAMES = new Map(Object.entries({
   ...{ py: "python", python3: "python", js: "javascript", jsx: "javascript", mjs: "javascript", node: "javascript" },
   ...{ ts: "typescript", tsx: "typescript", sh: "bash", zsh: "bash", console: "shell", shellsession: "shell" },
   ...{ html: "xml", svg: "xml", yml: "yaml", "c++": "cpp", h: "c", hpp: "cpp", cs: "csharp", "c#": "csharp" },
   ...{ rs: "rust", rb: "ruby", kt: "kotlin", golang: "go", toml: "ini", make: "makefile", md: "markdown", jsonc: "json" },
   ...{ postgresql: "sql", sqlite: "sql", mysql: "sql", patch: "diff", docker: "dockerfile" },
-};
+}));
 /** What is written inside of another language. @type {Record<string, string[]>} */
 const INSIDE = { xml: ["javascript", "css"], markdown: ["xml"], shell: ["bash"], php: ["xml"] };
 const MOST_CHARACTERS = 50_000;
@@ -33,7 +32,7 @@ export class CodeBlock {
   constructor(language) {
     const name = language.toLowerCase();
     this.language = language;
-    this.#name = FILES.has(name) ? name : (OTHER_NAMES[name] ?? "");
+    this.#name = FILES.has(name) ? name : (OTHER_NAMES.get(name) ?? "");
     const button = make("button", { type: "button", class: "quiet", click: () => copy(this.#shown, button) }, "Copy");
     // What scrolls has to be reached by the keyboard.
     const label = language ? `Code, ${language}` : "Code";

@@ -45,7 +45,7 @@ export function key(line, needsKey, notify) {
 /** Return a function that shows a message until the next one; an empty one hides it. */
 export function notices() {
   const place = get("notice");
-  return (/** @type {string} */ message, /** @type {{ label: string, run: () => void }} */ act = undefined) => {
+  return (/** @type {string} */ message, /** @type {{ label: string, run: () => void } | undefined} */ act) => {
     const hide = () => (place.hidden = true);
     const run = () => {
       hide();

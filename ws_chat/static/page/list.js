@@ -18,7 +18,7 @@ export function list(conversations, answers, notify) {
     const { id, title, turns } = conversation;
     const state = turns.some(isRunning) ? "running" : turns.at(-1)?.state === "failed" ? "failed" : undefined;
     const current = conversation === conversations.current ? "page" : undefined;
-    const words = { running: "is answering", failed: "failed" }[state ?? ""];
+    const words = state && { running: "is answering", failed: "failed" }[state];
     const badge = make("span", { class: "badge" }, ...(words ? [make("span", { class: "unseen" }, `, ${words}`)] : []));
     const link = make("a", { href: `#${id}`, "aria-current": current, "data-state": state }, make("span", {}, title), badge);
     const label = `Delete “${title}”`;
@@ -33,7 +33,9 @@ export function list(conversations, answers, notify) {
     if (shown === (shown = state + conversations.current.id)) return;
     const focused = document.activeElement?.getAttribute("href");
     get("conversations").replaceChildren(...conversations.list.map(item));
-    if (focused) document.querySelector(`#conversations a[href="${CSS.escape(focused)}"]`)?.focus();
+    if (!focused) return;
+    const again = [...document.querySelectorAll("#conversations a")].find((link) => link.getAttribute("href") === focused);
+    /** @type {HTMLElement | undefined} */ (again)?.focus();
   });
   for (const type of ["list", "opened"]) conversations.addEventListener(type, draw);
   draw();

@@ -25,7 +25,7 @@ export function read(text, links) {
   if (text.length <= MOST_CHARACTERS) {
     try {
       const lexer = new Lexer({ ...getDefaults(), breaks: true }); // a line that a model breaks is broken
-      lexer.tokens.links = links;
+      /** @type {any} */ (lexer.tokens).links = links;
       return [...lexer.lex(text)];
     } catch {
       // Nested too deep for the stack: it is shown as it is.
@@ -34,7 +34,7 @@ export function read(text, links) {
   return [{ type: "plain", raw: text, text }];
 }
 
-/** Make a block, or null for what shows nothing. @param {any} token @returns {Element | null} */
+/** Make a block, or null for what shows nothing. @param {any} token @returns {HTMLElement | null} */
 export function block(token, depth = 0) {
   if (depth > DEEPEST) return make("p", { class: "plain" }, token.raw);
   const deeper = (/** @type {any[]} */ tokens) => blocks(tokens, depth + 1);
@@ -43,7 +43,7 @@ export function block(token, depth = 0) {
     case "def":
       return null;
     case "heading":
-      return make(`h${Math.min(6, token.depth + 3)}`, {}, ...inlines(token.tokens)); // h3 is the question
+      return make(`h${Math.min(6, token.depth + 2)}`, {}, ...inlines(token.tokens)); // h2 is the question
     case "code": {
       const code = new CodeBlock(languageOf(token));
       code.show(token.text, true);

@@ -13,10 +13,10 @@ export function say(text) {
   while (place.childElementCount > MOST) place.firstElementChild?.remove();
 }
 
-/** @param {Element} block */
+/** @param {HTMLElement} block */
 export function sayBlock(block) {
   const code = block.querySelector("pre");
-  if (!block.matches("figure.code") || !code) return say(block.textContent ?? "");
+  if (!block.matches("figure.code") || !code) return say(block.innerText); // which parts the items of a list
   const lines = (code.textContent ?? "").split("\n").length;
   const label = code.getAttribute("aria-label");
   say(`${label}, ${lines} ${lines === 1 ? "line" : "lines"}.`);

@@ -42,7 +42,7 @@ export class Streams {
 
 class StreamView {
   drawn = false;
-  #title = make("h3");
+  #title = make("h2");
   #canvas = /** @type {HTMLCanvasElement} */ (make("canvas", { role: "img" }));
   #figures = make("dl");
   #stream;

@@ -31,7 +31,7 @@ export class TurnView {
     this.element = make(
       "article",
       { class: "turn" },
-      make("h3", { class: "question" }, turn.question),
+      make("h2", { class: "question" }, turn.question),
       make("div", { class: "answer" }, this.#thinking, this.#text, this.#calls, this.#error),
       make("footer", {}, this.#facts, this.#copy, this.#again),
     );
@@ -58,7 +58,7 @@ export class TurnView {
     this.#drawError(last);
     if (ended && !this.#spoken) {
       this.#spoken = true;
-      say({ completed: "End of the answer.", cancelled: "The answer was stopped." }[turn.state] ?? "");
+      say(turn.state === "cancelled" ? "The answer was stopped." : "End of the answer.");
     }
     return later;
   }
