@@ -68,7 +68,7 @@ export class Frames {
       { class: sent ? "sent" : "received" },
       make("span", { class: "way" }, sent ? "↑" : "↓", make("span", { class: "unseen" }, sent ? " sent" : " received")),
       make("time", {}, at.toLocaleTimeString("en-GB") + `.${String(at.getMilliseconds()).padStart(3, "0")}`),
-      make("code", {}, text.slice(0, 200).replace(/("id":"[^"]{6})[^"]+/, "$1…")),
+      ...told(text).map((part, place) => make("span", { class: ["type", "seq", "brief"][place] }, part)),
     );
     const details = make("details", { toggle: () => this.#open(details, sent, text) }, summary);
     return make("li", {}, details);
@@ -97,11 +97,27 @@ export class Frames {
   }
 }
 
+/** Return a frame's type, its seq, and what it is about. @param {string} text @returns {string[]} */
+function told(text) {
+  const frame = parsed(text);
+  if (!frame) return ["?", "", text.slice(0, 200)];
+  const { content, reasoning_content: reasoning, refusal, tool_calls: calls, error, messages, status, model, after } = frame;
+  const said = content ?? reasoning ?? refusal ?? (calls && JSON.stringify(calls)) ?? messages?.at(-1)?.content;
+  const brief = said !== undefined ? JSON.stringify(said) : (error?.code ?? status ?? model ?? (after !== undefined ? `after ${after}` : ""));
+  return [String(frame.type), String(frame.seq ?? ""), brief.slice(0, 200)];
+}
+
+/** @param {string} text */
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null; // what the server sends is shown as it is, above all when it is wrong
+  }
+}
+
 /** @param {string} text */
 function pretty(text) {
-  try {
-    return JSON.stringify(JSON.parse(text), null, 2);
-  } catch {
-    return text; // what the server sends is shown as it is, above all when it is wrong
-  }
+  const frame = parsed(text);
+  return frame ? JSON.stringify(frame, null, 2) : text;
 }

@@ -42,10 +42,14 @@ export function key(line, needsKey, notify) {
   if (needsKey && !line.key) ask();
 }
 
-/** Return a function that shows a message until the next one; an empty one hides it. */
+/**
+ * Return a function that shows a message until the next one; an empty one hides it.
+ *
+ * @returns {(message: string, act?: { label: string, run: () => void }) => void}
+ */
 export function notices() {
   const place = get("notice");
-  return (/** @type {string} */ message, /** @type {{ label: string, run: () => void } | undefined} */ act) => {
+  return (message, act) => {
     const hide = () => (place.hidden = true);
     const run = () => {
       hide();

@@ -9,16 +9,19 @@ const HEIGHT = 56; // pixels, as page.css has it
 export class Streams {
   /** @type {StreamView[]} */ #views = [];
   #place = get("streams");
+  #streams = make("div");
   #empty = make("p", { class: "empty" }, "Ask something: what its stream does is drawn here.");
   #draw = paced(() => this.#drawAll());
 
   /** @param {import("./conversations.js").Conversations} conversations @param {import("./answers.js").Answers} answers */
   constructor(conversations, answers) {
-    this.#place.append(this.#empty);
+    const legend = [["first", "First token"], ["frame", "Frame, after a gap"], ["merged", "Merged frame"]];
+    const names = legend.map(([kind, name]) => make("span", { class: kind }, name));
+    this.#place.append(make("p", { class: "legend" }, ...names), this.#streams, this.#empty);
     answers.addEventListener("stream", (event) => {
       const view = new StreamView(/** @type {CustomEvent} */ (event).detail);
       this.#empty.remove();
-      this.#place.prepend(view.element);
+      this.#streams.prepend(view.element);
       this.#views.unshift(view);
       for (const old of this.#views.splice(MOST_STREAMS)) old.element.remove();
       this.#draw();

@@ -70,7 +70,7 @@ export class Typing {
     if (token.type === "code") {
       const language = languageOf(token);
       const known = old?.code;
-      const code = known?.language === language ? known : new CodeBlock(language);
+      const code = known && known.language === language ? known : new CodeBlock(language);
       code.show(token.text, finished);
       this.#put(place, code.element, code);
       return true;
