@@ -20,7 +20,7 @@ from ws_chat.settings import Settings
 HERE = Path(__file__).parent
 SIZE = {"width": 1280, "height": 780}
 FIRST = "Sunlight is scattered by the air, and short waves are scattered most: **Rayleigh scattering**."
-ANSWER = """Its strength falls with the *fourth power* of the wavelength: blue light is scattered five times as much as red.
+ANSWER = """Its strength falls with the *fourth power* of the wavelength: blue is scattered five times as much as red.
 
 ```python
 def scattered(wavelength: float) -> float:
@@ -56,7 +56,9 @@ async def main() -> None:
     settings = Settings(openai_base_url=fake.base_url, openai_api_key="none", drain_timeout=0)
     async with running(create_app(settings), settings) as service, chromium() as browser:
         for scheme in ("light", "dark"):
-            async with await browser.new_context(color_scheme=scheme, viewport=SIZE, reduced_motion="reduce") as context:
+            async with await browser.new_context(
+                color_scheme=scheme, viewport=SIZE, reduced_motion="reduce"
+            ) as context:
                 tab = await open_tab(context, service.url)
                 await tab.press("Inspect")
                 for question in ("A haiku about sockets", "What is a merged frame?"):

@@ -212,13 +212,25 @@ async def test_a_server_that_is_gone_has_lost_its_answers(serve, fake, browser):
     assert len(fake.requests[-1].body["messages"]) == 3
 
 
-async def test_a_browser_without_storage_chats_too(service, browser):
+async def test_a_browser_whose_storage_is_full_chats_too(service, browser):
     async with visiting(browser, service.url) as tab:
         await tab.page.add_init_script("Storage.prototype.setItem = () => { throw new Error('full') }")
         await tab.page.reload()
         await tab.ask("hi")
         await tab.says("Hello")
         await expect(tab.page.get_by_role("alert")).to_contain_text("no room to keep this conversation")
+
+
+async def test_a_browser_that_forbids_storage_chats_too(service, browser):
+    async with visiting(browser, service.url) as tab:
+        for name in ("localStorage", "sessionStorage"):
+            await tab.page.add_init_script(f"Object.defineProperty(globalThis, '{name}', {{ get() {{ throw 1 }} }})")
+        await tab.page.reload()
+        await tab.ask("hi")
+        await tab.says("Hello")
+        await tab.ask("and again")
+        await tab.says("Hello")
+        await expect(tab.page.get_by_role("navigation").get_by_role("link")).to_have_text(["hi"])
 
 
 async def test_what_is_kept_is_bounded(service, browser):

@@ -31,10 +31,11 @@ export function key(line, needsKey, notify) {
     dialog.close("use");
   });
 
+  let trouble = "";
   line.addEventListener("state", () => {
     get("state").textContent = STATES[line.state];
     get("state").dataset.state = line.state;
-    notify(line.trouble);
+    if (trouble !== (trouble = line.trouble)) notify(trouble);
   });
   line.addEventListener("refused", () => {
     if (line.refusal?.status === 401) ask(line.refusal.message);

@@ -5,6 +5,7 @@
  * @typedef {import("./conversations.js").Failure} Failure
  */
 import { connect } from "../ws-chat.js";
+import { local, session } from "./storage.js";
 
 const KEY = "ws_chat.key";
 const PATIENCE = 300; // seconds: as long as a server keeps an answer by default
@@ -30,11 +31,11 @@ export class Line extends EventTarget {
   }
 
   get key() {
-    return sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY) ?? "";
+    return session.getItem(KEY) ?? local.getItem(KEY) ?? "";
   }
 
   get keeps() {
-    return localStorage.getItem(KEY) !== null;
+    return local.getItem(KEY) !== null;
   }
 
   /** What to ask on. */
@@ -53,9 +54,9 @@ export class Line extends EventTarget {
 
   /** Use another key, and connect again with it. @param {string} key @param {boolean} keeps */
   use(key, keeps) {
-    sessionStorage.removeItem(KEY);
-    localStorage.removeItem(KEY);
-    if (key) (keeps ? localStorage : sessionStorage).setItem(KEY, key);
+    session.removeItem(KEY);
+    local.removeItem(KEY);
+    if (key) (keeps ? local : session).setItem(KEY, key);
     const old = this.#chat;
     this.#chat = null;
     this.refusal = null;

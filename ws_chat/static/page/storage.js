@@ -5,6 +5,32 @@
  * @typedef {import("./conversations.js").Conversation} Conversation
  */
 
+/** A storage that ends with the page, where the browser has none to give. @implements {Storage} */
+class Memory {
+  /** @type {Map<string, string>} */ #values = new Map();
+  get length() {
+    return this.#values.size;
+  }
+  key = (/** @type {number} */ place) => [...this.#values.keys()][place] ?? null;
+  getItem = (/** @type {string} */ key) => this.#values.get(key) ?? null;
+  setItem = (/** @type {string} */ key, /** @type {string} */ value) => void this.#values.set(key, value);
+  removeItem = (/** @type {string} */ key) => void this.#values.delete(key);
+  clear = () => this.#values.clear();
+}
+
+/** @param {"localStorage" | "sessionStorage"} name @returns {Storage} */
+function usable(name) {
+  try {
+    globalThis[name].getItem(""); // where a user forbids it, looking at it is an error
+    return globalThis[name];
+  } catch {
+    return new Memory();
+  }
+}
+
+export const local = usable("localStorage");
+export const session = usable("sessionStorage");
+
 const PREFIX = "ws_chat.conversation.";
 const MOST_CONVERSATIONS = 50;
 const MOST_CHARACTERS = 2_000_000; // browsers give a site about 5 MB
@@ -20,21 +46,21 @@ export function save(conversation) {
   const own = PREFIX + conversation.id;
   const fits = () => others(own).length < MOST_CONVERSATIONS && used(own) + text.length <= MOST_CHARACTERS;
   for (const key of fits() ? [] : oldestFirst(own)) {
-    localStorage.removeItem(key);
+    local.removeItem(key);
     if (fits()) break;
   }
   try {
     if (text.length > MOST_CHARACTERS) throw new Error("It is too long to be kept.");
-    localStorage.setItem(own, text);
+    local.setItem(own, text);
     return true;
   } catch {
-    return false; // full, or switched off: the page says so, and goes on without
+    return false; // the page says so, and goes on without
   }
 }
 
 /** @param {string} id */
 export function forget(id) {
-  localStorage.removeItem(PREFIX + id);
+  local.removeItem(PREFIX + id);
 }
 
 /**
@@ -49,11 +75,7 @@ export function watch(tell) {
 }
 
 function keys() {
-  try {
-    return Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
-  } catch {
-    return []; // storage may be switched off altogether
-  }
+  return Array.from({ length: local.length }, (_, place) => local.key(place) ?? "").filter((key) => key.startsWith(PREFIX));
 }
 
 /** @param {string} own */
@@ -74,7 +96,7 @@ function oldestFirst(own) {
 
 /** @param {string} key */
 function read(key) {
-  return localStorage.getItem(key);
+  return local.getItem(key);
 }
 
 /** @param {string | null} text @returns {Conversation | null} */
