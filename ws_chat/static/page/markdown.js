@@ -7,7 +7,7 @@ import { CodeBlock } from "./code.js";
 import { make } from "./dom.js";
 
 const DEEPEST = 24;
-const MOST_CHARACTERS = 100_000; // of one block: more is no text, and would take long to read
+const MOST_CHARACTERS = 50_000; // without an empty line: more is no text, and may take long to read
 /** @type {Record<string, string>} */
 const ENTITIES = {
   ...{ amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", hellip: "…", mdash: "—", ndash: "–" },
@@ -22,16 +22,31 @@ const ENTITIES = {
  * @returns {any[]} marked's tokens; each has what it was read from in `raw`
  */
 export function read(text, links) {
-  if (text.length <= MOST_CHARACTERS) {
-    try {
-      const lexer = new Lexer({ ...getDefaults(), breaks: true }); // a line that a model breaks is broken
-      /** @type {any} */ (lexer.tokens).links = links;
-      return [...lexer.lex(text)];
-    } catch {
-      // Nested too deep for the stack: it is shown as it is.
-    }
+  const end = readable(text);
+  const rest = end < text.length ? [plain(text.slice(end))] : [];
+  try {
+    const lexer = new Lexer({ ...getDefaults(), breaks: true }); // a line that a model breaks is broken
+    /** @type {any} */ (lexer.tokens).links = links;
+    return [...lexer.lex(text.slice(0, end)), ...rest];
+  } catch {
+    return [plain(text)]; // nested too deep for the stack
   }
-  return [{ type: "plain", raw: text, text }];
+}
+
+/** Return where the first block begins that is too long to be read. @param {string} text */
+function readable(text) {
+  if (text.length <= MOST_CHARACTERS) return text.length;
+  let at = 0;
+  for (const run of text.split(/(?<=\n\n)/)) {
+    if (run.length > MOST_CHARACTERS) return at;
+    at += run.length;
+  }
+  return at;
+}
+
+/** @param {string} text */
+function plain(text) {
+  return { type: "plain", raw: text, text };
 }
 
 /** Make a block, or null for what shows nothing. @param {any} token @returns {HTMLElement | null} */
