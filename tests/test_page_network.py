@@ -169,6 +169,9 @@ async def test_two_tabs_type_one_answer(service, fake, browser):
         await tab.says("Once upon")
         other = await open_tab(tab.page.context, tab.page.url)
         await other.says("Once upon")
+        # What one of them keeps, because it may be about to go, is no news for the other.
+        await other.page.evaluate("dispatchEvent(new Event('pagehide'))")
+        await expect(tab.page.get_by_role("button", name="Stop")).to_be_visible()
         go.set()
         for each in (tab, other):
             await each.is_in("completed")
