@@ -203,7 +203,7 @@ async def test_markdown_is_made_into_elements(service, fake, browser):
 
 
 async def test_what_is_nested_too_deep_is_shown_as_it_is(service, fake, browser):
-    deep = ["> " * 60 + "quoted", "_*" * 40 + "stressed" + "*_" * 40, "- " * 60 + "listed"]
+    deep = ["> " * 60 + "quoted", "_*" * 100 + "stressed" + "*_" * 100, "- " * 60 + "listed"]
     fake.replies = [Reply(text("\n\n".join(deep))), Reply(text(">" * 20_000 + " deep"))]
     async with visiting(browser, service.url) as tab:
         await tab.ask("Dig")
@@ -243,16 +243,32 @@ async def test_a_finished_block_is_made_once(service, fake, browser):
         await tab.ask("A long one")
         await expect(tab.text.locator("p")).to_have_count(20)
         await tab.text.evaluate("""(place) => {
-          window.made = 0;
           window.before = [...place.children].slice(0, -1);
-          const make = document.createElement;
-          document.createElement = (...given) => (window.made += 1, make.apply(document, given));
         }""")
         go.set()
         await tab.is_in("completed")
         await expect(tab.text.locator("p")).to_have_count(21)
         assert await tab.text.evaluate("(place) => window.before.every((one, at) => place.children[at] === one)")
-        assert await tab.page.evaluate("window.made") < 300 + 20, "one for a token at most, and some around it"
+        made = await tab.page.evaluate(
+            """async (text) => {
+              const { Typing } = await import("/static/page/typing.js");
+              const typing = new Typing(document.createElement("div"), () => {});
+              const show = async () => {
+                while (typing.show(text, false)) await new Promise(requestAnimationFrame);
+              };
+              await show();
+              const make = document.createElement;
+              let made = 0;
+              document.createElement = (...given) => (made += 1, make.apply(document, given));
+              for (let token = 0; token < 100; token += 1) {
+                text += "more ";
+                await show();
+              }
+              return made;
+            }""",
+            "".join(first),
+        )
+        assert made < 100 * 4, "the open paragraph, and the one before it"
 
 
 async def test_a_selection_stays_while_it_types(service, fake, browser):
