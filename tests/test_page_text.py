@@ -203,7 +203,7 @@ async def test_markdown_is_made_into_elements(service, fake, browser):
 
 
 async def test_what_is_nested_too_deep_is_shown_as_it_is(service, fake, browser):
-    deep = ["> " * 60 + "quoted", "_*" * 100 + "stressed" + "*_" * 100, "- " * 60 + "listed"]
+    deep = ["> " * 60 + "quoted", "*a _b " * 100 + "stressed" + "b_ a*" * 100, "- " * 60 + "listed"]
     fake.replies = [Reply(text("\n\n".join(deep))), Reply(text(">" * 20_000 + " deep"))]
     async with visiting(browser, service.url) as tab:
         await tab.ask("Dig")
