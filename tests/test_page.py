@@ -319,8 +319,10 @@ async def frames(tab):
     await tab.press("Inspect")
     await tab.page.get_by_role("tab", name="Frames").click()
     rows = tab.page.locator("#frames li")
+    await expect(rows.first).to_be_visible()
     for row in await rows.all():
         await row.locator("summary").click()
+        await expect(row.locator("pre")).to_be_visible()
     return [json.dumps(json.loads(frame)) for frame in await rows.locator("pre").all_inner_texts()]
 
 
