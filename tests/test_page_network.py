@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 
 import pytest
@@ -12,11 +13,6 @@ from dropping import DroppingProxy
 from fake_openai import Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def anyio_backend():
-    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +36,7 @@ class Cable(DroppingProxy):
     pull = DroppingProxy.stop
 
     def lead_to(self, service):
-        self._port = port_of(service)
+        self._ports = itertools.repeat(port_of(service))
 
     @property
     def page(self):

@@ -92,11 +92,6 @@ The end"""
 
 
 @pytest.fixture(scope="module")
-def anyio_backend():
-    return "asyncio", {"use_uvloop": True}
-
-
-@pytest.fixture(scope="module")
 async def browser(anyio_backend):
     async with chromium() as started:
         yield started
