@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 ARGS ?=
 
-.PHONY: run test soak soak-replicas fuzz bench lint format clean
+.PHONY: run test soak soak-replicas fuzz bench pictures lint format clean
 
 run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
 	$(BIN)/ws-chat serve $(ARGS)
@@ -25,6 +25,9 @@ fuzz: $(INSTALLED)  ## Try a hundred thousand hostile frames: make fuzz ARGS="--
 
 bench: $(INSTALLED)  ## Measure against others, in under 10 minutes: make bench ARGS="--runs 5 --sides ours-ws,vllm-router"
 	$(BIN)/python benchmarks/run.py --seconds 3 --write docs/performance.md $(ARGS)
+
+pictures: $(INSTALLED)  ## Take the pictures of the page anew
+	PYTHONPATH=tests $(BIN)/python docs/picture.py
 
 lint: $(INSTALLED)  ## Check format, style and types
 	$(BIN)/ruff format --check .

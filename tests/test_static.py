@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 from importlib.resources import files
 
 import httpx
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+
+from ws_chat.upstreams import demo
 
 pytestmark = pytest.mark.anyio
 
@@ -24,6 +29,40 @@ async def test_the_browser_client_is_served(service):
     for served in (response, again):
         assert "default-src 'none'" in served.headers["Content-Security-Policy"]
         assert served.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_the_page_is_served(serve):
+    service = await serve(models=('m"1', "<m2>", "m*"), model="m0", api_keys=("the-key",))
+    async with httpx.AsyncClient(base_url=service.url) as client:
+        response = await client.get("/")
+        head = await client.head("/")
+
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert (head.status_code, head.content) == (200, b"")
+    facts = html.unescape(re.search(r'name="ws-chat" content="([^"]*)"', response.text)[1])
+    assert json.loads(facts) == {"models": ["m0", 'm"1', "<m2>"], "needsKey": True}
+    assert "the-key" not in response.text
+    assert "require-trusted-types-for 'script'" in response.headers["Content-Security-Policy"]
+    assert response.headers["Cache-Control"] == "no-cache"
+
+
+async def test_the_demo_offers_its_models(serve):
+    service = await serve(openai_api_key=None, openai_base_url=None)
+    async with httpx.AsyncClient(base_url=service.url) as client:
+        page = (await client.get("/")).text
+
+    assert html.escape(json.dumps(list(demo.MODELS))) in page
+
+
+def test_vendored_files_are_of_the_versions_that_are_named():
+    vendor = files("ws_chat").joinpath("static/vendor")
+    table = vendor.joinpath("README.md").read_text()
+    for name, pattern in {"marked.js": r"marked v([\d.]+) ", "highlight/core.js": r"Highlight\.js v([\d.]+) "}.items():
+        version = re.search(pattern, vendor.joinpath(name).read_text())[1]
+        assert f"| {version} |" in next(line for line in table.splitlines() if name in line)
+    languages = vendor.joinpath("highlight/languages").iterdir()
+    known = files("ws_chat").joinpath("static/page/code.js").read_text()
+    assert all(re.search(rf"\b{language.name.removesuffix('.js')}\b", known) for language in languages)
 
 
 @pytest.mark.parametrize("path", ["/static", "/static/", "/static/no.js", "/static/../app.py", "/static/%2e%2e/app.py"])

@@ -25,7 +25,7 @@ from ws_chat.doors.connections import Connections, by_key
 from ws_chat.doors.http import error_response, install_error_handlers
 from ws_chat.doors.openapi import describe
 from ws_chat.doors.outlet import DRAIN, WRITE_TIMEOUT
-from ws_chat.doors.page import Page
+from ws_chat.doors.page import FrontPage, Page
 from ws_chat.doors.sse import SSEDoor
 from ws_chat.doors.websocket import WebSocketDoor
 from ws_chat.errors import ErrorInfo
@@ -35,6 +35,7 @@ from ws_chat.observers.metrics import Metrics
 from ws_chat.relay import Relay
 from ws_chat.settings import Settings, SettingsError
 from ws_chat.stores.memory import MemoryStore
+from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
 from ws_chat.upstreams.demo import DemoUpstream
 from ws_chat.upstreams.openai import OpenAIUpstream
 
@@ -110,6 +111,7 @@ def create_app(
             yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout}
         await relay.close()
 
+    front_page = FrontPage([] if upstream else known_models(settings), needs_key=bool(settings.api_keys))
     sockets_anywhere_else = WebSocketRoute("/{path:path}", _no_socket_here)
     app = FastAPI(
         title="ws_chat",
@@ -121,6 +123,7 @@ def create_app(
             Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             sockets_anywhere_else,
+            Route("/", front_page.answer, methods=["GET"], include_in_schema=False),
             Mount("/static", Page(directory=Path(__file__).parent / "static")),
         ],
     )
@@ -188,6 +191,14 @@ def choose_upstream(settings: Settings) -> Upstream:
         base_url=settings.openai_base_url,
         timeout=settings.upstream_timeout,
     )
+
+
+def known_models(settings: Settings) -> list[str]:
+    """Return the models that a page can offer, the default first; others may be allowed too."""
+    if settings.uses_demo:
+        return list(DEMO_MODELS)
+    named = [model for model in settings.models if not set(model) & set("*?[")]
+    return list(dict.fromkeys([settings.model, *named]))
 
 
 def choose_store(settings: Settings) -> Store:

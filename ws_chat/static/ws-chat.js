@@ -610,7 +610,8 @@ function socketUrl(url) {
   return found.href;
 }
 
-function uuid() {
+/** Return a random UUID. */
+export function uuid() {
   // Only https pages and localhost have randomUUID; http on a local network is an everyday case.
   if (crypto.randomUUID) return crypto.randomUUID();
   const bytes = crypto.getRandomValues(new Uint8Array(16));

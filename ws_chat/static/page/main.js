@@ -1,0 +1,49 @@
+/** The page, put together. */
+import { Answers } from "./answers.js";
+import { composer } from "./composer.js";
+import { Conversations } from "./conversations.js";
+import { get } from "./dom.js";
+import { Frames } from "./frames.js";
+import { key, notices } from "./key.js";
+import { Line } from "./line.js";
+import { list } from "./list.js";
+import { panels } from "./panels.js";
+import { Streams } from "./streams.js";
+import { Thread } from "./thread.js";
+
+const { models, needsKey } = JSON.parse(document.querySelector("meta[name=ws-chat]")?.getAttribute("content") ?? "{}");
+
+const line = new Line();
+const conversations = new Conversations();
+conversations.open(location.hash.slice(1));
+const answers = new Answers(conversations, line);
+const thread = new Thread(conversations, answers);
+const notify = notices();
+composer(conversations, answers, thread, models);
+list(conversations, answers, notify);
+panels({ streams: new Streams(conversations, answers), frames: new Frames(line, needsKey) });
+key(line, needsKey, notify);
+
+line.addEventListener("moved", () => {
+  answers.move();
+  void line.chat; // a key that is wrong is told now
+});
+conversations.addEventListener("full", () => notify("This browser has no room to keep this conversation: it ends with the page."));
+conversations.addEventListener("turn", () => {
+  const { id, turns } = conversations.current;
+  if (turns.length && location.hash !== `#${id}`) history.replaceState(null, "", `#${id}`);
+});
+addEventListener("hashchange", () => conversations.open(location.hash.slice(1)));
+get("new").addEventListener("click", () => {
+  if (location.hash) history.pushState(null, "", location.pathname + location.search);
+  conversations.open();
+  get("question").focus();
+});
+addEventListener("pagehide", () => conversations.saveRunning());
+document.addEventListener("visibilitychange", () => document.hidden && conversations.saveRunning());
+
+if (line.key || !needsKey) {
+  void line.chat;
+  answers.followAll({ asksAgain: true });
+  get("question").focus();
+}

@@ -1,0 +1,110 @@
+/**
+ * What this browser keeps: conversations, so that a refresh or a second tab goes on with them. Bounded: when there is no
+ * room the oldest go first. Other tabs write here too; `watch` tells what they wrote.
+ *
+ * @typedef {import("./conversations.js").Conversation} Conversation
+ */
+
+/** A storage that ends with the page, where the browser has none to give. @implements {Storage} */
+class Memory {
+  /** @type {Map<string, string>} */ #values = new Map();
+  get length() {
+    return this.#values.size;
+  }
+  key = (/** @type {number} */ place) => [...this.#values.keys()][place] ?? null;
+  getItem = (/** @type {string} */ key) => this.#values.get(key) ?? null;
+  setItem = (/** @type {string} */ key, /** @type {string} */ value) => void this.#values.set(key, value);
+  removeItem = (/** @type {string} */ key) => void this.#values.delete(key);
+  clear = () => this.#values.clear();
+}
+
+/** @param {"localStorage" | "sessionStorage"} name @returns {Storage} */
+function usable(name) {
+  try {
+    globalThis[name].getItem(""); // where a user forbids it, looking at it is an error
+    return globalThis[name];
+  } catch {
+    return new Memory();
+  }
+}
+
+export const local = usable("localStorage");
+export const session = usable("sessionStorage");
+
+const PREFIX = "ws_chat.conversation.";
+const MOST_CONVERSATIONS = 50;
+const MOST_CHARACTERS = 2_000_000; // browsers give a site about 5 MB
+
+/** Return what is kept, in no order. @returns {Conversation[]} */
+export function load() {
+  return keys().map((key) => parse(read(key))).filter((found) => found !== null);
+}
+
+/** Keep a conversation; return whether there was room. @param {Conversation} conversation */
+export function save(conversation) {
+  const text = JSON.stringify(conversation);
+  const own = PREFIX + conversation.id;
+  const fits = () => others(own).length < MOST_CONVERSATIONS && used(own) + text.length <= MOST_CHARACTERS;
+  for (const key of fits() ? [] : oldestFirst(own)) {
+    local.removeItem(key);
+    if (fits()) break;
+  }
+  try {
+    if (text.length > MOST_CHARACTERS) throw new Error("It is too long to be kept.");
+    local.setItem(own, text);
+    return true;
+  } catch {
+    return false; // the page says so, and goes on without
+  }
+}
+
+/** @param {string} id */
+export function forget(id) {
+  local.removeItem(PREFIX + id);
+}
+
+/**
+ * Tell what other tabs write, and (with null) what they delete.
+ *
+ * @param {(id: string, conversation: Conversation | null) => void} tell
+ */
+export function watch(tell) {
+  addEventListener("storage", ({ key, newValue }) => {
+    if (key?.startsWith(PREFIX)) tell(key.slice(PREFIX.length), parse(newValue));
+  });
+}
+
+function keys() {
+  return Array.from({ length: local.length }, (_, place) => local.key(place) ?? "").filter((key) => key.startsWith(PREFIX));
+}
+
+/** @param {string} own */
+function others(own) {
+  return keys().filter((key) => key !== own);
+}
+
+/** @param {string} own */
+function used(own) {
+  return others(own).reduce((sum, key) => sum + (read(key) ?? "").length, 0);
+}
+
+/** @param {string} own */
+function oldestFirst(own) {
+  const age = new Map(others(own).map((key) => [key, parse(read(key))?.at ?? 0]));
+  return [...age.keys()].sort((one, other) => (age.get(one) ?? 0) - (age.get(other) ?? 0));
+}
+
+/** @param {string} key */
+function read(key) {
+  return local.getItem(key);
+}
+
+/** @param {string | null} text @returns {Conversation | null} */
+function parse(text) {
+  try {
+    const found = JSON.parse(text ?? "null");
+    return typeof found?.id === "string" && Array.isArray(found.turns) ? found : null;
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,103 @@
+/** The open conversation. Draws at most once per frame, and only the turns that changed. */
+import { get, make, paced } from "./dom.js";
+import { TurnView } from "./turn.js";
+
+const NEAR = 80; // pixels from the end, within which the view goes along with what comes
+
+export class Thread {
+  /** @type {Map<string, TurnView>} */ #views = new Map();
+  /** @type {Set<string>} */ #dirty = new Set();
+  #shown = "";
+  #follows = true;
+  #box = get("thread");
+  #turns = get("turns");
+  #latest = get("latest");
+  #draw = paced(() => this.#drawDirty());
+  #conversations;
+  #answers;
+
+  /**
+   * @param {import("./conversations.js").Conversations} conversations
+   * @param {import("./answers.js").Answers} answers
+   */
+  constructor(conversations, answers) {
+    this.#conversations = conversations;
+    this.#answers = answers;
+    conversations.addEventListener("opened", () => this.#open());
+    conversations.addEventListener("turn", (event) => {
+      const { conversation, turn } = /** @type {CustomEvent} */ (event).detail;
+      if (conversation !== conversations.current) return;
+      if (!this.#views.has(turn.id)) this.#open();
+      this.#dirty.add(turn.id);
+      this.#draw();
+    });
+    this.#box.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    this.#latest.addEventListener("click", () => this.toEnd());
+    new ResizeObserver(() => this.#follows && this.toEnd()).observe(this.#turns);
+    this.#open();
+  }
+
+  /** Go to the end, and along with it from now on. */
+  toEnd() {
+    this.#follows = true;
+    this.#box.scrollTop = this.#box.scrollHeight;
+  }
+
+  #open() {
+    const { id, title, turns } = this.#conversations.current;
+    if (id !== this.#shown) this.#views.clear();
+    const views = turns.map((turn) => this.#views.get(turn.id) ?? this.#view(turn));
+    this.#views = new Map(turns.map((turn, place) => [turn.id, views[place]]));
+    for (const turn of turns) this.#dirty.add(turn.id);
+    const elements = views.map((view) => view.element);
+    // What stays is not moved: that would lose its selection and its scroll position.
+    for (const element of [...this.#turns.children]) if (!elements.includes(/** @type {any} */ (element))) element.remove();
+    elements.forEach((element, place) => {
+      const there = this.#turns.children[place];
+      if (there !== element) this.#turns.insertBefore(element, there ?? null);
+    });
+    if (!turns.length) this.#turns.append(welcome());
+    get("title").textContent = title;
+    document.title = turns.length ? `${title} · ws_chat` : "ws_chat";
+    if (id !== this.#shown) {
+      this.#shown = id;
+      this.#drawDirty();
+      this.toEnd();
+    } else this.#draw();
+  }
+
+  /** @param {import("./conversations.js").Turn} turn */
+  #view(turn) {
+    const view = new TurnView(turn, () => {
+      this.#answers.again(this.#conversations.current, view.turn);
+      get("question").focus();
+    });
+    return view;
+  }
+
+  #drawDirty() {
+    const { turns } = this.#conversations.current;
+    const dirty = [...this.#dirty];
+    this.#dirty.clear();
+    for (const turn of turns.filter(({ id }) => dirty.includes(id))) {
+      const later = this.#views.get(turn.id)?.draw(turn, turn === turns.at(-1));
+      if (later) this.#dirty.add(turn.id);
+    }
+    if (this.#dirty.size) this.#draw();
+  }
+
+  #scrolled() {
+    const { scrollHeight, scrollTop, clientHeight } = this.#box;
+    this.#follows = scrollHeight - scrollTop - clientHeight < NEAR;
+    this.#latest.hidden = this.#follows;
+  }
+}
+
+function welcome() {
+  return make(
+    "div",
+    { class: "welcome" },
+    make("p", {}, "Ask something. The answer types as it comes."),
+    make("p", {}, "Reload the page, lose the network or open a second tab in the middle of it: it goes on."),
+  );
+}
