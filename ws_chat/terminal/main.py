@@ -1,0 +1,50 @@
+"""`ws-chat chat`: one plain answer when something is asked, a chat when nothing is and a person is there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, TextIO, cast
+
+from ws_chat.settings import SettingsError
+from ws_chat.terminal.faults import INTERRUPTED, WRONG
+from ws_chat.terminal.options import read_options
+from ws_chat.terminal.plain import answer, tell
+from ws_chat.terminal.question import read_question
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from io import TextIOWrapper
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Chat as the command line says; return the exit status."""
+    options = read_options(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        _never_fail(stream)
+    try:
+        question = read_question(options.question)
+        with contextlib.ExitStack() as stack:
+            where = options.url
+            if options.local:
+                from ws_chat.terminal.local import local_server  # noqa: PLC0415  (a whole server, which takes a second)
+
+                server = stack.enter_context(local_server())
+                options = dataclasses.replace(options, url=server.url, key=server.key)
+                where = server.answers
+            if question is not None:
+                return answer(options, question)
+            from ws_chat.terminal.interactive import chat  # noqa: PLC0415  (and with it what draws)
+
+            return chat(options, where)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (SettingsError, ValueError, TypeError) as error:
+        tell(str(error))
+        return WRONG
+
+
+def _never_fail(stream: TextIO) -> None:
+    """Let a terminal or a locale that lacks a character show a question mark."""
+    cast("TextIOWrapper", stream).reconfigure(errors="replace")
