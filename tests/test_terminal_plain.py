@@ -305,7 +305,7 @@ async def test_a_wrong_environment_of_a_local_server_is_named():
 
 def listening(pid):
     """Yield the TCP ports of 127.0.0.1 on which a process listens (proc(5))."""
-    sockets = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
+    sockets = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
     for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
         _, local, _, state, *_, inode = line.split()[:10]
         if state == "0A" and f"socket:[{inode}]" in sockets:

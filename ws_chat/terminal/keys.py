@@ -43,7 +43,7 @@ def line_editor(history: Path) -> PromptSession[str]:
         event.current_buffer.newline(copy_margin=False)
 
     return PromptSession(
-        [("class:prompt", "› ")],
+        [("class:prompt", "› ")],  # noqa: RUF001  (no mistake for >)
         multiline=True,
         prompt_continuation="  ",
         key_bindings=keys,

@@ -56,7 +56,12 @@ def thoughts(text: str) -> RenderableType:
 def lines_of(drawn: RenderableType, console: Console, width: int) -> list[Line]:
     """Return the lines that something takes at a width, in cells. Nothing in them moves the cursor."""
     lines = console.render_lines(drawn, console.options.update(width=max(width, 1), height=None), pad=False)
-    return [_clean(line) for line in lines]
+    clean = [_clean(line) for line in lines]
+    while clean and not clean[0]:
+        del clean[0]
+    while clean and not clean[-1]:
+        del clean[-1]
+    return clean
 
 
 def _clean(line: Line) -> Line:

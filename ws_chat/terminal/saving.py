@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from ws_chat.terminal.turns import Conversation
 
 
-def save(conversation: Conversation, name: str, *, over: Path | None) -> Path:
-    """Write a conversation to a file, whose name may be empty, and return its path.
+def save(conversation: Conversation, name: str, *, again: Path | None) -> Path:
+    """Write a conversation to a file and return its path. Without a name it is that of `again`, or a new one.
 
-    A file that is there is only written over when it is `over`. Raises OSError.
+    A file that is there is only written over when it is `again`. Raises OSError.
     """
-    path = Path(name or time.strftime("chat-%Y%m%d-%H%M%S.md")).expanduser().absolute()
+    path = again if again and not name else Path(name or time.strftime("chat-%Y%m%d-%H%M%S.md"))
+    path = path.expanduser().absolute()
     content = _json(conversation) if path.suffix == ".json" else _markdown(conversation)
-    with path.open("w" if path == over else "x", encoding="utf-8", errors="replace") as file:
+    with path.open("w" if path == again else "x", encoding="utf-8", errors="replace") as file:
         file.write(content)
     return path
 

@@ -1,4 +1,4 @@
-"""An answer on the screen while it comes: what is settled above, what is not below it, drawn at most 15 times a second."""
+"""An answer on the screen while it comes: above what is settled, below what is not, drawn 15 times a second at most."""
 
 from __future__ import annotations
 
@@ -67,11 +67,6 @@ class Screen:
         self._add("reasoning", frame.get("reasoning_content") or "")
         self._add("content", frame.get("content") or frame.get("refusal") or "")
 
-    def say(self, text: str) -> None:
-        """Say something that is no part of the answer, after what has come of it."""
-        self._finish()
-        self._show([*lines_of(Text(visible(text), style="dim"), self._console, self._console.width), []], [])
-
     def _add(self, kind: str, text: str) -> None:
         if not text:
             return
@@ -102,7 +97,8 @@ class Screen:
                     await asyncio.wait_for(self._changed.wait(), 0.5)
 
     def _draw(self) -> None:
-        settled, growing = [], []
+        settled: list[Line] = []
+        growing: list[Line] = []
         if self._part:
             settled = self._part.settle()
             given, growing = self._part.growing(self._console.height - 3)

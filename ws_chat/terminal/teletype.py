@@ -30,7 +30,8 @@ class Teletype:
     @notice.setter
     def notice(self, text: str) -> None:
         if text and text != self._notice:
-            self.say(text)
+            self._end_line()
+            self._write(f"({visible(text)})\n")
         self._notice = text
 
     async def __aenter__(self) -> Self:
@@ -48,11 +49,6 @@ class Teletype:
         if text := frame.get("content") or frame.get("refusal"):
             self._in_line = not text.endswith("\n")
             self._write(visible(text))
-
-    def say(self, text: str) -> None:
-        """Say something that is no part of the answer."""
-        self._end_line()
-        self._write(f"({visible(text)})\n")
 
     def _end_line(self) -> None:
         if self._in_line:

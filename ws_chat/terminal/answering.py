@@ -1,0 +1,114 @@
+"""A question is asked and its answer drawn, again where the server went away meanwhile; Ctrl-C stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Final
+
+from ws_chat.client.errors import ClientError
+from ws_chat.terminal.faults import went_with_its_server
+from ws_chat.terminal.keys import keys_unseen
+from ws_chat.terminal.remarks import fail, remarks, say
+from ws_chat.terminal.screen import Screen
+from ws_chat.terminal.stats import Stopwatch
+from ws_chat.terminal.teletype import Teletype
+from ws_chat.terminal.turns import is_forgotten
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ws_chat.client.chat import Chat
+    from ws_chat.client.reply import Reply
+    from ws_chat.terminal.turns import Conversation
+
+ATTEMPTS: Final = 4
+"""How often one question is asked of servers that forget or go away."""
+CANCELLING: Final = 2.0
+"""Seconds that a cancelled answer has to end; without a network it never would."""
+
+
+class Answering:
+    """Asks in a conversation, over a connection, and draws on a console. With `stats`, it says how fast it went."""
+
+    def __init__(self, client: Chat, conversation: Conversation, console: Console, *, stats: bool) -> None:
+        self.stats = stats
+        self._client = client
+        self._conversation = conversation
+        self._console = console
+        self._screen: Screen | Teletype | None = None
+
+    async def ask(self, question: str) -> None:
+        """Ask, and draw the answer or say what went wrong."""
+        watch = Stopwatch()
+        self._console.print()
+        reply = await self._answer(question, watch)
+        if reply is None:
+            return
+        self._conversation.hear(question, reply)
+        lines = list(remarks(reply))
+        if self.stats and reply.seq:
+            lines.append(watch.line(reply))
+        if lines:
+            self._console.print()
+            say(self._console, *lines)
+
+    def wait_for(self, reason: str) -> None:
+        """Show why nothing comes for now."""
+        if self._screen:
+            self._screen.notice = f"{reason}; trying again"
+
+    async def _answer(self, question: str, watch: Stopwatch) -> Reply | None:
+        """Return what came of a question, and None where it could not be asked."""
+        reply, whole = None, False
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                reply = self._conversation.ask(self._client, question, whole=whole)
+                await self._draw(reply, watch)
+            except ClientError as error:
+                lost = went_with_its_server(error)
+                if attempt < ATTEMPTS and (lost or is_forgotten(error)):
+                    whole = True
+                    if reply and reply.text:
+                        self._console.print()
+                        say(self._console, "(the server went away with this answer: asking again)")
+                        self._console.print()
+                    continue
+                fail(self._console, f"{error}" + ("\n/retry asks again." if error.retryable else ""))
+            except ValueError as error:  # half of a character, pasted
+                fail(self._console, str(error))
+            return reply
+        return reply
+
+    async def _draw(self, reply: Reply, watch: Stopwatch) -> None:
+        """Draw an answer until it has ended, or Ctrl-C has ended it. Raises ClientError."""
+
+        async def read() -> None:
+            async for frame in reply:
+                watch.token()
+                screen.take(frame)
+
+        def interrupt() -> None:
+            if cancelling:
+                reading.cancel()
+            else:
+                cancelling.append(loop.create_task(reply.cancel()))
+                loop.call_later(CANCELLING, reading.cancel)
+
+        loop = asyncio.get_running_loop()
+        cancelling: list[asyncio.Task[None]] = []
+        dumb = self._console.is_dumb_terminal
+        screen: Screen | Teletype = Teletype(self._console) if dumb else Screen(self._console)
+        with keys_unseen():
+            async with screen, reply:  # which is cancelled when the program ends
+                self._screen = screen
+                reading = loop.create_task(read())
+                loop.add_signal_handler(signal.SIGINT, interrupt)
+                try:
+                    await asyncio.wait({reading})
+                finally:
+                    self._screen = None
+                    loop.remove_signal_handler(signal.SIGINT)
+                    reading.cancel()
+        if not reading.cancelled():
+            reading.result()
