@@ -6,7 +6,7 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING, Final
 
-from ws_chat.client.errors import ClientError
+from ws_chat.client.errors import ClientError, ConnectionLostError
 from ws_chat.terminal.faults import went_with_its_server
 from ws_chat.terminal.keys import keys_unseen
 from ws_chat.terminal.remarks import fail, remarks, say
@@ -53,10 +53,11 @@ class Answering:
             self._console.print()
             say(self._console, *lines)
 
-    def wait_for(self, reason: str) -> None:
+    def wait(self, reason: ClientError) -> None:
         """Show why nothing comes for now."""
         if self._screen:
-            self._screen.notice = f"{reason}; trying again"
+            said = "the connection is lost" if isinstance(reason, ConnectionLostError) else str(reason)
+            self._screen.notice = f"{said}, trying again"
 
     async def _answer(self, question: str, watch: Stopwatch) -> Reply | None:
         """Return what came of a question, and None where it could not be asked."""

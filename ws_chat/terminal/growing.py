@@ -1,12 +1,12 @@
 """A text that grows at the bottom of a terminal: which lines of it are settled, and which are still drawn anew.
 
 Lines that are settled go into the scrollback, once. The others have to stay on the screen, as nothing above it can be
-drawn again: a block that gets higher than that gives up its first lines before its end, as they are by then.
+drawn again: of a long block the first lines are given up before its end, as they are by then.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ws_chat.terminal.markdown import Line, ends_in_table, last_block, lines_of
 from ws_chat.terminal.visible import visible
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rich.console import Console, RenderableType
+
+
+KEPT: Final = 12
+"""Lines that are still drawn, of anything but a table: few, so that a window which is made smaller holds them too."""
 
 
 class Growing:
@@ -43,11 +47,11 @@ class Growing:
     def growing(self, room: int) -> tuple[list[Line], list[Line]]:
         """Return the lines that are given up, and then those that are still drawn, which are at most `room`."""
         lines = self._lines(self._text)[self._given :]
-        over = len(lines) - room
+        if ends_in_table(self._text):
+            return [], lines[-room:]
+        over = len(lines) - min(room, KEPT)
         if over <= 0:
             return [], lines
-        if ends_in_table(self._text):
-            return [], lines[over:]
         self._given += over
         return lines[:over], lines[over:]
 

@@ -75,7 +75,7 @@ class Interactive:
         """Read and answer until the person leaves."""
         lines = line_editor(history_path())
         say(self._console, f"ws_chat {version('ws-chat')} · {self._where}", "/help shows what there is, Ctrl-D leaves.")
-        with telling_of_waits(self._answering.wait_for):
+        with telling_of_waits(self._answering.wait):
             while not self._left:
                 self._console.print()
                 try:

@@ -46,7 +46,7 @@ def answer(options: Options, question: str) -> int:
         signal.signal(number, _leave)  # by way of what cancels the answer
     chat = connect_sync(options.url, api_key=options.key)
     try:
-        with contextlib.closing(chat), telling_of_waits(lambda message: tell(f"{message}; trying again")):
+        with contextlib.closing(chat), telling_of_waits(lambda reason: tell(f"{reason}; trying again")):
             try:
                 chat.open()
             except ClientError as error:

@@ -43,7 +43,7 @@ class Screen:
         self._part: Growing | None = None
         self._kind = ""
         self._drawing: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
+        self._changed = False
 
     async def __aenter__(self) -> Self:
         """Begin to draw."""
@@ -76,7 +76,7 @@ class Screen:
             self._part = Growing(self._console, markdown if kind == "content" else thoughts)
         assert self._part  # noqa: S101  (just made)
         self._part.add(text)
-        self._changed.set()
+        self._changed = True
 
     def _finish(self) -> None:
         lines = self._part.end() if self._part else []
@@ -88,20 +88,18 @@ class Screen:
     async def _draw_on(self) -> None:
         while True:
             began = time.monotonic()
-            self._draw()
+            if self._changed or self.notice or not self._part:  # the last two: the spinner turns
+                self._changed = False
+                self._draw()
             took = time.monotonic() - began
             await asyncio.sleep(max(INTERVAL, took / SHARE))
-            if self._part and not self.notice:
-                self._changed.clear()
-                with contextlib.suppress(TimeoutError):  # a notice comes without a token
-                    await asyncio.wait_for(self._changed.wait(), 0.5)
 
     def _draw(self) -> None:
         settled: list[Line] = []
         growing: list[Line] = []
         if self._part:
             settled = self._part.settle()
-            given, growing = self._part.growing(self._console.height - 3)
+            given, growing = self._part.growing(max(1, self._console.height - 3))
             settled += given
         if self.notice or not self._part:
             self._spinner.update(text=Text(visible(self.notice), style="dim"))
