@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 from ws_chat.client.errors import ClientError, ConnectionLostError
 from ws_chat.terminal.faults import went_with_its_server
-from ws_chat.terminal.keys import keys_unseen
 from ws_chat.terminal.remarks import fail, remarks, say
 from ws_chat.terminal.screen import Screen
 from ws_chat.terminal.stats import Stopwatch
@@ -100,16 +99,15 @@ class Answering:
         cancelling: list[asyncio.Task[None]] = []
         dumb = self._console.is_dumb_terminal
         screen: Screen | Teletype = Teletype(self._console) if dumb else Screen(self._console)
-        with keys_unseen():
-            async with screen, reply:  # which is cancelled when the program ends
-                self._screen = screen
-                reading = loop.create_task(read())
-                loop.add_signal_handler(signal.SIGINT, interrupt)
-                try:
-                    await asyncio.wait({reading})
-                finally:
-                    self._screen = None
-                    loop.remove_signal_handler(signal.SIGINT)
-                    reading.cancel()
+        async with screen, reply:  # which is cancelled when the program ends
+            self._screen = screen
+            reading = loop.create_task(read())
+            loop.add_signal_handler(signal.SIGINT, interrupt)
+            try:
+                await asyncio.wait({reading})
+            finally:
+                self._screen = None
+                loop.remove_signal_handler(signal.SIGINT)
+                reading.cancel()
         if not reading.cancelled():
             reading.result()

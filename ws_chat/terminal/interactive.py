@@ -73,7 +73,7 @@ class Interactive:
 
     async def run(self) -> None:
         """Read and answer until the person leaves."""
-        lines = line_editor(history_path())
+        lines = line_editor(history_path(), dumb=self._console.is_dumb_terminal)
         say(self._console, f"ws_chat {version('ws-chat')} · {self._where}", "/help shows what there is, Ctrl-D leaves.")
         with telling_of_waits(self._answering.wait):
             while not self._left:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import termios
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,19 +11,21 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
 from ws_chat.terminal.commands import COMMANDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from prompt_toolkit.key_binding import KeyPressEvent
 
 
-def line_editor(history: Path) -> PromptSession[str]:
-    """Return what reads messages. Raises KeyboardInterrupt at Ctrl-C, EOFError at Ctrl-D on an empty line."""
+def line_editor(history: Path, *, dumb: bool) -> PromptSession[str]:
+    """Return what reads messages; on a `dumb` terminal it moves no cursor.
+
+    Reading raises KeyboardInterrupt at Ctrl-C, EOFError at Ctrl-D on an empty line.
+    """
     keys = KeyBindings()
 
     @keys.add("enter")
@@ -53,6 +53,7 @@ def line_editor(history: Path) -> PromptSession[str]:
         complete_style=CompleteStyle.READLINE_LIKE,
         enable_open_in_editor=True,
         enable_suspend=True,
+        output=PlainTextOutput(sys.stdout) if dumb else None,
         style=Style.from_dict({"prompt": "ansicyan bold"}),
     )
 
@@ -62,21 +63,6 @@ def history_path() -> Path:
     state = os.environ.get("XDG_STATE_HOME", "")
     folder = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
     return folder / "ws-chat" / "history"
-
-
-@contextlib.contextmanager
-def keys_unseen() -> Iterator[None]:
-    """Do not show what is typed while an answer is drawn. It is kept for the next line, and Ctrl-C is a signal."""
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    changed = termios.tcgetattr(descriptor)
-    changed[0] &= ~termios.ICRNL  # or Enter would be read as Ctrl-J then
-    changed[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(descriptor, termios.TCSANOW, changed)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 def _history(path: Path) -> History:

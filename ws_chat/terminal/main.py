@@ -12,6 +12,7 @@ from ws_chat.terminal.faults import INTERRUPTED, WRONG
 from ws_chat.terminal.options import read_options
 from ws_chat.terminal.plain import answer, tell
 from ws_chat.terminal.question import read_question
+from ws_chat.terminal.quiet import keys_unseen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         question = read_question(options.question)
         with contextlib.ExitStack() as stack:
+            if question is None:
+                stack.enter_context(keys_unseen())
             where = options.url
             if options.local:
                 from ws_chat.terminal.local import local_server  # noqa: PLC0415  (a whole server, which takes a second)
