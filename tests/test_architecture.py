@@ -40,6 +40,30 @@ FLOORS = [
     {"protocols.bounds"},
     {"app", "protocols.http", "protocols.websocket"},
     {"server"},
+    {
+        "terminal.commands",
+        "terminal.local",
+        "terminal.options",
+        "terminal.question",
+        "terminal.quiet",
+        "terminal.stats",
+        "terminal.turns",
+        "terminal.visible",
+        "terminal.waiting",
+    },
+    {
+        "terminal.faults",
+        "terminal.keys",
+        "terminal.markdown",
+        "terminal.remarks",
+        "terminal.saving",
+        "terminal.teletype",
+    },
+    {"terminal.growing", "terminal.plain"},
+    {"terminal.screen"},
+    {"terminal.answering"},
+    {"terminal.interactive"},
+    {"terminal.main"},
     {"cli"},
     {"__main__"},
 ]
@@ -133,6 +157,13 @@ def test_the_client_knows_nothing_of_the_server():
         if name.startswith("client."):
             ours = {module for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
             assert all(module.startswith(("ws_chat.client.", "ws_chat.frames", "ws_chat.errors")) for module in ours)
+
+
+def test_only_the_local_server_of_the_terminal_knows_of_servers():
+    for name in MODULES:
+        if name.startswith("terminal.") and name != "terminal.local":
+            ours = {module for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
+            assert all(module.startswith(("ws_chat.terminal.", "ws_chat.client.")) for module in ours)
 
 
 def test_package_markers_hold_nothing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import stat
 import sys
@@ -12,7 +13,7 @@ import termios
 
 import pytest
 from dropping import DroppingProxy
-from fake_openai import Hang, Wait, chunk, sse, text
+from fake_openai import Hang, Pause, Wait, chunk, sse, text
 from processes import output, program
 from terminals import terminal
 
@@ -296,6 +297,36 @@ async def test_narrow_windows_and_wide_characters(service, fake, chat):
         await shown.prompt(2)
     assert "日本語の長い返事です。" * 8 in shown.text.replace("\n", "").replace(" ", "")
     assert "Traceback" not in shown.text
+
+
+async def test_a_block_that_is_higher_than_the_window_is_in_the_scrollback_once(service, fake, chat):
+    code = [f"line_{number} = {number}" for number in range(60)]
+    rows = [f"| r{number} | {'x' * number} |" for number in range(30)]
+    pieces = ["```python\n", *(line + "\n" for line in code), "```\n\n", "| a | b |\n|---|---|\n"]
+    steps = [[sse(chunk({"content": piece})), Pause(0.01)] for piece in (*pieces, *(row + "\n" for row in rows))]
+    fake.reply([*(step for pair in steps for step in pair), *text("\nThe end.")])
+    async with chat(service.url, rows=15) as shown:
+        shown.type("hi" + ENTER)
+        await shown.until("^The end.$")
+        await shown.prompt(2)
+
+    lines = shown.text.splitlines()
+    assert [line for line in lines if line.startswith("line_")] == code
+    shown_rows = [line.split() for line in lines if re.match(r" r\d", line)]
+    assert shown_rows == [row.strip("|").replace("|", "").split() for row in rows]
+
+
+async def test_what_has_come_is_shown_though_nothing_follows(service, fake, chat):
+    more = asyncio.Event()
+    lines = [f"- item {number}\n" for number in range(20)]
+    fake.reply([*(sse(chunk({"content": line})) for line in lines), Wait(more), *text("- the end")])
+    async with chat(service.url) as shown:
+        shown.type("hi" + ENTER)
+        await shown.until("item 19$")
+        more.set()
+        await shown.until("the end$")
+        await shown.prompt(2)
+    assert re.findall(r"item \d+", shown.text) == [line[2:-1] for line in lines]
 
 
 async def test_a_signal_leaves_the_terminal_as_it_was(service, fake, chat):

@@ -199,6 +199,7 @@ async def test_a_server_that_wants_a_key_is_told_of(serve):
         ([], b"\xff", "not UTF-8"),
         (["hi", "--url=http://"], b"", "no URL"),
         (["hi", "--key=a b"], b"", "An API key is"),
+        ([b"\xff"], b"", "not UTF-8"),
         (["--frob"], b"", "--frob"),
         (["--local", "--url=ws://x"], b"", "not allowed with"),
     ],

@@ -32,8 +32,6 @@ def went_with_its_server(error: BaseException) -> bool:
 
 def exit_status(error: BaseException) -> int:
     """Return the exit status of a program that ends with this."""
-    if isinstance(error, (ValueError, TypeError)):
-        return WRONG
     return UNREACHABLE if isinstance(error, (ConnectionLostError, ProtocolError)) else FAILED
 
 

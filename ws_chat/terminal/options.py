@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
+from ws_chat.client.network import Address
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -33,10 +35,11 @@ class Options:
 
 
 def read_options(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Options:
-    """Read the command line and the environment. Exits with status 2 and a message when the command line is wrong."""
+    """Read the command line and the environment. Exits with status 2 and a message when either is wrong."""
     environ = os.environ if environ is None else environ
-    given = _parser().parse_args(arguments)
-    return Options(
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    options = Options(
         question=" ".join(given.question) if given.question else None,
         url=given.url or environ.get("WS_CHAT_URL") or URL,
         key=given.key or environ.get("WS_CHAT_API_KEY") or None,
@@ -46,6 +49,15 @@ def read_options(arguments: Sequence[str], environ: Mapping[str, str] | None = N
         json=given.json,
         stats=given.stats,
     )
+    try:
+        Address(options.url, options.key)
+        for text in (options.question, options.model, options.system):
+            (text or "").encode()
+    except UnicodeEncodeError:
+        parser.error("what is not UTF-8 cannot be sent")
+    except ValueError as error:
+        parser.error(str(error))
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -41,7 +41,7 @@ ATTEMPTS = 3
 
 
 def answer(options: Options, question: str) -> int:
-    """Print the answer to a question; return the exit status. Raises ValueError for a bad URL, key or text."""
+    """Print the answer to a question; return the exit status."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)  # by way of what cancels the answer
     chat = connect_sync(options.url, api_key=options.key)

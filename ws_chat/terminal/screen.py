@@ -36,8 +36,14 @@ class Screen:
         self.notice = ""
         """What is waited for, if it is not the model."""
         self._console = console
+        self._growing = _Lines([])
         self._live = Live(
-            console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+            self._growing,
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._spinner = Spinner("dots", style="dim")
         self._part: Growing | None = None
@@ -107,8 +113,8 @@ class Screen:
         self._show(settled, growing)
 
     def _show(self, settled: list[Line], growing: list[Line]) -> None:
-        self._live.update(_Lines(growing))
-        if settled:
+        self._growing.lines = growing
+        if settled:  # which draws what grows anew below it
             self._console.print(_Lines(settled, ended=True), end="")
         else:
             self._live.refresh()
@@ -118,11 +124,11 @@ class _Lines:
     """Lines as they are."""
 
     def __init__(self, lines: list[Line], *, ended: bool = False) -> None:
-        self._lines = lines
+        self.lines = lines
         self._ended = ended
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for place, line in enumerate(self._lines, 1):
+        for place, line in enumerate(self.lines, 1):
             yield from line
-            if self._ended or place < len(self._lines):
+            if self._ended or place < len(self.lines):
                 yield Segment.line()
