@@ -19,18 +19,21 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 T = TypeVar("T")
+_DIM = re.compile(rb"(\x1b\[(?:\d+;)*)2((?:;\d+)*m)")
 
 
 class Terminal:
     """What is on the screen, and what has scrolled out of it."""
 
-    def __init__(self, columns: int, rows: int) -> None:
+    def __init__(self, columns: int, rows: int, *, dim: int | None = None) -> None:
+        """`dim` is the colour (ECMA-48, SGR) that stands for dim text, which the emulator does not know."""
         self.raw = b""
         self.process: asyncio.subprocess.Process | None = None
         self.descriptor, self._other = pty.openpty()
-        self._screen = pyte.HistoryScreen(columns, rows, history=10_000, ratio=0.5)
-        self._screen.write_process_input = lambda answer: os.write(self.descriptor, answer.encode())
-        self._stream = pyte.ByteStream(self._screen)
+        self.screen = pyte.HistoryScreen(columns, rows, history=10_000, ratio=0.5)
+        self.screen.write_process_input = lambda answer: os.write(self.descriptor, answer.encode())
+        self._stream = pyte.ByteStream(self.screen)
+        self._dim = dim
         self._changed = asyncio.Event()
         fcntl.ioctl(self._other, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
@@ -38,9 +41,9 @@ class Terminal:
     def text(self) -> str:
         """All of it: the scrollback, then the screen."""
         above = [
-            "".join(line[column].data for column in range(self._screen.columns)) for line in self._screen.history.top
+            "".join(line[column].data for column in range(self.screen.columns)) for line in self.screen.history.top
         ]
-        return "\n".join(line.rstrip() for line in (*above, *self._screen.display)).rstrip() + "\n"
+        return "\n".join(line.rstrip() for line in (*above, *self.screen.display)).rstrip() + "\n"
 
     async def start(self, *command: str, **variables: str) -> None:
         """Run a program, whose controlling terminal this is."""
@@ -103,7 +106,7 @@ class Terminal:
             asyncio.get_running_loop().remove_reader(self.descriptor)
             return
         self.raw += data
-        self._stream.feed(data)
+        self._stream.feed(_DIM.sub(rb"\g<1>%d\2" % self._dim, data) if self._dim else data)
         self._changed.set()
 
 

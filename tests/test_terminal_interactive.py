@@ -168,7 +168,7 @@ async def test_commands(service, fake, chat, tmp_path):
         await command("/model m2", "The model is m2")
         await command("/system Be kind.", "The system message: Be kind.")
         await command("/stats", "Figures after each answer: on")
-        await command("hi", "(?s)Hello.*s to the first token.*tokens: 5 in, 2 out")
+        await command("hi", "(?s)Hello.*s to the first token.*5 tokens in, 2 out")
         assert fake.requests[0].body["model"] == "m2"
         await command("/retry", "(?s)› hi\n\nHello.*› hi\n\nHello.*s to the first")
         assert messages(fake) == messages(fake, 0) == [("system", "Be kind."), ("user", "hi")]

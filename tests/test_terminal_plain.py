@@ -112,7 +112,7 @@ async def test_stats_are_told_when_asked_for(service):
 
     assert (status, out) == (0, "Hello\n")
     assert "s to the first token" in err
-    assert "tokens: 5 in, 2 out" in err
+    assert "5 tokens in, 2 out" in err
 
 
 async def test_what_is_no_text_is_told(service, fake):

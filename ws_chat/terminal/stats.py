@@ -38,7 +38,9 @@ class Stopwatch:
             if seconds > 0:
                 parts.append(f"{count / seconds:.1f} {unit}/s")
         asked = usage.get("prompt_tokens")
-        parts.append(f"{count} {unit}" if asked is None else f"{unit}: {asked} in, {count} out")
+        parts.append(
+            f"{count} {unit}" if asked is None else f"{asked} token{'' if asked == 1 else 's'} in, {count} out"
+        )
         if reply.model:
             parts.append(reply.model)
         return " · ".join(parts)
