@@ -11,16 +11,21 @@ import logging
 import secrets
 import socket
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import uvicorn
 
 from ws_chat.app import create_app
 from ws_chat.server import Binding, Server, options
 from ws_chat.settings import Settings
+from ws_chat.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+RETENTION: Final = 24 * 3600.0
+"""Seconds that an answer is kept to go on from: there is nobody else whose memory it would take."""
 
 
 class LocalServer(NamedTuple):
@@ -39,9 +44,7 @@ def local_server() -> Iterator[LocalServer]:
     settings = Settings.load().model_copy(
         update={
             "api_keys": (key,),
-            "redis_url": None,
             "requests_per_minute": None,
-            "retention": 24 * 3600.0,
             "drain_timeout": 0.0,
         }
     )
@@ -49,7 +52,7 @@ def local_server() -> Iterator[LocalServer]:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     listening = socket.create_server(("127.0.0.1", 0))  # who connects from here on waits until it has started
     chosen = options(settings, Binding()) | {"log_config": None, "log_level": None, "access_log": False}
-    server = Server(uvicorn.Config(create_app(settings), **chosen))
+    server = Server(uvicorn.Config(create_app(settings, store=MemoryStore(retention=RETENTION)), **chosen))
 
     def serve() -> None:
         with listening:  # one that cannot start leaves nobody waiting
