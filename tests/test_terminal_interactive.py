@@ -80,6 +80,19 @@ async def test_ctrl_c_stops_the_answer_and_not_the_program(service, fake, chat):
     assert messages(fake) == [("user", "one"), ("assistant", "Hel"), ("user", "two")]
 
 
+async def test_ctrl_c_that_comes_too_late_ends_nothing(service, chat):
+    async with chat(service.url) as shown:
+        shown.type("one" + ENTER)
+        await shown.until("^Hello$")
+        for _ in range(20):
+            shown.process.send_signal(signal.SIGINT)
+            await asyncio.sleep(0.01)
+        await shown.prompt(2)
+        shown.type("two" + ENTER)
+        await shown.prompt(3)
+    assert shown.text.count("Hello") == 2
+
+
 async def test_ctrl_c_does_not_wait_for_a_network_that_is_gone(service, fake, chat):
     fake.reply([sse(chunk({"content": "Hel"})), Hang()])
     down = DroppingProxy(int(service.url.rpartition(":")[2]), lambda: None)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ws_chat.client.errors import ClientError, ConnectionLostError
 from ws_chat.terminal.faults import went_with_its_server
@@ -27,6 +26,15 @@ CANCELLING: Final = 2.0
 """Seconds that a cancelled answer has to end; without a network it never would."""
 
 
+class _Running(NamedTuple):
+    """An answer that comes: what reads it, what it is drawn on, and the cancel that was sent, if one was."""
+
+    reply: Reply
+    reading: asyncio.Task[None]
+    screen: Screen | Teletype
+    cancelling: list[asyncio.Task[None]]
+
+
 class Answering:
     """Asks in a conversation, over a connection, and draws on a console. With `stats`, it says how fast it went."""
 
@@ -35,7 +43,7 @@ class Answering:
         self._client = client
         self._conversation = conversation
         self._console = console
-        self._screen: Screen | Teletype | None = None
+        self._running: _Running | None = None
 
     async def ask(self, question: str) -> None:
         """Ask, and draw the answer or say what went wrong."""
@@ -52,11 +60,21 @@ class Answering:
             self._console.print()
             say(self._console, *lines)
 
+    def interrupt(self) -> None:
+        """Stop the answer that comes, if any: at Ctrl-C, which at any other moment does nothing."""
+        if not (running := self._running):
+            return
+        if running.cancelling:
+            running.reading.cancel()
+        else:
+            running.cancelling.append(asyncio.create_task(running.reply.cancel()))
+            asyncio.get_running_loop().call_later(CANCELLING, running.reading.cancel)
+
     def wait(self, reason: ClientError) -> None:
         """Show why nothing comes for now."""
-        if self._screen:
+        if self._running:
             said = "the connection is lost" if isinstance(reason, ConnectionLostError) else str(reason)
-            self._screen.notice = f"{said}, trying again"
+            self._running.screen.notice = f"{said}, trying again"
 
     async def _answer(self, question: str, watch: Stopwatch) -> Reply | None:
         """Return what came of a question, and None where it could not be asked."""
@@ -88,26 +106,15 @@ class Answering:
                 watch.token()
                 screen.take(frame)
 
-        def interrupt() -> None:
-            if cancelling:
-                reading.cancel()
-            else:
-                cancelling.append(loop.create_task(reply.cancel()))
-                loop.call_later(CANCELLING, reading.cancel)
-
-        loop = asyncio.get_running_loop()
-        cancelling: list[asyncio.Task[None]] = []
         dumb = self._console.is_dumb_terminal
         screen: Screen | Teletype = Teletype(self._console) if dumb else Screen(self._console)
         async with screen, reply:  # which is cancelled when the program ends
-            self._screen = screen
-            reading = loop.create_task(read())
-            loop.add_signal_handler(signal.SIGINT, interrupt)
+            reading = asyncio.create_task(read())
+            self._running = _Running(reply, reading, screen, [])
             try:
                 await asyncio.wait({reading})
             finally:
-                self._screen = None
-                loop.remove_signal_handler(signal.SIGINT)
+                self._running = None
                 reading.cancel()
         if not reading.cancelled():
             reading.result()

@@ -75,11 +75,13 @@ class Interactive:
         """Read and answer until the person leaves."""
         lines = line_editor(history_path(), dumb=self._console.is_dumb_terminal)
         say(self._console, f"ws_chat {version('ws-chat')} · {self._where}", "/help shows what there is, Ctrl-D leaves.")
+        # All the time, so that one which comes as an answer ends does not end the program.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._answering.interrupt)
         with telling_of_waits(self._answering.wait):
             while not self._left:
                 self._console.print()
                 try:
-                    line = await lines.prompt_async()
+                    line = await lines.prompt_async(handle_sigint=False)
                 except KeyboardInterrupt:
                     say(self._console, "Ctrl-D leaves.")
                 except EOFError:
