@@ -117,7 +117,8 @@ async def terminal(*command: str, columns: int = 80, rows: int = 24, **variables
     await shown.start(*command, **variables)
     assert shown.process
     try:
-        yield shown
+        async with asyncio.timeout(60):
+            yield shown
     finally:
         with contextlib.suppress(ProcessLookupError):
             shown.process.kill()
