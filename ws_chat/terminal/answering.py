@@ -57,7 +57,8 @@ class Answering:
         if self.stats and reply.seq:
             lines.append(watch.line(reply))
         if lines:
-            self._console.print()
+            if reply.text or reply.reasoning or reply.refusal:
+                self._console.print()
             say(self._console, *lines)
 
     def interrupt(self) -> None:
