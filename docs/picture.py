@@ -12,10 +12,10 @@ from pathlib import Path
 
 from browser import chromium, expect, open_tab
 from conftest import running
-from fake_openai import FakeOpenAI, Hang, Pause, Reply, text
 
 from ws_chat.app import create_app
 from ws_chat.settings import Settings
+from ws_chat.testing import FakeOpenAI, Hang, Pause, Reply, text
 
 HERE = Path(__file__).parent
 SIZE = {"width": 1280, "height": 780}

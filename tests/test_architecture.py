@@ -41,6 +41,30 @@ FLOORS = [
     {"protocols.bounds"},
     {"app", "protocols.http", "protocols.websocket"},
     {"server", "mount"},
+    {
+        "terminal.commands",
+        "terminal.local",
+        "terminal.options",
+        "terminal.question",
+        "terminal.quiet",
+        "terminal.stats",
+        "terminal.turns",
+        "terminal.visible",
+        "terminal.waiting",
+    },
+    {
+        "terminal.faults",
+        "terminal.keys",
+        "terminal.markdown",
+        "terminal.remarks",
+        "terminal.saving",
+        "terminal.teletype",
+    },
+    {"terminal.growing", "terminal.plain"},
+    {"terminal.screen"},
+    {"terminal.answering"},
+    {"terminal.interactive"},
+    {"terminal.main"},
     {"cli", "testing.serving"},
     {"pytest_plugin"},
     {"__main__"},
@@ -138,6 +162,13 @@ def test_the_client_knows_nothing_of_the_server():
                 module.startswith(("ws_chat.client.", "ws_chat.frames", "ws_chat.errors", "ws_chat.shapes"))
                 for module in ours
             )
+
+
+def test_only_the_local_server_of_the_terminal_knows_of_servers():
+    for name in MODULES:
+        if name.startswith("terminal.") and name != "terminal.local":
+            ours = {module for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
+            assert all(module.startswith(("ws_chat.terminal.", "ws_chat.client.")) for module in ours)
 
 
 def test_package_markers_hold_nothing():

@@ -81,6 +81,17 @@ async def test_cancel(service, fake):
             await (await fake.request(2)).closed.wait()
 
 
+async def test_it_connects_once_however_often_it_is_opened(service, fake):
+    fake.reply([Hang()])
+    chat = connect(service.url)
+    await asyncio.gather(chat.open(), chat.open())
+    reply = await chat.ask(HELLO, model="m").begin()
+    assert (reply.status, reply.model, service.connections.open) == ("running", "m", 1)
+    await chat.close()
+    with pytest.raises(RuntimeError):
+        await chat.open()
+
+
 async def test_what_is_cancelled_before_it_was_asked_for_costs_nothing(service, fake):
     async with connect(service.url) as chat:
         reply = chat.ask(HELLO)
@@ -245,4 +256,4 @@ async def test_what_is_known_of_an_answer(service, fake):
 
 def test_only_what_a_caller_needs_is_seen():
     shown = {name for name in dir(connect("ws://127.0.0.1")) if not name.startswith("_")}
-    assert shown == {"ask", "cancel", "close", "resume", "stream"}
+    assert shown == {"ask", "cancel", "close", "open", "resume", "stream"}

@@ -106,6 +106,14 @@ async def test_no_server_at_all(url):
     await chat.close()
 
 
+async def test_opening_is_tried_once():
+    chat = connect(NOWHERE, patience=3600)
+    async with asyncio.timeout(10):
+        with pytest.raises(ConnectionLostError):
+            await chat.open()
+    await chat.close()
+
+
 async def test_a_server_that_comes_late_is_waited_for(service):
     proxy = DroppingProxy(int(service.url.rsplit(":", 1)[1]), lambda: None)
     await proxy.start()

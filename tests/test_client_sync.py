@@ -35,6 +35,8 @@ async def test_without_async(service, fake):
 async def test_without_a_block(service):
     def use():
         chat = connect_sync(service.url)
+        chat.open()
+        assert chat.ask("hi").begin().model.startswith("gpt-4o-mini")
         reply = chat.ask("hi").end()
         assert (reply.text, reply.status, reply.usage["completion_tokens"]) == ("Hello", "completed", 2)
         assert repr(reply) == f"<SyncReply {reply.id} completed, seq 3: 'Hello'>"

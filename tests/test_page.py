@@ -8,12 +8,12 @@ import json
 import pytest
 from browser import chromium, expect, visiting
 from conftest import running
-from fake_openai import Cut, Hang, Reply, Wait, chunk, sse, text
 from fastapi import FastAPI
 from processes import need, output
 
 from ws_chat.app import create_app
 from ws_chat.settings import Settings
+from ws_chat.testing import Cut, Hang, Reply, Wait, chunk, sse, text
 
 pytestmark = pytest.mark.anyio
 

@@ -6,8 +6,9 @@ import re
 
 import pytest
 from browser import chromium, expect, visiting
-from fake_openai import Cut, Hang, Reply, text
 from processes import ROOT, lacking
+
+from ws_chat.testing import Cut, Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
 

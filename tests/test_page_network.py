@@ -10,7 +10,8 @@ import random
 import pytest
 from browser import chromium, expect, open_tab, visiting
 from dropping import DroppingProxy
-from fake_openai import Reply, Wait, text
+
+from ws_chat.testing import Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,8 @@ import random
 
 import pytest
 from browser import chromium, expect, visiting
-from fake_openai import Reply, Wait, chunk, sse, text
+
+from ws_chat.testing import Reply, Wait, chunk, sse, text
 
 pytestmark = pytest.mark.anyio
 

@@ -37,7 +37,6 @@ from ws_chat.settings import Settings, SettingsError
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
 from ws_chat.upstreams.demo import DemoUpstream
-from ws_chat.upstreams.openai import OpenAIUpstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -183,6 +182,8 @@ def choose_upstream(settings: Settings) -> Upstream:
         hint = "" if settings.upstream == "demo" else " OPENAI_API_KEY or OPENAI_BASE_URL names a real model."
         logger.warning("Answers come from the built-in demo.%s", hint)
         return DemoUpstream(timeout=settings.upstream_timeout)
+    from ws_chat.upstreams.openai import OpenAIUpstream  # noqa: PLC0415  (the SDK takes half of the time of a start)
+
     server = settings.openai_base_url or "OpenAI"
     logger.info("Answers come from %s, by %s where a request names no model.", server, settings.model)
     return OpenAIUpstream(

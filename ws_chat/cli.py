@@ -1,4 +1,4 @@
-"""The command line: `ws-chat serve`, which is also what `ws-chat` alone and `python -m ws_chat` do."""
+"""The command line: `ws-chat serve`, which is also what `ws-chat` alone and `python -m ws_chat` do; `ws-chat chat`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ LOG_LEVELS: Final = ("critical", "error", "warning", "info", "debug")  # not uvi
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status (2: the options or the environment are wrong)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] == "chat":
+        from ws_chat.terminal.main import main as chat  # noqa: PLC0415  (a server needs nothing of it)
+
+        return chat(given[1:])
     if given and given[0] == "serve":
         del given[0]
     options = _parser().parse_args(given)
@@ -36,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     serve = argparse.ArgumentParser(
         prog="ws-chat serve",
-        description="Streams chat-model answers over WebSocket and SSE. Everything but this is set in the environment.",
+        description="Streams chat-model answers over WebSocket and SSE. Everything but this is set in the environment. "
+        "A chat in the terminal is another command: ws-chat chat --help",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     default = Binding()

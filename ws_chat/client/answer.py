@@ -36,6 +36,10 @@ class Answer:
         self.usage: Usage | None = None
         self.timing: Timing | None = None
         self.error: BaseException | None = None
+        self.first: Mapping[str, Any] | None = None
+        """The start frame that came first."""
+        self.last: Mapping[str, Any] | None = None
+        """The terminal frame, or the error frame that refused it."""
         self.asked = False
         """Whether the server may have been told of it, and has not refused it."""
         self.acknowledged = False
@@ -73,6 +77,7 @@ class Answer:
         """Take a frame of this answer; one that has come before is passed over."""
         match frame["type"]:
             case "start":
+                self.first = self.first or frame
                 self.acknowledged = True
                 self.model = frame["model"]
                 self.begun.set()
@@ -85,15 +90,18 @@ class Answer:
                 self.frames.append(cast("Frame", frame))
                 self._changed.set()
             case "done":
+                self.last = frame
                 for name in ("seq", "status", "finish_reason", "model", "usage", "timing"):
                     setattr(self, name, frame.get(name))
                 self.finish()
             case "error":
+                self.last = frame
                 self.seq = frame["seq"]
                 self.finish(told(frame["error"]))
 
     def refuse(self, error: Mapping[str, Any]) -> None:
         """Take the end of an answer that was asked for and refused."""
+        self.last = {"type": "error", "id": self.id, "error": error}
         gone = error["code"] == "not_found" or error.get("param") == "after"
         self.finish(history_gone(error) if self.acknowledged and gone else told(error))
 

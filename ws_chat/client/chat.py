@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from ws_chat.client.answer import Answer
 from ws_chat.client.errors import ClientError, ConnectionLostError
 from ws_chat.client.link import Link
-from ws_chat.client.network import Address
+from ws_chat.client.network import HANDSHAKE, Address
 from ws_chat.client.patience import Patience
 from ws_chat.client.reply import Known, Reply
 from ws_chat.client.request import asking, is_same, valid_id
@@ -59,6 +59,16 @@ class Chat:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def open(self) -> None:
+        """Connect with one attempt, which takes 10 seconds at most; `async with` goes on trying instead.
+
+        So a person hears at once that there is no server. Raises ClientError, RuntimeError after closing.
+        """
+        self._check_open()
+        async with self._connecting:
+            if self._link is None:
+                self._link = await self._open(HANDSHAKE[1])
 
     async def close(self) -> None:
         """Close; once is enough. The server goes on with answers that have not ended for its resume window."""
@@ -196,6 +206,8 @@ class Chat:
             # A server that is there, and gives nothing, is not to be asked again and again at once.
             broken = ConnectionLostError(f"{self._address} breaks off every connection: {link.ending}")
             pause = _pause(patience, refusal or broken)
+            if refusal:
+                logger.info("%s; asking again in %.1f s", refusal, pause)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(answer.over.wait(), pause)
 

@@ -131,6 +131,11 @@ class Reply(Known):
             if text := frame.get("content"):
                 yield text
 
+    async def begin(self) -> Self:
+        """Wait until the server has the request, or never will, and return it; then `model` is known."""
+        await self._answer.begun.wait()
+        return self
+
     async def end(self) -> Self:
         """Wait for the end of the answer, and return it. Waiting no longer does not cancel it."""
         await self._answer.over.wait()

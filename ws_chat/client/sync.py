@@ -48,6 +48,12 @@ class SyncReply(Known):
             if text := frame.get("content"):
                 yield text
 
+    def begin(self) -> Self:
+        """Wait until the server has the request, or never will, and return it."""
+        if not self.ended:
+            self._thread.run(self._answer.begun.wait())
+        return self
+
     def end(self) -> Self:
         """Wait for the end of the answer, and return it."""
         if not self.ended:
@@ -92,6 +98,10 @@ class SyncChat:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def open(self) -> None:
+        """Connect with one attempt, as `Chat.open` does."""
+        self._thread.run(self._chat.open())
 
     def close(self) -> None:
         """Close; once is enough. The server goes on with answers that have not ended for its resume window."""
