@@ -1,0 +1,231 @@
+"""Replicas at bad moments: answers of Redis that are lost, reads that stall, ends and leavings that cross."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+from conftest import HELLO, Socket
+from test_replicas import begin, closed, over_http, slowly
+from test_replicas_lost import replica, until_ready
+from test_stores import K1, Nothing, end
+from websockets.asyncio.client import connect
+
+from ws_chat.errors import ChatError
+from ws_chat.frames import Start
+from ws_chat.stores import redis_journal
+from ws_chat.stores.redis import RedisStore
+from ws_chat.testing import Hang, Reply, text
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def stores(shared):
+    """Two replicas, without the servers around them."""
+    one, other = RedisStore([shared.url]), RedisStore([shared.url])
+    for store in (one, other):
+        await store.open(Nothing())
+    yield one, other
+    for store in (one, other):
+        await store.close()
+
+
+def shard_of(service):
+    return service.relay._store._shards[0]
+
+
+def lose_the_answer(link, script: str) -> None:
+    """Let Redis run a script, and nobody hear of it, once."""
+    run = link.run
+
+    async def lossy(what, *arguments):
+        answer = await run(what, *arguments)
+        if what is script:
+            link.run = run
+            raise ChatError("overloaded", "lost", retry_after=1)
+        return answer
+
+    link.run = lossy
+
+
+async def begin_elsewhere(socket) -> None:
+    """Follow a generation to its first delta."""
+    await socket.send({"type": "resume", "id": "r1"})
+    assert [(await socket.receive())["seq"], (await socket.receive())["content"]] == [0, "a"]
+
+
+async def test_a_start_whose_answer_was_lost_can_be_sent_to_another_replica(serve, shared, fake):
+    one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
+    lose_the_answer(shard_of(one)._link, redis_journal.CREATE)
+    assert (await one.post({"messages": HELLO, "id": "r1"})).status_code == 503
+    async with asyncio.timeout(20):
+        while (response := await other.post({"messages": HELLO, "id": "r1"})).status_code != 200:
+            assert response.status_code == 503
+    assert len(fake.requests) == 1
+
+
+async def test_of_two_sends_whose_start_was_lost_none_is_a_bug_of_ours(serve, shared, fake):
+    one = await serve(redis_urls=shared.url)
+    lose_the_answer(shard_of(one)._link, redis_journal.CREATE)
+    answers = await asyncio.gather(*(one.post({"messages": HELLO, "id": "r1"}) for _ in range(2)))
+    assert {answer.status_code for answer in answers} <= {200, 503}
+
+
+async def test_the_end_of_a_lost_generation_can_be_resumed_at(serve, shared, fake):
+    other = await serve(redis_urls=shared.url)
+    fake.default = Reply([*text("a")[:2], Hang()])
+    async with replica(fake, shared) as (running, url), other.socket() as elsewhere:
+        async with connect(url) as connection:
+            await begin(Socket(connection))
+            await begin_elsewhere(elsewhere)
+            os.kill(running.process.pid, signal.SIGKILL)
+        failed = await elsewhere.receive()
+        await elsewhere.send({"type": "resume", "id": "r1", "after": failed["seq"]})
+        assert [(await elsewhere.receive())["seq"], await elsewhere.receive()] == [failed["seq"], failed]
+        response = await over_http("GET", other, query=f"?after={failed['seq']}")
+        assert response.status_code == 204
+
+
+async def test_who_reads_nothing_for_a_moment_misses_no_end(stores):
+    one, other = stores
+    log = await one.create(K1, Start("r1", 0, "m"), b"{}")
+    log.append([{"content": "a"}])
+    copy = await other.get(K1)
+    copy.watch(lambda *_: None)
+    link, go = other._shards[0]._link, asyncio.Event()
+    read = link.read
+
+    async def stalled(positions):
+        await go.wait()
+        return await read(positions)
+
+    link.read = stalled
+    await asyncio.sleep(1.2)  # the read that is under way comes back
+    await end(log)
+    for number in range(10):  # more than a node of a stream, which is what Redis trims by
+        another = await one.create(f"named/anonymous/x{number}", Start("x", 0, "m"), b"{}")
+        another.append([{"content": "x" * 6000}])
+        await asyncio.sleep(2 * redis_journal.INTERVAL)
+        await end(another)
+    go.set()
+    async with asyncio.timeout(10):
+        while copy.terminal is None:
+            await asyncio.sleep(0.05)
+
+
+async def test_readers_elsewhere_count_again_after_redis_has_forgotten_everything(serve, shared, redis, fake):
+    settings = {"redis_urls": shared.url, "resume_window": 1}
+    one, other = await serve(**settings), await serve(**settings)
+    fake.default, go = slowly("a", "b")
+    async with other.socket() as elsewhere:
+        async with one.socket() as socket:
+            await begin(socket)
+            await begin_elsewhere(elsewhere)
+        await redis.flushall()
+        await asyncio.sleep(6)
+        go.set()
+        assert (await elsewhere.until_end())[-1].get("status") == "completed"
+
+
+async def test_who_leaves_while_redis_is_away_is_counted_out_later(serve, shared, fake):
+    settings = {"redis_urls": shared.url, "resume_window": 1}
+    one, other = await serve(**settings), await serve(**settings)
+    fake.default = Reply([*text("a")[:2], Hang()])
+    async with one.socket() as socket:
+        await begin(socket)
+        async with other.socket() as elsewhere:
+            await begin_elsewhere(elsewhere)
+            await shared.stop()
+            await until_ready(other, 503)
+        await asyncio.sleep(1.5)
+        await shared.start()
+        await until_ready(one, 200)
+        await until_ready(other, 200)
+    await closed(fake)
+    async with asyncio.timeout(10):
+        while one.relay.running:
+            await asyncio.sleep(0.01)
+
+
+async def test_interrupting_elsewhere_waits_for_the_end_however_slow_redis_is(serve, shared, fake):
+    one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
+    fake.reply([*text("a")[:2], Hang()])
+    following = shard_of(other)._following
+    ask = following.ask
+
+    async def slow(log, what):
+        if what == "cancel":
+            await asyncio.sleep(1.3)  # longer than a copy is kept that nobody reads
+        await ask(log, what)
+
+    following.ask = slow
+    async with one.socket() as socket, other.socket() as elsewhere:
+        await begin(socket)
+        await elsewhere.send({"messages": HELLO, "previous_id": "r1", "id": "r2"})
+        assert (await socket.receive())["status"] == "cancelled"
+        assert (await elsewhere.receive(10))["type"] == "start"
+
+
+async def test_a_copy_that_is_left_and_followed_again_at_once_counts_as_read(stores):
+    one, other = stores
+    log = await one.create(K1, Start("r1", 0, "m"), b"{}")
+    for _ in range(5):
+        other._shards[0]._following._leave(await other.get(K1))
+        again = await other.get(K1)
+        again.watch(print)
+        await asyncio.sleep(0.35)
+        assert log.watchers == {other._shards[0]._replica}
+        again.unwatch(print)
+    await end(log)
+
+
+async def test_nothing_is_kept_of_what_has_ended(stores):
+    one, other = stores
+    for number in range(30):
+        log = await one.create(f"named/anonymous/{number}", Start("r", 0, "m"), b"{}")
+        log.append([{"content": "x"}])
+        found = asyncio.create_task(other.get(f"named/anonymous/{number}"))
+        await asyncio.sleep(0.07)
+        await end(log)
+        await found
+    journal, following = one._shards[0]._journal, other._shards[0]._following
+    async with asyncio.timeout(10):
+        while (len(journal._whole), len(journal._logs), len(following._logs), len(following._positions)) != (
+            0,
+            0,
+            0,
+            1,
+        ):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_log_of_a_dead_replica_that_stands_nowhere_else_is_lost(stores, redis):
+    _, other = stores
+    start = b'{"type":"start","id":"r1","seq":0,"model":"m"}'
+    await redis.hset(f"ws_chat:{{0}}:{K1}", mapping={"replica": "dead", "start": start, "request": b"{}"})
+    log = await other.get(K1)
+    assert log is None or log.terminal.error.code == "generation_lost"
+
+
+async def test_a_journal_that_cannot_be_read_keeps_no_other_replica_unburied(stores, redis):
+    _, other = stores
+    prefix = "ws_chat:{0}:"
+    for dead, entry in (
+        ("bad", b"\xff"),
+        ("worse", b"[]"),
+        ("good", b'{"named/anonymous/good":[1,[{"content":"a"}]]}'),
+    ):
+        start = b'{"type":"start","id":"%s","seq":0,"model":"m"}' % dead.encode()
+        key = f"named/anonymous/{dead}"
+        await redis.hset(prefix + key, mapping={"replica": dead, "start": start, "request": b"{}"})
+        await redis.sadd(f"{prefix}running:{dead}", key)
+        await redis.xadd(f"{prefix}journal:{dead}", {"entry": entry})
+        await redis.sadd(f"{prefix}replicas", dead)
+    async with asyncio.timeout(20):
+        while await redis.exists(f"{prefix}running:good"):
+            await asyncio.sleep(0.1)
+    log = await other.get("named/anonymous/good")
+    assert (list(log.after(0, 9)), log.terminal.error.code) == ([{"content": "a"}], "generation_lost")
