@@ -35,6 +35,7 @@ MODULES = (
     "test_operators_docs",
     "test_quick_start",
     "test_replicas_example",
+    "test_terminal_docs",
 )
 
 
@@ -158,6 +159,9 @@ def test_every_setting_is_documented_with_its_default():
     assert "`OPENAI_BASE_URL`" in SETTINGS
 
 
+OF_THE_TERMINAL = {"WS_CHAT_URL", "WS_CHAT_API_KEY", "WS_CHAT_SYSTEM"}
+
+
 def test_every_setting_and_metric_that_is_named_is_there():
     settings = {field.alias for field in Settings.model_fields.values()}
     names = "|".join(family.name for family in Metrics().registry.collect())
@@ -166,7 +170,7 @@ def test_every_setting_and_metric_that_is_named_is_there():
         *(page.read_text() for page in (ROOT / "docs").glob("*.md")),
         (ROOT / "examples/alerts.yml").read_text(),
     ):
-        assert set(re.findall(r"\bWS_CHAT_\w+", page)) <= settings
+        assert set(re.findall(r"\bWS_CHAT_\w+", page)) <= settings | OF_THE_TERMINAL
         for name in set(re.findall(r"\bws_chat_\w+", page)) - {"ws_chat_url"}:  # a fixture
             assert re.fullmatch(f"({names})(_total|_bucket|_sum|_count)?", name), name
 
