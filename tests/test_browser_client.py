@@ -323,6 +323,25 @@ async def test_what_a_server_that_drains_refuses_is_asked_on_a_new_connection(pa
         assert len(script.sockets) == 2
 
 
+async def test_what_cannot_be_reached_for_a_moment_is_asked_for_again(passes):
+    asked = []
+
+    async def answer(number, socket, frame):
+        asked.append(frame)
+        if number == 1:
+            await start(socket, frame)
+            await socket.close(1012)
+        elif len(asked) < 4:
+            error = {"type": "server_error", "code": "overloaded", "message": "…", "status": 503, "retryable": True}
+            await socket.send(json.dumps({"type": "error", "id": frame["id"], "error": error}))
+        else:
+            await say(socket, frame, "new")
+
+    async with Script(answer) as script:
+        await passes("draining", script.url)
+        assert ([frame.get("type") for frame in asked[1:]], len(script.sockets)) == (["resume"] * 3, 2)
+
+
 async def test_a_connection_that_is_dead_is_replaced(passes):
     """It is open, and nothing comes back: neither the answer nor a pong."""
     pings = []
@@ -384,7 +403,7 @@ async def test_it_connects_at_once_when_the_network_is_back(passes, service, fak
     async def answer(number, socket, frame):
         await start(socket, frame)
         if number == 1:
-            socket.transport.abort()
+            await socket.close(1012)
         else:
             for content in ("Hel", "lo"):
                 seq = 1 if content == "Hel" else 2

@@ -229,11 +229,16 @@ export class Chat extends EventTarget {
 
   /** @param {Connection} connection @param {Reply} reply @param {Frame | ErrorFrame} frame */
   #deliver(connection, reply, frame) {
-    if (frame.type === "error" && frame.seq === undefined && frame.error.code === "draining") {
+    const refused = frame.type === "error" && frame.seq === undefined && frame.error;
+    if (refused && refused.code === "draining") {
       connection.drop(reply); // another server, or the next one, takes it
       reply.wait("it is about to stop");
       this.#leave(connection);
       this.#attach();
+    } else if (refused && refused.retryable && refused.code !== "generation_lost" && reply.acknowledged) {
+      connection.drop(reply); // what is there already cannot be reached for a moment
+      reply.wait(refused.message);
+      setTimeout(() => this.#attach(), (0.5 + Math.random()) * FIRST_PAUSE * 1000);
     } else {
       connection.answered(reply);
       // Only for what is new: a server that accepts and then breaks off is not to be asked again and again at once.
@@ -354,6 +359,11 @@ export class Reply {
     const resume = JSON.stringify({ type: "resume", id: this.id, after: this.seq });
     const opening = this.#acknowledged ? resume : (this.#request ?? resume);
     return this.#cancelling ? [opening, this.#cancellation] : [opening];
+  }
+
+  /** Whether the server has taken the request. */
+  get acknowledged() {
+    return this.#acknowledged;
   }
 
   /** The size of the request, until the server has taken it. */
