@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Ask over SSE and print the answer as it is typed: the tutorial's reading loop, with its line breaks and its errors.
 set -euo pipefail
+question=${1:-やっほ}
+question=${question//\\/\\\\} question=${question//\"/\\\"}    # as JSON writes it
 
 curl -sSN \
   -H "Content-Type: application/json" \
-  -d '{"messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"やっほ"}]}' \
+  -d '{"messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"'"$question"'"}]}' \
   "${URL:-http://127.0.0.1:8000/v1/chat/stream}" |
 {
   event=none    # the name of the event being read; "text" once it has had a line of text

@@ -2,11 +2,14 @@
 # Ask over the WebSocket with websocat, and see the frames as they come.
 # By hand: `websocat ws://127.0.0.1:8000/v1/chat/ws`, then type a frame and Enter.
 set -eo pipefail
+PATH="$(dirname "$0")/../.venv/bin:$PATH"    # where `make run` puts a websocat
+question=${1:-やっほ}
+question=${question//\\/\\\\} question=${question//\"/\\\"}    # as JSON writes it
 
 # A pipe that stays open: when its standard input ends, websocat closes the socket at once.
 coproc SOCKET { exec websocat -t - "${URL:-ws://127.0.0.1:8000/v1/chat/ws}"; }
 exec {from}<&"${SOCKET[0]}" {to}>&"${SOCKET[1]}"
-printf '%s\n' '{"messages":[{"role":"user","content":"やっほ"}]}' >&"$to"
+printf '%s\n' '{"messages":[{"role":"user","content":"'"$question"'"}]}' >&"$to"
 status=1
 while IFS= read -r frame; do
   printf '%s\n' "$frame"

@@ -117,6 +117,7 @@ class Reading:
         self._ports: Iterator[int] = itertools.cycle(ports)
         self._asks = asks and {"id": generation_id, "messages": [{"role": "user", "content": asks}]}
         self._started = False
+        self._back = False
 
     @property
     def lost(self) -> bool:
@@ -136,7 +137,7 @@ class Reading:
         check(frame.get("id", self.id) == self.id and self.end is None, f"this frame belongs here: {frame}")
         match frame["type"]:
             case "start":
-                check(frame["seq"] == self.seq, f"it begins after {self.seq}: {frame}")
+                check(frame["seq"] == self.seq - self._back, f"it begins after {self.seq}: {frame}")
                 self._started = True
             case "token":
                 check(frame["seq"] > self.seq, f"seq rises from {self.seq}: {frame}")
@@ -166,12 +167,15 @@ class Reading:
         url = f"http://127.0.0.1:{port}/v1/chat/stream"
         request: dict[str, Any] = {"method": "POST", "url": f"{url}?format=frames", "json": self._asks}
         if self._started or self._asks is None:
-            headers = {"Last-Event-ID": str(self.seq)}
+            headers = {"Last-Event-ID": str(self.seq - self._back)}
             request = {"method": "GET", "url": f"{url}/{self.id}?format=frames", "headers": headers}
         async with (
             httpx.AsyncClient(timeout=30, verify=False, trust_env=False) as client,
             client.stream(**request) as response,
         ):
+            if response.status_code == 204:
+                self._back = True
+                return  # it is at the end, which stands there to be read
             if response.status_code != 200:
                 self._take({"type": "error", **json.loads(await response.aread())})
                 return

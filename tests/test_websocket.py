@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 
+import httpx
 import pytest
 from conftest import HELLO, both_paths, joined
 from test_frames import BAD_FRAMES, BAD_JSON
@@ -378,3 +379,10 @@ async def test_an_error_in_the_door_closes_the_socket_with_1011(service, fake, c
     assert (over_sse.status_code, over_sse.json()["error"]["code"]) == (500, "internal_error")
     assert "sk-secret" in caplog.text
     assert "sk-secret" not in over_sse.text
+
+
+async def test_a_request_without_an_upgrade_is_told_what_it_lacks(service):
+    async with httpx.AsyncClient() as client:
+        response = await client.get(service.url + "/v1/chat/ws")
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
+    assert "Upgrade" in response.json()["error"]["message"]

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request  # noqa: TC002  (FastAPI looks at it)
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route, WebSocketRoute
 
@@ -41,6 +41,7 @@ from ws_chat.upstreams.demo import DemoUpstream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from starlette.requests import Request
     from starlette.websockets import WebSocket
 
     from ws_chat.doors.connections import Authenticate
@@ -119,6 +120,7 @@ def create_app(
         # Plain ASGI: for each request the framework's own handling would cost as much as half of ours.
         routes=[
             WebSocketRoute("/v1/chat/ws", sockets.serve),
+            Route("/v1/chat/ws", _only_a_socket_here, include_in_schema=False),
             Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             sockets_anywhere_else,
@@ -227,6 +229,11 @@ def _tracing() -> list[Observer]:
 
 async def _no_socket_here(websocket: WebSocket) -> None:
     await websocket.send_denial_response(error_response(ErrorInfo("not_found", "There is no WebSocket here.")))
+
+
+async def _only_a_socket_here(_: Request) -> Response:
+    message = "A WebSocket is opened here. The request, or a proxy on its way, lacks `Upgrade: websocket`."
+    return error_response(ErrorInfo("invalid_request", message))
 
 
 def _new_id() -> str:
