@@ -48,7 +48,11 @@ export function composer(conversations, answers, thread, models) {
     if (stopIt()) event.preventDefault();
   });
 
-  const show = () => (stop.hidden = !running());
+  const show = () => {
+    stop.hidden = !running();
+    const what = stop.hidden ? "sends" : "stops the answer and sends";
+    get("hint").textContent = `Enter ${what}, Shift+Enter breaks the line${stop.hidden ? "" : ", Esc stops"}`;
+  };
   for (const type of ["turn", "opened", "list"]) conversations.addEventListener(type, show);
   conversations.addEventListener("opened", () => {
     model.value = conversations.current.model;
