@@ -13,6 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from ws_chat.access import ANONYMOUS, Keys, Origins, Quota, bearer, name_of
+from ws_chat.doors.connections import Connections
 from ws_chat.errors import ChatError
 from ws_chat.testing import Hang, Reply, text
 
@@ -253,3 +254,13 @@ async def test_no_answer_holds_a_key(serve, caplog):
     assert "my-secret" not in caplog.text
     assert "key-of" not in caplog.text
     assert json.dumps("key-of") not in str(service.app.state.__dict__)
+
+
+@pytest.mark.parametrize("name", [None, "", 7, {"name": "alice"}])
+async def test_who_asks_has_to_be_told_by_a_name(name):
+    async def principal(_):
+        return name
+
+    connections = Connections(1, principal, Origins([]))
+    with pytest.raises(TypeError, match="by a name"):
+        await connections.caller({"type": "http", "headers": []}, "sse")

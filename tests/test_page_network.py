@@ -244,6 +244,8 @@ async def test_what_is_kept_is_bounded(service, browser):
           for (let at = 1; at <= 60; at += 1) {
             if (!save({ id: `c${at}`, title: `c${at}`, at, model: "", turns })) throw Error("full");
           }
+          const huge = [{ ...turns[0], text: "x".repeat(3_000_000) }];
+          if (save({ id: "c61", title: "c61", at: 61, model: "", turns: huge })) throw Error("kept");
         }""")
         kept = await tab.page.evaluate("Object.keys(localStorage)")
         size = await tab.page.evaluate("Object.values(localStorage).join('').length")

@@ -196,6 +196,7 @@ async def test_commands(service, fake, chat, tmp_path):
         assert messages(fake) == [("user", "anew")]
         await command(f"/save {tmp_path}/it.md", "is there already")
         await command(f"/save {tmp_path}/no/it.md", "cannot be written: No such file")
+        await command("/save ~nobody-of-that-name/it.md", "no name for a file")
         shown.type("/quit" + ENTER)
         assert await shown.end() == 0
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from conftest import HELLO
 from dropping import DroppingProxy
-from processes import environment, program
+from processes import environment, output, program
 
 from ws_chat.testing import Hang, Wait, chunk, sse, text
 
@@ -156,6 +156,14 @@ async def test_sigterm_cancels_the_answer(service, fake):
 
         assert (process.returncode, err) == (143, b"")
         await fake.requests[0].closed.wait()
+
+
+@pytest.mark.parametrize(("where", "told"), [(">/dev/full", b"cannot be written"), (">&-", b"")])
+async def test_where_nothing_can_be_written_it_ends(where, told, service):
+    status, _, err = await output("bash", "-c", f"ws-chat chat hi {where}", WS_CHAT_URL=service.url)
+    assert status in {1, 2}
+    assert told in err
+    assert b"Traceback" not in err
 
 
 async def test_a_reader_that_goes_away_cancels_the_answer_quietly(service, fake):

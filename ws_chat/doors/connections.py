@@ -76,7 +76,10 @@ class Connections:
         """Return who asks. Raises ChatError (`origin_not_allowed`, `unauthorized`)."""
         headers = Headers(scope=scope)
         self._origins.check(headers.get("origin"), headers.get("host"))
-        return Caller(await self._principal(scope), secrets.token_urlsafe(16), door)
+        principal = await self._principal(scope)
+        if not isinstance(principal, str) or not principal:
+            raise TypeError(f"who asks has to be told by a name, not by {type(principal).__name__}")
+        return Caller(principal, secrets.token_urlsafe(16), door)
 
     @contextmanager
     def admit(self, caller: Caller) -> Iterator[Connection]:

@@ -148,6 +148,8 @@ class Interactive:
             fail(self._console, f"{error.filename} is there already, and was left as it is.")
         except OSError as error:
             fail(self._console, f"{error.filename} cannot be written: {error.strerror}.")
+        except (RuntimeError, ValueError) as error:  # of a user that there is not; of a name that no file can have
+            fail(self._console, f"That is no name for a file: {error}.")
         else:
             say(self._console, f"Written to {self._saved}")
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Chat as the command line says; return the exit status."""
     options = read_options(arguments)
+    if sys.stdout is None or sys.stderr is None:  # a shell has closed it
+        return WRONG
     for stream in (sys.stdout, sys.stderr):
         _never_fail(stream)
     try:

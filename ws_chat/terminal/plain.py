@@ -59,6 +59,10 @@ def answer(options: Options, question: str) -> int:
         # What is still in the buffer would be written, and fail again, at the exit of the interpreter.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        tell(f"The answer cannot be written: {error.strerror}.")
+        return FAILED
 
 
 def tell(message: str) -> None:

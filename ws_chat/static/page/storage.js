@@ -43,6 +43,7 @@ export function load() {
 /** Keep a conversation; return whether there was room. @param {Conversation} conversation */
 export function save(conversation) {
   const text = JSON.stringify(conversation);
+  if (text.length > MOST_CHARACTERS) return false; // before anything else makes room for it in vain
   const own = PREFIX + conversation.id;
   const fits = () => others(own).length < MOST_CONVERSATIONS && used(own) + text.length <= MOST_CHARACTERS;
   for (const key of fits() ? [] : oldestFirst(own)) {
@@ -50,7 +51,6 @@ export function save(conversation) {
     if (fits()) break;
   }
   try {
-    if (text.length > MOST_CHARACTERS) throw new Error("It is too long to be kept.");
     local.setItem(own, text);
     return true;
   } catch {
