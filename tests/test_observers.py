@@ -105,6 +105,14 @@ async def test_everything_is_counted_once(service, fake):
 
 
 @both_paths
+async def test_what_has_not_happened_yet_is_counted_as_none(service):
+    """A rate sees nothing of a series that begins with its first event."""
+    async with httpx.AsyncClient() as client:
+        figures = (await client.get(service.url + "/metrics")).text
+    assert 'ws_chat_generation_errors_total{code="internal_error"} 0.0' in figures
+    assert 'ws_chat_refused_total{code="overloaded",door="websocket"} 0.0' in figures
+
+
 async def test_bytes_of_both_doors_are_those_that_were_sent(service):
     body = (await service.post(query="?format=frames")).content
     await service.post(query="?format=frames")

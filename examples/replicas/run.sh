@@ -3,7 +3,7 @@
 # is killed is started again. Ctrl-C ends everything and removes what it has made.
 #
 #   examples/replicas/run.sh             http://127.0.0.1:8080
-#   examples/replicas/watch.py           in a second terminal: answers survive, replicas do not
+#   .venv/bin/python examples/replicas/watch.py     in a second terminal: answers survive, replicas do not
 #
 # It needs nginx, redis-server, and `make run` once before, or `pip install 'ws-chat[redis]'`. PORT, REPLICAS (two ports),
 # REDIS_PORT and FOLDER choose others.

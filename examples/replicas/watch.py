@@ -60,6 +60,8 @@ class Site:
 
     def kill(self, replica: str) -> None:
         """Kill a replica: it has no time to say anything."""
+        if self._folder.stat().st_uid != os.getuid():
+            sys.exit(f"{self._folder} is somebody else's")
         pid = int((self._folder / f"{replica.rpartition(':')[2]}.pid").read_text())
         os.kill(pid, signal.SIGKILL)
         tell(f"kill -9 {pid}: the replica {replica} is no more")

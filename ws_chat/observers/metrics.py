@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
+from ws_chat.errors import CODES
 from ws_chat.observe import (
     ConnectionClosed,
     ConnectionOpened,
@@ -72,6 +73,10 @@ class Metrics:
         self._total = histogram("generation_duration", "From a request to its end.", TOTAL, "door")
         # What `labels` returns, kept: it costs more than the counting.
         self._labelled = cache(lambda metric, *labels: metric.labels(*labels))
+        for code in CODES:  # a rate sees nothing of a series that begins with its first event
+            self._labelled(self._errors, code)
+            for door in ("sse", "websocket"):
+                self._labelled(self._refused, door, code)
         self._lag = histogram("event_loop_lag", "How late the event loop comes round.", LAG)
 
     def __call__(self, event: Event) -> None:

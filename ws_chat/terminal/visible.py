@@ -15,6 +15,8 @@ _SHOWN: Final = {
     ord("\r"): None,  # a line break of CRLF, or one that would write over its line
     0x7F: "\u2421",
     **{code: f"<{code:02x}>" for code in range(0x80, 0xA0)},
+    # These turn the order around in which a text is shown.
+    **{code: f"<{code:04x}>" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
     **dict.fromkeys(range(55296, 57344), "�"),  # halves of characters, which cannot be encoded
 }
 

@@ -5,9 +5,9 @@
  * @typedef {import("./conversations.js").Failure} Failure
  */
 import { connect } from "../ws-chat.js";
-import { local, session } from "./storage.js";
+import { OURS, local, session } from "./storage.js";
 
-const KEY = "ws_chat.key";
+const KEY = `${OURS}key`;
 const PATIENCE = 300; // seconds: as long as a server keeps an answer by default
 const PAUSE = 2000; // milliseconds without a connection, until the reason is asked for
 

@@ -7,7 +7,7 @@ import { CodeBlock } from "./code.js";
 import { make } from "./dom.js";
 
 const DEEPEST = 24;
-const MOST_CHARACTERS = 50_000; // without an empty line: more is no text, and may take long to read
+const MOST_CHARACTERS = 10_000; // without an empty line: more is no text, and may take long to read
 /** @type {Record<string, string>} */
 const ENTITIES = {
   ...{ amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", hellip: "…", mdash: "—", ndash: "–" },

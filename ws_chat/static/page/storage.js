@@ -31,7 +31,11 @@ function usable(name) {
 export const local = usable("localStorage");
 export const session = usable("sessionStorage");
 
-const PREFIX = "ws_chat.conversation.";
+/** What every name begins with: pages under other paths of one host, perhaps other people's, keep their own. */
+export const OURS = `ws_chat:${new URL(".", document.baseURI).pathname}:`;
+const PREFIX = `${OURS}conversation.`;
+const ID = /^[A-Za-z0-9._:-]{1,128}$/;
+const STATES = ["asked", "running", "completed", "cancelled", "failed"];
 const MOST_CONVERSATIONS = 50;
 const MOST_CHARACTERS = 2_000_000; // browsers give a site about 5 MB
 
@@ -99,11 +103,18 @@ function read(key) {
   return local.getItem(key);
 }
 
+/** Whether this is of the shape that is written here, and not of another version's. @param {any} turn */
+function isTurn(turn) {
+  const texts = [turn?.question, turn?.text, turn?.reasoning];
+  const said = texts.every((text) => typeof text === "string") && Array.isArray(turn.toolCalls);
+  return said && ID.test(turn.id) && STATES.includes(turn.state);
+}
+
 /** @param {string | null} text @returns {Conversation | null} */
 function parse(text) {
   try {
     const found = JSON.parse(text ?? "null");
-    return typeof found?.id === "string" && Array.isArray(found.turns) ? found : null;
+    return typeof found?.id === "string" && Array.isArray(found.turns) && found.turns.every(isTurn) ? found : null;
   } catch {
     return null;
   }
