@@ -159,7 +159,7 @@ async def test_interrupting_elsewhere_waits_for_the_end_however_slow_redis_is(se
     async def slow(log, what):
         if what == "cancel":
             await asyncio.sleep(1.3)  # longer than a copy is kept that nobody reads
-        await ask(log, what)
+        return await ask(log, what)
 
     following.ask = slow
     async with one.socket() as socket, other.socket() as elsewhere:

@@ -139,8 +139,8 @@ class Following:
         try:
             for log in list(self._logs.values()):
                 await self._settle(log)
-                if log.terminal is None:
-                    await self.ask(log, "watch")
+                if log.terminal is None and not await self.ask(log, "watch"):
+                    self.doubtful = True
         except ChatError:
             self.doubtful = True
             raise
@@ -159,10 +159,13 @@ class Following:
         finally:
             log.unwatch(stay)
 
-    async def ask(self, log: FollowedLog, what: str) -> None:
-        """Ask the replica that writes a log for something: `watch`, `unwatch`, `cancel`."""
+    async def ask(self, log: FollowedLog, what: str) -> bool:
+        """Ask the replica that writes a log for something: `watch`, `unwatch`, `cancel`.
+
+        Returns whether that replica lives: one without a lease may be dead, or about to say that it is not.
+        """
         names = [self._names.lease(log.replica), self._names.inbox(log.replica)]
-        await self._link.run(ASK, names, what, log.key, self._replica)
+        return bool(await self._link.run(ASK, names, what, log.key, self._replica))
 
     async def settle(self, replica: str) -> None:
         """End those logs of a replica that have their end in Redis, or are not there (any more)."""

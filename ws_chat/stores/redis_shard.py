@@ -7,6 +7,7 @@ lives (`redis_lease`). Its own readers see deltas before Redis does, and an end 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +34,8 @@ logger = logging.getLogger("ws_chat.redis")
 PATIENCE: Final = 8.0
 """Seconds that finding a log may take: that of a replica which has just died takes longest."""
 RETRY: Final = 0.2
+REBIRTH: Final = round(3 * RENEWAL / RETRY)
+"""How often a replica without a lease is asked after Redis was away: it may be about to begin one."""
 AWAY: Final = 10.0
 """Seconds that readers of other replicas' generations wait for Redis to come back."""
 _UNREACHABLE: Final = ErrorInfo("overloaded", "The shared log cannot be reached now.", retry_after=1)
@@ -129,8 +132,9 @@ class Shard:
             self._following.follow(key, replica, start, request, position)
 
     async def cancel(self, key: str) -> None:  # noqa: D102
-        if log := self._following.get(key):
-            await self._following.ask(log, "cancel")
+        log = self._following.get(key)
+        if log and not await self._following.ask(log, "cancel") and log.terminal is None:
+            raise ChatError("overloaded", "The replica of the generation cannot be reached now.", retry_after=1)
 
     def remove(self, key: str) -> None:  # noqa: D102
         self._journal.forget(key)
@@ -258,11 +262,12 @@ class Shard:
 
     def _on_leave(self, log: FollowedLog) -> None:
         async def leave() -> None:
-            while True:
-                try:
-                    await self._following.ask(log, "unwatch")
-                    break
-                except ChatError:
+            attempts = REBIRTH
+            while attempts:
+                with contextlib.suppress(ChatError):  # the link has said so
+                    told = await self._following.ask(log, "unwatch")
+                    attempts = 0 if told or self._link.steady else attempts - 1
+                if attempts:
                     await asyncio.sleep(RETRY)
             del self._leaving[log.key]
 
