@@ -12,7 +12,7 @@ run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
 
 test: $(INSTALLED)  ## Run the tests: make test ARGS="-k cancel"
 	.ci/tools
-	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/node/node_modules/.bin:$$PATH" $(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/node/node_modules/.bin:$$PATH" $(BIN)/python -m pytest -n 5 --dist loadfile $(ARGS)
 
 soak-replicas: $(INSTALLED)  ## Break connections between replicas, and kill replicas: make soak-replicas ARGS="--seed 1"
 	PYTHONPATH=tests $(BIN)/python tests/soak_replicas.py $(ARGS)
@@ -26,8 +26,9 @@ fuzz: $(INSTALLED)  ## Try a hundred thousand hostile frames: make fuzz ARGS="--
 bench: $(INSTALLED)  ## Measure against others, in under 10 minutes: make bench ARGS="--runs 5 --sides ours-ws,vllm-router"
 	$(BIN)/python benchmarks/run.py --seconds 3 --write docs/performance.md $(ARGS)
 
-pictures: $(INSTALLED)  ## Take the pictures of the page anew
+pictures: $(INSTALLED)  ## Take the pictures of the page and the terminal anew
 	PYTHONPATH=tests $(BIN)/python docs/picture.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests $(BIN)/python docs/picture_terminal.py
 
 lint: $(INSTALLED)  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -22,7 +22,7 @@ STOP = [{"role": "user", "content": "stop"}]
 
 
 @pytest.fixture
-async def replicas(serve, shared) -> tuple[Service, Service]:
+async def replicas(shared, serve) -> tuple[Service, Service]:
     return await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
 
 
