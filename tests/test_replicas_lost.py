@@ -230,6 +230,21 @@ async def test_who_reads_elsewhere_is_told_that_redis_stays_away_and_finds_it_al
     assert len(fake.requests) == 1
 
 
+async def test_who_is_told_so_is_counted_out_as_a_reader(serve, shared, redis, fake, monkeypatch):
+    monkeypatch.setattr("ws_chat.stores.redis_shard.AWAY", 1)
+    one, other = await serve(redis_urls=shared.url, resume_window=1), await serve(redis_urls=shared.url)
+    fake.default = Reply([*text("a")[:2], Hang()])
+    async with other.socket() as elsewhere:
+        async with one.socket() as socket:
+            await begin(socket)
+            await elsewhere.send({"type": "resume", "id": "r1"})
+            assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+        await redis.config_set("maxmemory", "1")  # all is kept, leases too, and nothing is taken
+        assert (await elsewhere.receive())["error"]["code"] == "overloaded"
+        await redis.config_set("maxmemory", "0")
+        await asyncio.wait_for((await fake.request()).closed.wait(), 10)
+
+
 async def test_a_replica_starts_without_redis_and_is_ready_when_it_comes(serve, shared, fake):
     await shared.stop()
     one = await serve(redis_urls=shared.url)

@@ -243,12 +243,14 @@ class Following:
                 del self._followed[log.replica]
                 self._positions.pop(self._names.journal(log.replica), None)
 
-    def give_up(self, error: ErrorInfo) -> None:
-        """End every copy with an error; the logs themselves may go on."""
-        for log in list(self._logs.values()):
+    def give_up(self, error: ErrorInfo) -> list[FollowedLog]:
+        """End every copy with an error, and return them; the logs themselves may go on."""
+        copies = list(self._logs.values())
+        for log in copies:
             self._forget(log)
             log.end(Failed(log.start.id, log.last + 1, error))
             log.told.set()
+        return copies
 
     async def close(self) -> None:
         """End every copy: this replica stops."""

@@ -176,7 +176,8 @@ class Shard:
                 await self._lease.renew()
             except ChatError:
                 if self._link.away > AWAY:
-                    self._following.give_up(_UNREACHABLE)
+                    for log in self._following.give_up(_UNREACHABLE):
+                        self._on_leave(log)
             except Exception:
                 logger.exception("The lease could not be renewed")
 
