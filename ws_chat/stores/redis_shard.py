@@ -234,8 +234,13 @@ class Shard:
                 self._production.cancel(key)
 
     async def _disown(self, key: str) -> None:
-        """Undo what a create has left whose answer never came."""
-        await self._link.run(DISOWN, [self._names.log(key), self._names.running(self._replica)], self._replica, key)
+        """Undo what a create has left whose answer never came. Nobody else creates it meanwhile: it would be undone."""
+        over = self._creating[key] = asyncio.Event()
+        try:
+            await self._link.run(DISOWN, [self._names.log(key), self._names.running(self._replica)], self._replica, key)
+        finally:
+            del self._creating[key]
+            over.set()
 
     def _on_message(self, message: dict[bytes, bytes]) -> None:
         """Take what another replica asks for."""
