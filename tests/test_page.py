@@ -206,6 +206,23 @@ async def test_reasoning_tool_calls_and_refusals_are_shown(service, fake, browse
         await expect(tab.turns.locator(".facts")).to_contain_text("ended by tool_calls")
 
 
+async def test_what_is_asked_right_after_a_key_was_given_uses_it(serve, fake, browser):
+    service = await serve(api_keys=("correct-horse",))
+    fake.reply(text("Let in"))
+    # `close` of the dialog comes with the next picture, which is after the question here.
+    at_once = """() => {
+      document.getElementById("key-value").value = "correct-horse";
+      document.getElementById("key-use").click();
+      document.getElementById("question").value = "Me?";
+      document.getElementById("composer").requestSubmit();
+    }"""
+    async with visiting(browser, service.url) as tab:
+        await expect(tab.page.get_by_role("dialog", name="API key")).to_be_visible()
+        await tab.page.evaluate(at_once)
+        await tab.is_in("completed")
+        assert len([asked for asked in tab.requests if asked.startswith("ws:")]) == 1
+
+
 async def test_a_key_is_asked_for_and_a_wrong_one_told(serve, fake, browser):
     service = await serve(api_keys=("correct-horse",))
     async with visiting(browser, service.url, complains=True) as tab:

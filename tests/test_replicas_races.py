@@ -17,6 +17,7 @@ from ws_chat.errors import ChatError
 from ws_chat.frames import Start
 from ws_chat.stores import redis_journal
 from ws_chat.stores.redis import RedisStore
+from ws_chat.stores.redis_names import RESTORE
 from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
@@ -200,6 +201,40 @@ async def test_nothing_is_kept_of_what_has_ended(stores):
             1,
         ):
             await asyncio.sleep(0.05)
+
+
+async def test_nothing_is_kept_of_what_ends_while_it_is_restored(stores):
+    shard = stores[0]._shards[0]
+    log = await shard.create(K1, Start("r1", 0, "m"), b"{}")
+    run = shard._link.run
+
+    async def late(script, *arguments):
+        answer = await run(script, *arguments)
+        if script is RESTORE and log.terminal is None:
+            await end(log)
+        return answer
+
+    shard._link.run = late
+    await shard._journal.restore()
+    assert not shard._journal._whole
+
+
+async def test_nothing_is_kept_of_what_ends_while_an_entry_cannot_be_written(stores):
+    shard = stores[0]._shards[0]
+    log = await shard.create(K1, Start("r1", 0, "m"), b"{}")
+    log.append([{"content": "x"}])
+
+    call = shard._link.call
+
+    async def away(*_):
+        shard._link.call = call
+        await end(log)
+        raise ChatError("overloaded", "Away")
+
+    shard._link.call = away
+    with pytest.raises(ChatError):
+        await shard._journal._write_entry()
+    assert not shard._journal._whole
 
 
 async def test_a_log_of_a_dead_replica_that_stands_nowhere_else_is_lost(stores, redis):

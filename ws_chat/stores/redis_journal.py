@@ -115,7 +115,7 @@ class Journal:
         self._whole.discard(key)
 
     def show_whole(self, key: str) -> None:
-        """Write all that a log holds into the next entry."""
+        """Write all that a log holds into the next entry, unless it has ended meanwhile."""
         if key in self._logs:
             self._whole.add(key)
 
@@ -125,7 +125,7 @@ class Journal:
         for key, log in list(self._logs.items()):
             if not await self._link.run(RESTORE, *self._registration(log)):
                 lost.append(key)
-            self._whole.add(key)
+            self.show_whole(key)
         return lost
 
     async def write(self) -> None:
@@ -163,7 +163,9 @@ class Journal:
                 "XADD", journal, "MINID", "~", "{}-{}".format(*oldest), "*", "entry", entry
             )
         except ChatError:
-            self._whole |= {key for key, (first, _) in parts.items() if first == 1}
+            for key, (first, _) in parts.items():
+                if first == 1:
+                    self.show_whole(key)
             raise
         milliseconds, _, number = answer.partition(b"-")
         self._last = (int(milliseconds), int(number))

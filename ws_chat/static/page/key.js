@@ -12,6 +12,7 @@ export function key(line, needsKey, notify) {
   const dialog = /** @type {HTMLDialogElement} */ (get("key"));
   const value = /** @type {HTMLInputElement} */ (get("key-value"));
   const keeps = /** @type {HTMLInputElement} */ (get("key-keep"));
+  const use = get("key-use");
   const ask = (why = needsKey ? "This server asks for a key." : "This server asks for none.") => {
     get("key-why").textContent = why;
     value.value = line.key;
@@ -20,15 +21,16 @@ export function key(line, needsKey, notify) {
     value.select();
   };
   get("open-key").addEventListener("click", () => ask());
-  dialog.addEventListener("close", () => {
-    if (dialog.returnValue === "use") line.use(value.value.trim(), keeps.checked);
-    dialog.returnValue = value.value = "";
+  // Not on `close`, which comes with the next picture: something may have been asked by then, with the old key.
+  dialog.addEventListener("submit", (event) => {
+    if (event.submitter === use) line.use(value.value.trim(), keeps.checked);
   });
+  dialog.addEventListener("close", () => (value.value = ""));
   // Enter in a field presses the first button of a form, which is the one that cancels.
   value.addEventListener("keydown", (event) => {
     if (event.key !== "Enter") return;
     event.preventDefault();
-    dialog.close("use");
+    use.click();
   });
 
   let trouble = "";
