@@ -267,8 +267,13 @@ async def test_a_frame_is_copied_as_a_line_for_a_terminal(service, fake, browser
     status, out, err = await output("bash", "-c", curl)
     assert status == 0, err
     assert b'"content":"Hel' in out
-    status, out, err = await output("bash", "-c", "sleep 2 | " + wscat.removesuffix("60") + "1")
-    assert b'"type":"done"' in out, err
+    pipe = asyncio.subprocess.PIPE
+    # Its standard input stays open, as in a terminal: at its end it would go.
+    running = await asyncio.create_subprocess_exec("bash", "-c", f"exec {wscat}", stdin=pipe, stdout=pipe)
+    async with asyncio.timeout(60):
+        await running.stdout.readuntil(b'"type":"done"')
+    running.terminate()
+    await running.communicate()
     assert len(fake.requests) == 1
     assert fake.requests[0].body["messages"][0]["content"].endswith("$HOME\nand broken")
 
