@@ -125,6 +125,16 @@ async def test_it_relays_a_server_named_in_the_environment(fake):
     assert "demo" not in server.log
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [(["--help"], b"ws-chat chat --help"), (["serve", "--help"], b"--workers"), (["chat", "--help"], b"--local")],
+)
+async def test_it_says_what_there_is(command, told):
+    status, out, _ = await output("ws-chat", *command)
+    assert status == 0
+    assert told in out
+
+
 async def test_a_wrong_environment_is_named():
     status, _, err = await output("ws-chat", "serve", WS_CHAT_MAX_CONNECTIONS="many")
 

@@ -159,8 +159,12 @@ async def test_the_history_lasts_and_is_nobody_elses(service, chat, tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-async def test_a_state_directory_that_cannot_be_written_only_costs_the_history(service, chat, tmp_path):
-    (tmp_path / "state").write_text("a file")
+@pytest.mark.parametrize("wrong", ["folder", "history"])
+async def test_a_history_that_cannot_be_written_is_only_not_kept(wrong, service, chat, tmp_path):
+    if wrong == "folder":
+        (tmp_path / "state").write_text("a file")
+    else:
+        (tmp_path / "state/ws-chat/history").mkdir(parents=True)
     async with chat(service.url) as shown:
         shown.type("hi" + ENTER)
         await shown.until("^Hello$")

@@ -13,6 +13,12 @@ from ws_chat.settings import Settings, SettingsError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+HELP: Final = """\
+usage: ws-chat [serve] [options]        start a server
+       ws-chat chat [options] [question]   chat in the terminal
+
+Each says what it takes: ws-chat serve --help, ws-chat chat --help
+"""
 LOG_LEVELS: Final = ("critical", "error", "warning", "info", "debug")  # not uvicorn's trace, which logs keys
 
 
@@ -23,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ws_chat.terminal.main import main as chat  # noqa: PLC0415  (a server needs nothing of it)
 
         return chat(given[1:])
+    if given in (["--help"], ["-h"]):
+        print(HELP, end="")
+        return 0
     if given and given[0] == "serve":
         del given[0]
     options = _parser().parse_args(given)
@@ -40,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     serve = argparse.ArgumentParser(
         prog="ws-chat serve",
-        description="Streams chat-model answers over WebSocket and SSE. Everything but this is set in the environment. "
-        "A chat in the terminal is another command: ws-chat chat --help",
+        description="Streams chat-model answers over WebSocket and SSE. Everything but this is set in the environment.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     default = Binding()

@@ -66,15 +66,18 @@ class Address:
 
 
 def _socket_url(url: str) -> str:
-    scheme, host, path, query, _ = urlsplit(url if "://" in url else f"ws://{url}")
-    scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
-    given = urlunsplit((scheme, host, path if path.strip("/") else "/v1/chat/ws", query, ""))
+    shown = repr(re.sub(r"[^/]*@", "", url))  # without a password
     try:
+        scheme, host, path, query, _ = urlsplit(url if "://" in url else f"ws://{url}")
+        scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
+        given = urlunsplit((scheme, host, path if path.strip("/") else "/v1/chat/ws", query, ""))
         parse_uri(given)
     except InvalidURI as error:
-        raise ValueError(f"{url!r} is no URL of a server: {error}") from None
+        raise ValueError(f"{shown} is no URL of a server: {error.msg}") from None
+    except ValueError:  # whose message repeats what may belong to a password
+        raise ValueError(f"{shown} is no URL of a server: its host or port is none") from None
     if re.search(r"\s", url):
-        raise ValueError(f"{url!r} is no URL of a server: there is a space in it")
+        raise ValueError(f"{shown} is no URL of a server: there is a space in it")
     return given
 
 

@@ -69,6 +69,7 @@ def _history(path: Path) -> History:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
+        path.open("ab").close()
     except OSError:
-        return InMemoryHistory()  # a home that cannot be written to
+        return InMemoryHistory()  # a home that cannot be written to, or a folder in its place
     return FileHistory(str(path))

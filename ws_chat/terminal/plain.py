@@ -54,6 +54,8 @@ def answer(options: Options, question: str) -> int:
                 return exit_status(error)
             return _ask(chat, options, question)
     except KeyboardInterrupt:
+        if sys.stdout.isatty():
+            print()  # the next prompt gets a line of its own
         return INTERRUPTED
     except BrokenPipeError:
         # What is still in the buffer would be written, and fail again, at the exit of the interpreter.
