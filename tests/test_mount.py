@@ -104,6 +104,30 @@ def below(service: Service) -> Service:
     return Service(service.url + "/chat", service.app, service.server)
 
 
+async def test_no_more_are_asked_about_at_once_than_may_be_connected(fake):
+    asked, known = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> str:
+        asked.set()
+        await known.wait()
+        return "alice"
+
+    app, settings = FastAPI(), Settings(openai_base_url=fake.base_url, drain_timeout=0, max_connections=1)
+    chat = mount(app, "/chat", principal=slow, settings=settings)
+    app.state.relay, app.state.connections = chat.state.relay, chat.state.connections
+    async with running(app, settings) as around:
+        service = below(around)
+        first = asyncio.create_task(service.post({"messages": HELLO}))
+        await asked.wait()
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(service.ws_url)
+        known.set()
+        assert (await first).status_code == 200
+        assert (await service.post({"messages": HELLO})).status_code == 200
+    assert refused.value.response.status_code == 503
+    assert refused.value.response.headers["Retry-After"] == "1"
+
+
 @PLAIN
 async def test_both_doors_are_below_the_prefix(protocols, site, fake):
     async with site.running(protocols) as around:

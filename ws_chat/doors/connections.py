@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from starlette.datastructures import Headers
 
 from ws_chat.access import Caller, bearer
-from ws_chat.errors import ChatError
+from ws_chat.errors import ChatError, ErrorInfo
 from ws_chat.frames import GoAway
 from ws_chat.observe import ConnectionClosed, ConnectionOpened, Observers, Refused
 from ws_chat.producers import DRAINING
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ws_chat.access import Keys, Origins
     from ws_chat.doors.outlet import Outlet
     from ws_chat.observe import Observer
+
+
+FULL: Final = ErrorInfo("overloaded", "The server has as many connections as it can.", retry_after=1)
 
 
 class Authenticate(Protocol):
@@ -65,6 +68,7 @@ class Connections:
         self._origins = origins
         self.observe = observe or Observers()
         self._open: set[Connection] = set()
+        self._asking = 0  # for a principal, which may take long
         self._draining = False
 
     @property
@@ -73,10 +77,16 @@ class Connections:
         return len(self._open)
 
     async def caller(self, scope: Scope, door: str) -> Caller:
-        """Return who asks. Raises ChatError (`origin_not_allowed`, `unauthorized`)."""
+        """Return who asks. Raises ChatError (`origin_not_allowed`, `unauthorized`, `overloaded`)."""
         headers = Headers(scope=scope)
         self._origins.check(headers.get("origin"), headers.get("host"))
-        principal = await self._principal(scope)
+        if self._asking >= self._limit:
+            raise ChatError(FULL.code, FULL.message, retry_after=FULL.retry_after)
+        self._asking += 1
+        try:
+            principal = await self._principal(scope)
+        finally:
+            self._asking -= 1
         if not isinstance(principal, str) or not principal:
             raise TypeError(f"who asks has to be told by a name, not by {type(principal).__name__}")
         return Caller(principal, secrets.token_urlsafe(16), door)
@@ -92,7 +102,7 @@ class Connections:
         if self._draining:
             raise ChatError(DRAINING.code, DRAINING.message, retry_after=DRAINING.retry_after)
         if self.open >= self._limit:
-            raise ChatError("overloaded", "The server has as many connections as it can.", retry_after=1)
+            raise ChatError(FULL.code, FULL.message, retry_after=FULL.retry_after)
         connection = Connection(caller)
         self._open.add(connection)
         self.observe(ConnectionOpened(door))
