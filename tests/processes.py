@@ -73,11 +73,14 @@ class Running:
     async def until_logged(self, pattern: str) -> re.Match[str]:
         """Read the log until something in it matches."""
         assert self.process.stderr
-        async with asyncio.timeout(30):
-            while not (match := re.search(pattern, self.log)):
-                line = await self.process.stderr.readline()
-                assert line, self.log
-                self.log += line.decode()
+        try:
+            async with asyncio.timeout(60):
+                while not (match := re.search(pattern, self.log)):
+                    line = await self.process.stderr.readline()
+                    assert line, self.log
+                    self.log += line.decode()
+        except TimeoutError:
+            raise AssertionError(f"{pattern!r} was never logged:\n{self.log}") from None
         return match
 
     async def port(self) -> int:

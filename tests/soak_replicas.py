@@ -56,7 +56,6 @@ async def drops(generations: int, seed: int, *, readers: int = 16, seconds: floa
     patience.FIRST_PAUSE, patience.LONGEST_PAUSE = 0.005, 0.05
     chance = random.Random(seed)
     fake = FakeOpenAI()
-    await fake.start()
     began = time.monotonic()
     left, dropped, done = generations, 0, Counter[str]()
 
@@ -96,13 +95,12 @@ async def drops(generations: int, seed: int, *, readers: int = 16, seconds: floa
         dropped += proxy.drops
         await proxy.stop()
 
-    async with cluster(fake.base_url, 2) as replicas:
+    async with fake, cluster(fake.base_url, 2) as replicas:
         async with asyncio.timeout(60 + 2 * generations), asyncio.TaskGroup() as group:
             for place in range(readers):
                 ports = replicas.ports if place % 4 < 2 else replicas.ports[::-1]
                 group.create_task(read(place, ports))
         check(len(fake.requests) == generations, f"each was paid for once: {len(fake.requests)} of {generations}")
-    await fake.stop()
     print(
         f"{generations} generations ({dict(done)}), {dropped} dropped connections, each resumed on the other replica, "
         f"{time.monotonic() - began:.0f} s (seed {seed}): 0 lost, 0 doubled",
@@ -126,9 +124,8 @@ async def killed(
 ) -> None:
     """Kill one of the replicas (or workers) while so many generations run, and look at what every reader is told."""
     chance = random.Random(seed)
-    fake = Counting()
-    await fake.start()
     async with (
+        Counting() as fake,
         cluster(fake.base_url, replicas, workers, WS_CHAT_RETENTION=str(RETENTION)) as them,
         asyncio.timeout(longest + 90),
         asyncio.TaskGroup() as reading,
@@ -165,7 +162,6 @@ async def killed(
         f"{took:.1f} s later Redis holds only what belongs to the living: journals of {', '.join(sizes)}",
         flush=True,
     )
-    await fake.stop()
 
 
 async def begin(  # noqa: PLR0917
@@ -277,10 +273,8 @@ async def size(redis: Redis, key: bytes) -> str:
 
 async def commands(generations: int, rates: list[int], seconds: float) -> None:
     """Count what each replica asks of Redis while generations run, each of them read at both replicas."""
-    fake = Counting()
-    await fake.start()
     for rate in rates:
-        async with cluster(fake.base_url, 2) as them, asyncio.TaskGroup() as group:
+        async with Counting() as fake, cluster(fake.base_url, 2) as them, asyncio.TaskGroup() as group:
             ask = f"{int(rate * (seconds + 60))}/{rate}"
             turns = [them.ports[:: 1 if place % 2 else -1] for place in range(generations)]
             readers = [Reading(f"r{place}", ask, turn) for place, turn in enumerate(turns)]
@@ -301,7 +295,6 @@ async def commands(generations: int, rates: list[int], seconds: float) -> None:
         total = sum(each.values())
         print(f"{deltas / seconds:.0f} deltas a second: {total:.1f} commands a second and replica ({told})", flush=True)
         check(5 < total <= BOUND, f"{total:.1f} commands a second and replica")
-    await fake.stop()
 
 
 async def calls(redis: Redis) -> Counter[str]:

@@ -83,6 +83,10 @@ async def test_a_block_that_is_left_early_cancels(service, fake):
     await asyncio.to_thread(use)
 
 
+WAITS = {"Event.wait", "Answer.more"}
+"""What is awaited where somebody waits for an answer."""
+
+
 @pytest.mark.parametrize("there", [True, False])
 async def test_closing_wakes_whoever_waits(there, service, fake):
     fake.default = Reply([*text("a")[:2], Hang()])
@@ -104,7 +108,8 @@ async def test_closing_wakes_whoever_waits(there, service, fake):
         ]
         for thread in waiting:
             thread.start()
-        time.sleep(0.3)
+        while sum(task.get_coro().__qualname__ in WAITS for task in asyncio.all_tasks(chat._thread._loop)) < 3:
+            time.sleep(0.01)
         chat.close()
         for thread in waiting:
             thread.join(5)

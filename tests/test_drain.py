@@ -177,6 +177,20 @@ async def test_workers_are_replaced_one_by_one_and_nobody_is_turned_away(fake):
     assert "".join(event["data"] for event in events(body)) == "abc[DONE]"
 
 
+async def test_a_new_version_that_does_not_start_replaces_nobody(tmp_path, monkeypatch):
+    module = tmp_path / "site_of_mine.py"
+    module.write_text("from ws_chat.app import app")
+    monkeypatch.chdir(tmp_path)
+    async with program("ws-chat", "serve", "--port", "0", "--workers", "2", "--app", "site_of_mine:app") as server:
+        port = await server.port()
+        module.write_text("raise SystemExit('broken')")
+        server.process.send_signal(signal.SIGHUP)
+        await server.until_logged("A new worker did not start: the old ones go on")
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
+    assert server.process.returncode == 0
+
+
 async def test_a_signal_to_the_whole_group_is_one(fake):
     fake.default, go = slowly()
     async with (

@@ -40,6 +40,9 @@ TWICE: Final = 1.0
 ACCEPTED: Final = 0.5
 """Seconds in which the first request of a connection comes that was accepted just before a worker retires."""
 
+STARTED: Final = 30
+"""Seconds in which a new worker serves, and in which any worker answers to its parent that it does not hang."""
+
 RETIRE: Final = signal.SIGUSR1
 """Ends one worker of several. SIGTERM ends them all."""
 
@@ -153,17 +156,25 @@ class Supervisor(multiprocess.Multiprocess):
         multiprocess.Process = _Worker  # type: ignore[misc]  # the only way to run another Server in them
         self._retired: list[_Worker] = []
 
+    @property
+    def _ending(self) -> bool:
+        """Whether a signal waits that ends everything."""
+        return bool({signal.SIGTERM, signal.SIGINT} & set(self.signal_queue))
+
     def restart_all(self) -> None:
         """Replace each worker by one that serves already. The old ones drain meanwhile, and no signal waits."""
         for place, old in enumerate(self.processes):
-            if {signal.SIGTERM, signal.SIGINT} & set(self.signal_queue):
-                return
             new = _Worker(self.config, self.sockets)
             new.start()
-            if not new.wait_until_ready(self.config.timeout_worker_healthcheck, self.should_exit):
+            deadline = time.monotonic() + STARTED
+            while new.process.is_alive() and not self._ending and time.monotonic() < deadline:
+                if new.wait_until_ready(1):
+                    break
+            else:
                 new.kill()
                 new.join()
-                logger.error("A new worker did not start: the old ones go on.")
+                if not self._ending:
+                    logger.error("A new worker did not start: the old ones go on.")
                 return
             self.processes[place] = new
             old.terminate()
@@ -214,6 +225,8 @@ def options(settings: Settings, binding: Binding) -> dict[str, Any]:
         # Tokens are a few bytes each: compressing them costs more CPU and memory than it saves on the wire.
         "ws_per_message_deflate": False,
         "timeout_graceful_shutdown": SHUTDOWN_TIMEOUT,
+        # A worker that does not answer in time is killed, with all that runs in it.
+        "timeout_worker_healthcheck": STARTED,
     }
 
 

@@ -10,7 +10,7 @@ from ws_chat.client.thread import LoopThread
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Generator, Iterator
+    from collections.abc import Coroutine, Generator, Iterator
     from types import TracebackType
 
     from ws_chat.client.frames import Frame
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 class SyncReply(Known):
     """An answer. Iterate it for its token frames as they come, `texts` for their text, or call `end`.
 
-    Every iteration begins at the beginning of the answer. Raises what the async client raises, and RuntimeError where
-    it would have to wait after closing. A block of `with` cancels it when it is left early.
+    Every iteration begins at the beginning of the answer. Raises what the async client raises. A block of `with` cancels it when it is left early.
     """
 
     def __init__(self, reply: Reply, thread: LoopThread) -> None:
@@ -40,7 +39,7 @@ class SyncReply(Known):
             if ended:
                 self.end()
                 return
-            self._thread.run(self._answer.more(count))
+            self._wait(self._answer.more(count))
 
     def texts(self) -> Generator[str, None, None]:
         """Yield the text of the answer from its beginning, piece by piece."""
@@ -51,13 +50,13 @@ class SyncReply(Known):
     def begin(self) -> Self:
         """Wait until the server has the request, or never will, and return it."""
         if not self.ended:
-            self._thread.run(self._answer.begun.wait())
+            self._wait(self._answer.begun.wait())
         return self
 
     def end(self) -> Self:
         """Wait for the end of the answer, and return it."""
         if not self.ended:
-            self._thread.run(self._answer.over.wait())
+            self._wait(self._answer.over.wait())
         if self._answer.error:
             raise self._answer.error
         return self
@@ -66,6 +65,13 @@ class SyncReply(Known):
         """Stop the answer: it ends soon after with the status `cancelled`. One that has ended is left as it is."""
         if not self.ended:
             self._thread.run(self._reply.cancel())
+
+    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        try:
+            self._thread.run(coroutine)
+        except RuntimeError:  # closed, which is the end of the answer too, and told as that
+            if not self.ended:
+                raise
 
     def __enter__(self) -> Self:
         """Return the answer, which is cancelled when the block is left before its end."""

@@ -24,16 +24,14 @@ class LoopThread:
         self._stopped = False
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine and return its result. Raises RuntimeError after stopping."""
+        """Run a coroutine and return its result. Raises RuntimeError after stopping, when all has ended."""
         with self._lock:
-            if self._stopped:
-                coroutine.close()
-                raise RuntimeError(_CLOSED)
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="ws_chat client", daemon=True)
-                self._thread.start()
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            future = None if self._stopped else self._begin(coroutine)
+        if future is None:
+            coroutine.close()
+            if self._thread:
+                self._thread.join()
+            raise RuntimeError(_CLOSED)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -41,6 +39,13 @@ class LoopThread:
         except BaseException:
             future.cancel()  # a Ctrl-C here must not leave it running there
             raise
+
+    def _begin(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="ws_chat client", daemon=True)
+            self._thread.start()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def stop(self, last: Coroutine[Any, Any, None]) -> None:
         """Run a last coroutine, end all that still runs, and stop; once is enough."""
