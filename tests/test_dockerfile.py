@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 from conftest import HELLO
-from processes import ROOT, environment, lacking
+from processes import ROOT, STARTED_WITH, environment, lacking
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +64,7 @@ def test_what_is_copied_is_there_and_not_ignored():
 
 async def run(words: list[str], folder: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        *words, cwd=folder, env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *words, cwd=folder, env=STARTED_WITH, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     async with asyncio.timeout(240):
         out, _ = await process.communicate()

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class SyncReply(Known):
     """An answer. Iterate it for its token frames as they come, `texts` for their text, or call `end`.
 
-    Every iteration begins at the beginning of the answer. Raises what the async client raises. A block of `with` cancels it when it is left early.
+    Every iteration begins at the beginning of the answer. Raises what the async client raises. A block of `with`
+    cancels it when it is left early.
     """
 
     def __init__(self, reply: Reply, thread: LoopThread) -> None:
