@@ -162,7 +162,7 @@ async def test_continuing_elsewhere_interrupts(replicas, fake):
     assert len(fake.requests[2].body["messages"]) == 5
 
 
-async def test_what_is_one_principals_is_nothing_to_another_anywhere(serve, shared, fake):
+async def test_what_is_one_principals_is_nothing_to_another_anywhere(shared, serve, fake):
     keys = {"redis_urls": shared.url, "api_keys": "key-1,key-2"}
     one, other = await serve(**keys), await serve(**keys)
     first, second = ({"Authorization": f"Bearer key-{number}"} for number in (1, 2))
@@ -172,7 +172,7 @@ async def test_what_is_one_principals_is_nothing_to_another_anywhere(serve, shar
     assert (await over_http("GET", other, **first)).status_code == 200
 
 
-async def test_a_reader_elsewhere_keeps_it_alive_and_the_last_one_lets_it_go(serve, shared, fake):
+async def test_a_reader_elsewhere_keeps_it_alive_and_the_last_one_lets_it_go(shared, serve, fake):
     settings = {"redis_urls": shared.url, "resume_window": 1}
     one, other = await serve(**settings), await serve(**settings)
     fake.default = Reply([*text("a")[:2], Hang()])
@@ -196,7 +196,7 @@ async def test_unnamed_ones_never_touch_redis(replicas, redis):
     assert {key async for key in redis.scan_iter()} == before
 
 
-async def test_what_has_ended_leaves_nothing(serve, shared, redis, fake):
+async def test_what_has_ended_leaves_nothing(shared, redis, serve, fake):
     settings = {"redis_urls": shared.url, "retention": 0.5}
     one, other = await serve(**settings), await serve(**settings)
     for number in range(5):
@@ -210,7 +210,7 @@ async def test_what_has_ended_leaves_nothing(serve, shared, redis, fake):
     assert (await over_http("GET", other, "r1")).status_code == 404
 
 
-async def test_replicas_that_stop_leave_nothing(serve, shared, redis, fake):
+async def test_replicas_that_stop_leave_nothing(shared, redis, serve, fake):
     async with contextlib.AsyncExitStack() as stack:
         service = await serve(redis_urls=shared.url, retention=0.5)
         stack.push_async_callback(service.relay.close)

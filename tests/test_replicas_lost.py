@@ -56,7 +56,7 @@ async def until_ready(service, status: int) -> None:
 
 
 @pytest.mark.parametrize("followed", [True, False])
-async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(followed, serve, shared, redis, fake):
+async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(followed, shared, redis, serve, fake):
     other = await serve(redis_urls=shared.url, retention=2)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with replica(fake, shared) as (running, url), other.socket() as elsewhere:
@@ -87,7 +87,7 @@ async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(fo
     }, "a dead replica leaves nothing"
 
 
-async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(serve, shared, fake):
+async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(shared, serve, fake):
     other = await serve(redis_urls=shared.url)
     go = asyncio.Event()
     first, *rest = text("a", "b")[1:]
@@ -108,7 +108,7 @@ async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(serve, shared
         assert joined([json.loads(event["data"]) for event in events((await follow(other, "r2")).content)]) == "ab"
 
 
-async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(serve, shared, fake):
+async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(shared, serve, fake):
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     go = asyncio.Event()
     first, second, *rest = text("a", "b", "c")[1:]
@@ -148,7 +148,7 @@ async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(serve, 
     assert joined(await one.frames(id="r3")) == "Hello"
 
 
-async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(serve, shared, fake):
+async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(shared, serve, fake):
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     go = asyncio.Event()
     first, *rest = text("a", "b", "c")[1:]
@@ -169,7 +169,7 @@ async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(serv
             assert (joined(tokens), done["type"], done.get("status")) == ("bc", "done", "completed")
 
 
-async def test_an_end_waits_for_redis_and_is_told_once_it_is_logged(serve, shared, fake):
+async def test_an_end_waits_for_redis_and_is_told_once_it_is_logged(shared, serve, fake):
     one = await serve(redis_urls=shared.url)
     go = asyncio.Event()
     first, *rest = text("a", "b")[1:]
@@ -185,7 +185,7 @@ async def test_an_end_waits_for_redis_and_is_told_once_it_is_logged(serve, share
         assert (await socket.receive())["status"] == "completed"
 
 
-async def test_an_end_that_cannot_be_logged_is_a_loss(serve, shared, fake, monkeypatch):
+async def test_an_end_that_cannot_be_logged_is_a_loss(shared, serve, fake, monkeypatch):
     monkeypatch.setattr("ws_chat.stores.redis_journal.END_PATIENCE", 1)
     one = await serve(redis_urls=shared.url)
     async with one.socket() as socket:
@@ -230,7 +230,7 @@ async def test_who_reads_elsewhere_is_told_that_redis_stays_away_and_finds_it_al
     assert len(fake.requests) == 1
 
 
-async def test_who_is_told_so_is_counted_out_as_a_reader(serve, shared, redis, fake, monkeypatch):
+async def test_who_is_told_so_is_counted_out_as_a_reader(shared, redis, serve, fake, monkeypatch):
     monkeypatch.setattr("ws_chat.stores.redis_shard.AWAY", 1)
     one, other = await serve(redis_urls=shared.url, resume_window=1), await serve(redis_urls=shared.url)
     fake.default = Reply([*text("a")[:2], Hang()])
@@ -245,7 +245,7 @@ async def test_who_is_told_so_is_counted_out_as_a_reader(serve, shared, redis, f
         await asyncio.wait_for((await fake.request()).closed.wait(), 10)
 
 
-async def test_a_replica_starts_without_redis_and_is_ready_when_it_comes(serve, shared, fake):
+async def test_a_replica_starts_without_redis_and_is_ready_when_it_comes(shared, serve, fake):
     await shared.stop()
     one = await serve(redis_urls=shared.url)
     assert await ready(one) == 503
@@ -255,7 +255,7 @@ async def test_a_replica_starts_without_redis_and_is_ready_when_it_comes(serve, 
     assert joined(await one.frames(id="r1")) == "Hello"
 
 
-async def test_requests_are_counted_by_all_replicas_together(serve, shared, fake):
+async def test_requests_are_counted_by_all_replicas_together(shared, serve, fake):
     settings = {"redis_urls": shared.url, "requests_per_minute": 3}
     one, other = await serve(**settings), await serve(**settings)
     statuses = [(await service.post()).status_code for service in (one, other, one, other)]

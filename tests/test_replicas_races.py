@@ -58,7 +58,7 @@ async def begin_elsewhere(socket) -> None:
     assert [(await socket.receive())["seq"], (await socket.receive())["content"]] == [0, "a"]
 
 
-async def test_a_start_whose_answer_was_lost_can_be_sent_to_another_replica(serve, shared, fake):
+async def test_a_start_whose_answer_was_lost_can_be_sent_to_another_replica(shared, serve, fake):
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     lose_the_answer(shard_of(one)._link, redis_journal.CREATE)
     assert (await one.post({"messages": HELLO, "id": "r1"})).status_code == 503
@@ -68,14 +68,14 @@ async def test_a_start_whose_answer_was_lost_can_be_sent_to_another_replica(serv
     assert len(fake.requests) == 1
 
 
-async def test_of_two_sends_whose_start_was_lost_none_is_a_bug_of_ours(serve, shared, fake):
+async def test_of_two_sends_whose_start_was_lost_none_is_a_bug_of_ours(shared, serve, fake):
     one = await serve(redis_urls=shared.url)
     lose_the_answer(shard_of(one)._link, redis_journal.CREATE)
     answers = await asyncio.gather(*(one.post({"messages": HELLO, "id": "r1"}) for _ in range(2)))
     assert {answer.status_code for answer in answers} <= {200, 503}
 
 
-async def test_the_end_of_a_lost_generation_can_be_resumed_at(serve, shared, fake):
+async def test_the_end_of_a_lost_generation_can_be_resumed_at(shared, serve, fake):
     other = await serve(redis_urls=shared.url)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with replica(fake, shared) as (running, url), other.socket() as elsewhere:
@@ -117,7 +117,7 @@ async def test_who_reads_nothing_for_a_moment_misses_no_end(stores):
             await asyncio.sleep(0.05)
 
 
-async def test_readers_elsewhere_count_again_after_redis_has_forgotten_everything(serve, shared, redis, fake):
+async def test_readers_elsewhere_count_again_after_redis_has_forgotten_everything(shared, redis, serve, fake):
     settings = {"redis_urls": shared.url, "resume_window": 1}
     one, other = await serve(**settings), await serve(**settings)
     fake.default, go = slowly("a", "b")
@@ -131,7 +131,7 @@ async def test_readers_elsewhere_count_again_after_redis_has_forgotten_everythin
         assert (await elsewhere.until_end())[-1].get("status") == "completed"
 
 
-async def test_who_leaves_while_redis_is_away_is_counted_out_later(serve, shared, fake):
+async def test_who_leaves_while_redis_is_away_is_counted_out_later(shared, serve, fake):
     settings = {"redis_urls": shared.url, "resume_window": 1}
     one, other = await serve(**settings), await serve(**settings)
     fake.default = Reply([*text("a")[:2], Hang()])
@@ -151,7 +151,7 @@ async def test_who_leaves_while_redis_is_away_is_counted_out_later(serve, shared
             await asyncio.sleep(0.01)
 
 
-async def test_interrupting_elsewhere_waits_for_the_end_however_slow_redis_is(serve, shared, fake):
+async def test_interrupting_elsewhere_waits_for_the_end_however_slow_redis_is(shared, serve, fake):
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     fake.reply([*text("a")[:2], Hang()])
     following = shard_of(other)._following

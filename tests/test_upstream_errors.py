@@ -191,10 +191,10 @@ async def test_becomes_its_error_at_every_door(name, serve, fake):
     service = await serve(**fault.settings)
 
     async with service.socket() as socket:
-        start, *tokens, failed = await socket.chat()
+        (start, *tokens, failed), over_sse, as_text = await asyncio.gather(
+            socket.chat(), service.post(query="?format=frames"), service.post()
+        )
         assert (await socket.ask({"type": "ping"})) == {"type": "pong"}
-    over_sse = await service.post(query="?format=frames")
-    as_text = await service.post()
 
     assert (start["type"], failed["type"]) == ("start", "error")
     assert joined(tokens) == fault.said
