@@ -54,7 +54,7 @@ class Socket:
     async def send(self, frame: Any) -> None:
         await self.connection.send(frame if isinstance(frame, str | bytes) else json.dumps(frame))
 
-    async def receive(self, patience: float = 20) -> dict[str, Any]:
+    async def receive(self, patience: float = 60) -> dict[str, Any]:
         async with asyncio.timeout(patience):
             return json.loads(await self.connection.recv())
 
@@ -105,13 +105,13 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def socket(self, **connecting: Any) -> AsyncIterator[Socket]:
-        async with connect(self.ws_url, max_size=None, **connecting) as connection:
+        async with connect(self.ws_url, max_size=None, open_timeout=60, **connecting) as connection:
             yield Socket(connection)
 
     async def post(self, body: Any = None, *, query: str = "", **headers: str) -> httpx.Response:
         """Send a chat over SSE and return the whole response."""
         content = body if isinstance(body, bytes) else json.dumps(body or {"messages": HELLO}).encode()
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with httpx.AsyncClient(timeout=30) as client:
             return await client.post(self.stream_url + query, content=content, headers=headers)
 
     async def frames(self, **request: Any) -> list[dict[str, Any]]:

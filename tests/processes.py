@@ -169,7 +169,7 @@ async def redis_cluster(*, spares: int = 0) -> AsyncIterator[list[RedisServer]]:
     async with contextlib.AsyncExitStack() as stack:
         servers = []
         for _ in range(3 * (1 + spares)):
-            mode = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(free_port()))
+            mode = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2500", "--cluster-port", str(free_port()))
             servers.append(await stack.enter_async_context(redis_server(*mode)))
         places = [f"127.0.0.1:{server.port}" for server in servers]
         options = ("--cluster-replicas", str(spares), "--cluster-yes")
@@ -196,7 +196,7 @@ async def program(*command: str, **variables: str) -> AsyncIterator[Running]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert process.stderr
             running.log += (await process.stderr.read()).decode()
             await process.wait()

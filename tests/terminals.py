@@ -77,7 +77,7 @@ class Terminal:
     async def end(self) -> int:
         """Wait for the end of the program, and return its status."""
         assert self.process
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             return await self.process.wait()
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class Terminal:
 
     async def _until(self, found: Callable[[], T], wanted: str) -> T:
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while not (result := found()):
                     self._changed.clear()
                     await self._changed.wait()

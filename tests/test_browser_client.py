@@ -44,7 +44,7 @@ async def controlled(actions: dict[str, Callable[[], Awaitable[None]]]):
     async def serve(reader, writer):
         name = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode().removeprefix("/")
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 await actions[name]()
             status = 200
         except (KeyError, AssertionError, TimeoutError):
@@ -148,7 +148,7 @@ async def test_cancel(way, passes, service, fake):
     await passes(way, service.url)
 
     assert len(fake.requests) == 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await fake.requests[0].closed.wait()
 
 
@@ -198,7 +198,7 @@ async def test_what_is_cancelled_while_away_is_cancelled_on_return(passes, servi
     fake.default = Reply([*text("a")[:2], Hang()])
     await passes("cancel-while-away", service.url, abort=aborting(service))
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await fake.requests[0].closed.wait()
 
 

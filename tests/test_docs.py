@@ -72,7 +72,7 @@ async def test_what_is_typed_into_websocat_is_answered_as_it_is_shown(serve):
     )
     process.stdin.write(typed.encode() + b"\n")
     lines = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not lines or '"done"' not in lines[-1]:
             lines.append((await process.stdout.readline()).decode())
     process.stdin.close()

@@ -38,7 +38,7 @@ async def serving(fake, *options: str, drain: float = 20):
 
 async def receive(websocket, kind: str) -> dict[str, Any]:
     """Return the next frame of a kind."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (frame := json.loads(await websocket.recv()))["type"] != kind:
             pass
     return frame
@@ -61,7 +61,7 @@ def slowly() -> tuple[Reply, asyncio.Event]:
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_what_runs_ends_and_what_comes_is_sent_elsewhere(workers, fake):
     fake.default, go = slowly()
-    async with serving(fake, "--workers", workers) as (server, url), httpx.AsyncClient(timeout=20) as client:
+    async with serving(fake, "--workers", workers) as (server, url), httpx.AsyncClient(timeout=30) as client:
         async with (
             connect(url.replace("http", "ws") + "/v1/chat/ws") as websocket,
             client.stream("POST", f"{url}/v1/chat/stream", json=CHAT) as response,
@@ -91,7 +91,7 @@ async def test_what_runs_ends_and_what_comes_is_sent_elsewhere(workers, fake):
             go.set()
             frames = await rest(websocket)
             body = b"".join([part async for part in response.aiter_raw()])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert await server.process.wait() == 0
 
     assert joined(frames) == "abc"
@@ -114,7 +114,7 @@ async def test_who_does_not_end_in_time_is_ended(fake):
         server.process.send_signal(signal.SIGTERM)
         error = await receive(websocket, "error")
         await rest(websocket)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert await server.process.wait() == 0
     assert (error["seq"], error["error"]["code"]) == (2, "draining")
     assert websocket.close_code == 1012
@@ -154,7 +154,7 @@ async def test_a_second_signal_ends_at_once(workers, fake):
         again = asyncio.create_task(insist(server))
         error = await receive(websocket, "error")
         again.cancel()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert await server.process.wait() == 0
     assert error["error"]["code"] == "draining"
     assert "Traceback" not in server.log
@@ -162,13 +162,13 @@ async def test_a_second_signal_ends_at_once(workers, fake):
 
 async def test_workers_are_replaced_one_by_one_and_nobody_is_turned_away(fake):
     fake.default, go = slowly()
-    async with serving(fake, "--workers", "2") as (server, url), httpx.AsyncClient(timeout=20) as client:
+    async with serving(fake, "--workers", "2") as (server, url), httpx.AsyncClient(timeout=30) as client:
         async with client.stream("POST", f"{url}/v1/chat/stream", json=CHAT) as response:
             server.process.send_signal(signal.SIGHUP)
             await server.until_logged(r"(?s)Started server process.*Started server process.*Started server process")
             fake.default = Reply(text("x"))
             for _ in range(50):
-                async with httpx.AsyncClient(timeout=20) as other:
+                async with httpx.AsyncClient(timeout=30) as other:
                     assert (await other.get(f"{url}/readyz")).status_code == 200
             go.set()
             body = b"".join([part async for part in response.aiter_raw()])
@@ -195,7 +195,7 @@ async def test_a_signal_to_the_whole_group_is_one(fake):
     fake.default, go = slowly()
     async with (
         serving(fake, "--workers", "2") as (server, url),
-        httpx.AsyncClient(timeout=20) as client,
+        httpx.AsyncClient(timeout=30) as client,
         client.stream("POST", f"{url}/v1/chat/stream", json=CHAT) as response,
     ):
         for line in (await output("ps", "-o", "pid=", "--ppid", str(server.process.pid)))[1].split():
@@ -217,7 +217,7 @@ async def test_a_slow_reader_gets_what_the_drain_has_ended(door, fake):
     async with serving(fake, drain=0.3) as (server, url):
         if door == "sse":
             async with (
-                httpx.AsyncClient(timeout=20) as client,
+                httpx.AsyncClient(timeout=30) as client,
                 client.stream("POST", f"{url}/v1/chat/stream?format=frames", json=CHAT) as response,
             ):
                 server.process.send_signal(signal.SIGTERM)
@@ -250,7 +250,7 @@ async def test_a_signal_while_workers_are_replaced_is_not_kept_waiting(fake):
         server.process.send_signal(signal.SIGHUP)
         await receive(websocket, "goaway")
         server.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             # When none that takes connections is left, they are refused. They do not wait.
             with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):
                 while True:
@@ -259,7 +259,7 @@ async def test_a_signal_while_workers_are_replaced_is_not_kept_waiting(fake):
                             break
         await asyncio.sleep(1.2)  # a second one that comes within the first second is taken for the same
         server.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert await server.process.wait() == 0
 
 
@@ -267,11 +267,11 @@ async def test_a_request_that_has_not_come_does_not_hold_the_end_up(fake):
     async with serving(fake, drain=0) as (server, url):
         _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
         writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        async with asyncio.timeout(20), httpx.AsyncClient() as client:
+        async with asyncio.timeout(30), httpx.AsyncClient() as client:
             while 'connections{door="sse"} 1' not in (await client.get(url + "/metrics")).text:
                 pass
         server.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert await server.process.wait() == 0
         writer.close()
     assert "Traceback" not in server.log

@@ -88,7 +88,7 @@ async def test_python_is_interrupted_with_control_c(service, fake):
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         assert await process.stdout.readexactly(6) == b"typing"
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()

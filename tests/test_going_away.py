@@ -25,7 +25,7 @@ AT = {
 
 
 async def closed(fake, number: int = 1) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await (await fake.request(number)).closed.wait()
 
 
@@ -212,7 +212,7 @@ async def test_shutdown_ends_what_runs(serve, fake):
     fake.default = Reply([A, Hang()])
     service = await serve()
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(30),
         httpx.AsyncClient() as client,
         client.stream("POST", service.stream_url, json={"messages": HELLO}) as response,
     ):

@@ -28,6 +28,10 @@ UPGRADE = (
 FRAME = b"\x81" + bytes([0x80 | len(CHAT)]) + bytes(4) + CHAT
 
 
+IDLE = {"timeout_keep_alive": 600}
+"""So that uvicorn, which closes an idle connection after 5 seconds, is not who closes it."""
+
+
 async def raw(service, door: str, *, buffer: int | None = None) -> socket.socket:
     """Ask at a door over a socket that nobody reads for us."""
     loop = asyncio.get_running_loop()
@@ -49,7 +53,7 @@ async def raw(service, door: str, *, buffer: int | None = None) -> socket.socket
 
 
 async def nobody(service) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while service.connections.open:
             await asyncio.sleep(0.01)
 
@@ -63,7 +67,7 @@ async def test_a_peer_that_takes_nothing_is_dropped_and_disturbs_nobody(door, se
     async with service.socket() as other:
         for _ in range(5):
             assert joined(await other.chat()) == "Hello"
-    await asyncio.wait_for(first.closed.wait(), 20)
+    await asyncio.wait_for(first.closed.wait(), 30)
     await nobody(service)
     assert service.relay.running == 0
     async with httpx.AsyncClient() as client:
@@ -95,7 +99,7 @@ async def test_a_peer_that_crawls_is_not_dropped(serve, fake):
 async def test_memory_for_a_peer_that_takes_nothing_is_bounded(service, fake):
     fake.reply([*text(*LONG)[:-3], Hang()])
     stalled = await raw(service, "websocket", buffer=4096)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not service.relay.running:
             await asyncio.sleep(0.01)
         (log,) = service.relay._store._logs.values()
@@ -117,7 +121,7 @@ async def test_a_socket_that_answers_no_pings_is_dropped(serve):
 
 
 async def nobody_after_one(service) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not service.connections.open:
             await asyncio.sleep(0)
     await nobody(service)
@@ -136,12 +140,13 @@ async def nobody_after_one(service) -> None:
         b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
     ],
 )
-async def test_who_dawdles_with_a_request_is_closed(begun, service, monkeypatch):
+async def test_who_dawdles_with_a_request_is_closed(begun, serve, monkeypatch):
+    service = await serve(server=IDLE)
     monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.2)
     monkeypatch.setattr(http, "BODY_TIMEOUT", 0.2)
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
     writer.write(begun)
-    async with asyncio.timeout(4):  # uvicorn closes an idle connection after 5 s
+    async with asyncio.timeout(30):
         try:
             while await reader.read(65536):
                 pass
@@ -166,7 +171,7 @@ async def test_a_head_has_a_size(service):
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
     for _ in range(100):
         writer.write(b"X-Y: %b\r\n" % (b"z" * 1000))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
     writer.close()
@@ -209,15 +214,16 @@ async def test_one_that_floods_disturbs_nobody(service, fake):
         b"Transfer-Encoding: chunked\r\n",
     ],
 )
-async def test_what_is_no_handshake_is_answered_and_closed(more, service):
+async def test_what_is_no_handshake_is_answered_and_closed(more, serve):
+    service = await serve(server=IDLE)
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
     writer.write(UPGRADE[:-2] + more + b"\r\n")
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(30):
         answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 400 "), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_request"
     writer.close()
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(30):
         while service.server.server_state.connections:
             await asyncio.sleep(0.01)
 
@@ -228,7 +234,7 @@ async def test_trailers_have_a_size(trailer, service):
     writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: ")
     for _ in range(200):
         writer.write(trailer * (1000 // len(trailer)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with contextlib.suppress(ConnectionResetError):
             await reader.read()
     writer.close()
@@ -241,18 +247,19 @@ async def test_a_large_body_in_small_chunks_is_taken(service, fake):
         for at in range(0, len(body), 10):
             yield body[at : at + 10]
 
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         response = await client.post(service.stream_url, content=chunks())
     assert response.status_code == 200
 
 
-async def test_a_line_break_keeps_no_connection_open(service, monkeypatch):
+async def test_a_line_break_keeps_no_connection_open(serve, monkeypatch):
+    service = await serve(server=IDLE)
     monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.2)
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readuntil(b"}")
     writer.write(b"\r\n")
-    async with asyncio.timeout(4):  # uvicorn closes an idle connection after 5 s
+    async with asyncio.timeout(30):
         with contextlib.suppress(ConnectionResetError):
             await reader.read()
     writer.close()
@@ -290,6 +297,6 @@ async def test_pings_drop_a_stalled_peer_where_no_write_timeout_does(serve, fake
         pass
     await loop.sock_sendall(stalled, FRAME)
     first = await fake.request()
-    await asyncio.wait_for(first.closed.wait(), 10)
+    await asyncio.wait_for(first.closed.wait(), 30)
     stalled.close()
     await nobody(service)

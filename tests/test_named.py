@@ -22,17 +22,17 @@ def slowly(*contents: str) -> tuple[Reply, asyncio.Event]:
 
 
 async def closed(fake, number: int = 1) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await (await fake.request(number)).closed.wait()
 
 
 async def follow(service, generation_id: str, query: str = "", **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         return await client.get(f"{service.stream_url}/{generation_id}{query}", headers=headers)
 
 
 async def delete(service, generation_id: str) -> httpx.Response:
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         return await client.delete(f"{service.stream_url}/{generation_id}")
 
 
@@ -191,7 +191,7 @@ async def test_many_readers_of_both_doors_read_the_same(service, fake):
 async def test_an_event_source_resumes_by_itself(service, fake):
     fake.default, go = slowly("a", "b", "c")
     async with (
-        httpx.AsyncClient(timeout=20) as client,
+        httpx.AsyncClient(timeout=30) as client,
         client.stream("POST", service.stream_url, json={"messages": HELLO, "id": "r1"}) as response,
     ):
         assert response.headers["x-generation-id"] == "r1"
@@ -241,7 +241,7 @@ async def test_an_empty_position_is_none_in_the_query_and_not_given_in_the_heade
 
 async def test_a_head_request_starts_no_stream(service, fake):
     await service.frames(id="r1")
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         response = await client.head(f"{service.stream_url}/r1")
         assert (response.status_code, response.content) == (200, b"")
         assert (await client.get(f"{service.url}/healthz")).status_code == 200, "the connection is in order"
@@ -254,7 +254,7 @@ async def test_a_head_is_that_of_the_get(service, fake):
         await socket.chat(id="r1")
         await socket.chat(id="r2")
     for generation_id in ("r1", "r2"):
-        async with httpx.AsyncClient(timeout=20) as client:
+        async with httpx.AsyncClient(timeout=30) as client:
             head = await client.head(f"{service.stream_url}/{generation_id}")
         whole = await follow(service, generation_id)
         assert head.status_code == whole.status_code == (200 if generation_id == "r1" else 502)
@@ -266,7 +266,7 @@ async def test_a_cancel_of_what_is_forgotten_says_so(serve, fake):
     service = await serve(retention=0.05)
     async with service.socket() as socket:
         await socket.chat(id="r1")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await follow(service, "r1")).status_code != 404:
                 pass
         assert (await socket.ask({"type": "cancel", "id": "r1"}))["error"]["code"] == "not_found"
@@ -325,7 +325,7 @@ async def test_without_readers_it_is_cancelled_after_the_resume_window(serve, fa
                 await socket.receive()
         else:
             async with (
-                httpx.AsyncClient(timeout=20) as client,
+                httpx.AsyncClient(timeout=30) as client,
                 client.stream("POST", service.stream_url, json={"messages": HELLO, "id": "r2"}),
             ):
                 pass
@@ -368,7 +368,7 @@ async def test_an_ended_one_is_forgotten_after_the_retention(serve, fake):
     service = await serve(retention=0.05)
     async with service.socket() as socket:
         await socket.chat(id="r1")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await socket.ask({"type": "resume", "id": "r1"})).get("error", {}).get("code") != "not_found":
                 await socket.until_end()
         assert joined(await socket.chat(id="r1")) == "Hello"

@@ -185,7 +185,7 @@ async def test_two_tabs_type_one_answer(service, fake, browser):
         await other.page.close()
 
     assert len(fake.requests) == 2
-    await asyncio.wait_for(fake.requests[1].closed.wait(), 10)
+    await asyncio.wait_for(fake.requests[1].closed.wait(), 30)
     never.set()
 
 

@@ -62,7 +62,7 @@ class Site:
         return f"{self.origin}/v1/chat/stream"
 
     def client(self, **headers: str) -> httpx.AsyncClient:
-        return httpx.AsyncClient(verify=self.tls, timeout=20, headers=headers)
+        return httpx.AsyncClient(verify=self.tls, timeout=30, headers=headers)
 
     def socket(self, **connecting: Any) -> connect:
         return connect(f"wss://{self.host}/v1/chat/ws", ssl=self.tls, max_size=None, **connecting)
@@ -77,7 +77,7 @@ class Site:
         """Return the status of a path that no client has tidied up."""
         reader, writer = await asyncio.open_connection(*self.host.split(":"), ssl=self.tls)
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\nConnection: close\r\n\r\n".encode())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             line = await reader.readline()
         writer.close()
         return int(line.split()[1])
@@ -152,7 +152,7 @@ def slowly() -> tuple[Reply, asyncio.Event]:
 
 async def receive(websocket, kind: str) -> dict[str, Any]:
     """Return the next frame, which is of this kind."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         frame = json.loads(await websocket.recv())
     assert frame["type"] == kind, frame
     return frame
@@ -160,7 +160,7 @@ async def receive(websocket, kind: str) -> dict[str, Any]:
 
 async def until_end(websocket) -> list[dict[str, Any]]:
     frames: list[dict[str, Any]] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not frames or frames[-1]["type"] not in ("done", "error"):
             frames.append(json.loads(await websocket.recv()))
     return frames
@@ -174,7 +174,7 @@ async def test_frames_arrive_as_they_are_made(uds, behind, fake):
         await websocket.send(json.dumps(CHAT))
         await receive(websocket, "start")
         assert (await receive(websocket, "token"))["content"] == "a"
-        async with asyncio.timeout(10), client.stream("POST", site.stream_url, json=CHAT) as response:
+        async with asyncio.timeout(30), client.stream("POST", site.stream_url, json=CHAT) as response:
             parts = response.aiter_raw()
             body = await anext(parts)
             assert body == b"data: a\n\n"
@@ -190,7 +190,7 @@ async def test_frames_arrive_as_they_are_made_over_http_2(behind, fake):
     fake.default, go = slowly()
     options = ("-skN", "--http2", "-w", "HTTP %{http_version}", "-d", json.dumps(CHAT), site.stream_url)
     process = await asyncio.create_subprocess_exec(curl, *options, stdout=asyncio.subprocess.PIPE)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await process.stdout.readline() == b"data: a\n"
         go.set()
         rest = await process.stdout.read()
@@ -261,11 +261,11 @@ async def test_who_leaves_closes_the_upstreams_request(behind, fake):
         await receive(websocket, "start")
         await receive(websocket, "token")
         websocket.transport.abort()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await fake.requests[0].closed.wait()
-        async with asyncio.timeout(10), client.stream("POST", site.stream_url, json=CHAT) as response:
+        async with asyncio.timeout(30), client.stream("POST", site.stream_url, json=CHAT) as response:
             assert await anext(response.aiter_raw()) == b"data: a\n\n"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await fake.requests[1].closed.wait()
 
 

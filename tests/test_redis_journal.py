@@ -28,7 +28,7 @@ async def stores(shared):
 
 
 async def until_it_holds(log, last: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while log.last < last:
             await asyncio.sleep(0.01)
 
@@ -83,6 +83,6 @@ async def test_when_nothing_runs_nothing_is_left_of_what_was_said(stores, redis,
     await end(log)
     assert await entries(redis, one)
     monkeypatch.setattr(redis_journal, "KEPT", 50)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await entries(redis, one):
             await asyncio.sleep(0.01)

@@ -20,19 +20,19 @@ pytestmark = pytest.mark.anyio
 
 
 async def status(service, path: str = "/readyz") -> int:
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         return (await client.get(service.url + path)).status_code
 
 
 async def until_ready(*services, expected: int = 200) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         for service in services:
             while await status(service) != expected:
                 await asyncio.sleep(0.05)
 
 
 async def followed(service, generation_id: str) -> list[dict]:
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         response = await client.get(f"{service.stream_url}/{generation_id}?format=frames")
     return [json.loads(event["data"]) for event in events(response.content)]
 
@@ -62,6 +62,7 @@ async def test_a_cluster_goes_on_when_a_primary_dies(serve, fake):
         urls = [node.url.replace("://", "+cluster://") for node in nodes[:3]]
         settings = {"redis_urls": urls, "requests_per_minute": 100}
         one, other = await serve(**settings), await serve(**settings)
+        await until_ready(one, other)
         for number in range(20):
             assert joined(await one.frames(id=f"r{number}")) == joined(await followed(other, f"r{number}")) == "Hello"
         for victim in nodes[:3]:
@@ -96,7 +97,7 @@ async def test_a_redis_that_loses_its_role_is_left_for_the_new_one(serve, fake):
         Redis.from_url(second.url) as redis,
     ):
         await redis.replicaof("127.0.0.1", first.port)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await redis.info("replication"))["master_link_status"] != "up":
                 await asyncio.sleep(0.05)
         one, other = await serve(redis_urls=url), await serve(redis_urls=url)

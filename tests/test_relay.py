@@ -61,7 +61,7 @@ async def upstream():
 async def ended(log) -> Done | Failed:
     over = asyncio.Event()
     log.watch(lambda *_: over.set())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not log.terminal:
             over.clear()
             await over.wait()

@@ -41,12 +41,12 @@ async def begin(socket, generation_id: str = "r1") -> None:
 
 
 async def closed(fake, number: int = 1) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await (await fake.request(number)).closed.wait()
 
 
 async def over_http(method: str, service, generation_id: str = "r1", query: str = "", **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=30) as client:
         return await client.request(method, f"{service.stream_url}/{generation_id}{query}", headers=headers)
 
 
@@ -235,7 +235,7 @@ async def test_the_bound_on_commands(replicas, redis, fake):
             await sockets[5 + number // 10].send({"type": "resume", "id": f"r{number}"})
         logs = list(one.relay._store._shards[0]._journal._logs.values())
         following = other.relay._store._shards[0]._following._logs
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (len(following) == 50 and all(log.told.is_set() for log in following.values())):
                 await asyncio.sleep(0.05)
 

@@ -62,7 +62,7 @@ async def test_a_start_whose_answer_was_lost_can_be_sent_to_another_replica(shar
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     lose_the_answer(shard_of(one)._link, redis_journal.CREATE)
     assert (await one.post({"messages": HELLO, "id": "r1"})).status_code == 503
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (response := await other.post({"messages": HELLO, "id": "r1"})).status_code != 200:
             assert response.status_code == 503
     assert len(fake.requests) == 1
@@ -112,7 +112,7 @@ async def test_who_reads_nothing_for_a_moment_misses_no_end(stores):
         await asyncio.sleep(2 * redis_journal.INTERVAL)
         await end(another)
     go.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while copy.terminal is None:
             await asyncio.sleep(0.05)
 
@@ -146,7 +146,7 @@ async def test_who_leaves_while_redis_is_away_is_counted_out_later(shared, serve
         await until_ready(one, 200)
         await until_ready(other, 200)
     await closed(fake)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while one.relay.running:
             await asyncio.sleep(0.01)
 
@@ -193,7 +193,7 @@ async def test_nothing_is_kept_of_what_has_ended(stores):
         await end(log)
         await found
     journal, following = one._shards[0]._journal, other._shards[0]._following
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (len(journal._whole), len(journal._logs), len(following._logs), len(following._positions)) != (
             0,
             0,
@@ -259,7 +259,7 @@ async def test_a_journal_that_cannot_be_read_keeps_no_other_replica_unburied(sto
         await redis.sadd(f"{prefix}running:{dead}", key)
         await redis.xadd(f"{prefix}journal:{dead}", {"entry": entry})
         await redis.sadd(f"{prefix}replicas", dead)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while await redis.exists(f"{prefix}running:good"):
             await asyncio.sleep(0.1)
     log = await other.get("named/anonymous/good")

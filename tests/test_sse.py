@@ -190,7 +190,7 @@ async def test_a_pipelined_upgrade_does_not_break_the_answer(service, fake):
     body = json.dumps({"messages": HELLO}).encode()
     upgrade = b"GET /v1/chat/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body + upgrade)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         raw = await reader.read(-1)
     writer.close()
 
@@ -246,7 +246,7 @@ async def test_a_pipelined_request_hides_no_client_that_goes_away(service, fake)
     await fake.request()
     writer.close()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await fake.requests[0].closed.wait()
     assert len(fake.requests) == 1
 
@@ -262,7 +262,7 @@ async def test_a_large_request_hides_no_client_that_goes_away(service, fake):
     await fake.request()
     writer.close()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await fake.requests[0].closed.wait()
 
 
@@ -272,7 +272,7 @@ async def test_a_pipelined_request_is_not_answered_and_the_connection_closes(ser
     body = json.dumps({"messages": HELLO}).encode()
     head = b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     writer.write(head + body + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         raw = await reader.read(-1)
     writer.close()
 

@@ -62,7 +62,7 @@ class Nothing:
 async def end(log) -> None:
     over = asyncio.Event()
     log.end(DONE, lambda _: over.set())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await over.wait()
 
 
@@ -166,7 +166,7 @@ async def test_logs_are_found_by_key_until_removed(store):
 
 
 async def gone(store, key: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await store.get(key):
             await asyncio.sleep(0)
 

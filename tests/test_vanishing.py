@@ -123,7 +123,7 @@ async def test_a_peer_whose_cable_is_pulled_is_dropped(door, serve, fake, monkey
             assert await carrier.stdout.readline()
             request = await fake.request()
             await pull()
-            await asyncio.wait_for(request.closed.wait(), 20)
+            await asyncio.wait_for(request.closed.wait(), 30)
             await nobody(service)
         finally:
             carrier.kill()
