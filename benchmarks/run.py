@@ -336,6 +336,13 @@ def figure(runs: list[dict[str, Any]] | None, it: Scenario) -> float | None:
     return statistics.median(run["cpu"] / run[unit] * 1e6 for run in runs)
 
 
+def spans(*microseconds: float) -> str:
+    """Return times in ms: nothing where none was measured. The load generator counts up to 200 ms."""
+    if not any(microseconds):
+        return ""
+    return " / ".join("> 200" if each >= 199_999 else f"{each / 1000:.1f}" for each in microseconds) + " ms"
+
+
 def row(runs: list[dict[str, Any]], it: Scenario, cpu: float | None, ratio: str) -> str:
     def median(name: str) -> float:
         return statistics.median(run[name] for run in runs)
@@ -348,8 +355,8 @@ def row(runs: list[dict[str, Any]], it: Scenario, cpu: float | None, ratio: str)
     unit = "answers" if it.count == 1 else "tokens"
     rate = statistics.median(run[unit] / run["seconds"] for run in runs)
     cost = f"{cpu / 1000:.2f} ms per answer" if it.count == 1 else f"{cpu:.1f} µs per token"
-    latency = f"{median('p50_us') / 1000:.1f} / {median('p99_us') / 1000:.1f} ms" if it.rate else ""
-    first = f"{median('first_p50_us') / 1000:.1f} / {median('first_p99_us') / 1000:.1f} ms"
+    latency = spans(median("p50_us"), median("p99_us")) if it.rate else ""
+    first = spans(median("first_p50_us"), median("first_p99_us"))
     return f"{cost} | {ratio} | {rate:,.0f} {unit} | {latency} | {first} | {median('memory_after_kb') / 1024:.0f} MB"
 
 
