@@ -127,7 +127,6 @@ async def killed(
     *,
     followers: int = 1,
     longest: float = 12.0,
-    within: float = LOST_WITHIN,
 ) -> None:
     """Kill one of the replicas (or workers) while so many generations run, and look at what every reader is told."""
     chance = random.Random(seed)
@@ -147,7 +146,7 @@ async def killed(
         lost = [one for one in followed if one.replica in dead and one.logged is not None]
         check(len(dead) == 1 and bool(lost), f"one is dead, with {len(lost)} generations")
         await ended(lost)
-        ahead = [judge(one, reader, killed_at + within, workers) for one in lost for reader in one.readers]
+        ahead = [judge(one, reader, killed_at, workers) for one in lost for reader in one.readers]
         late = await again(them, lost)
         slowest = max(reader.ended_at for one in lost for reader in one.readers) - killed_at
         await ended(followed)
@@ -227,12 +226,12 @@ async def look(them: Cluster, followed: list[Followed]) -> None:
             one.logged = "".join(pieces[seq] for seq in sorted(pieces))
 
 
-def judge(one: Followed, reader: Reading, deadline: float, workers: int) -> bool:
+def judge(one: Followed, reader: Reading, killed_at: float, workers: int) -> bool:
     """Check what the reader of a lost generation was told; return whether it had seen more than was logged."""
     assert reader.end
     assert one.logged is not None
     check(reader.lost and reader.end["error"]["retryable"], f"it is told: {reader.end}")
-    check(reader.ended_at < deadline, f"in time, not {reader.ended_at - deadline:.1f} s later")
+    check(reader.ended_at - killed_at < LOST_WITHIN, f"in time, not after {reader.ended_at - killed_at:.1f} s")
     check(counted(one.count).startswith(reader.text), "what it has is a beginning")
     logged = one.logged.count("\n")
     if reader.seq > logged:

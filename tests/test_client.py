@@ -77,7 +77,7 @@ async def test_cancel(service, fake):
         assert (reply.status, reply.text, reply.ended) == ("cancelled", "a", True)
         async for _ in chat.stream(HELLO):
             break
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             await (await fake.request(2)).closed.wait()
 
 
@@ -112,7 +112,7 @@ async def test_what_is_closed_stays_closed(service, fake):
         await reply.end()
     with pytest.raises(RuntimeError):
         chat.ask(HELLO)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while service.connections.open:
             await asyncio.sleep(0.01)
 
@@ -193,7 +193,7 @@ async def test_a_stream_that_is_left_just_before_closing_cancels(service, fake):
 
 
 async def _closed(fake, number) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         await (await fake.request(number)).closed.wait()
 
 

@@ -119,7 +119,7 @@ async def test_what_a_replica_has_taken_with_it_is_lost_at_once():
         else:
             await tell(socket, "r1", start(), token(1, "a"))
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(30):
+    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(5):
         reply = chat.ask(HELLO, request_id="r1")
         with pytest.raises(UpstreamError) as lost:
             await reply
@@ -133,7 +133,7 @@ async def test_a_server_of_another_kind_is_found_out(nonsense):
         await socket.send(nonsense)
         await socket.wait_closed()
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(30):
+    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(5):
         with pytest.raises(ProtocolError):
             await chat.ask(HELLO, request_id="r1")
 
@@ -147,7 +147,7 @@ async def test_what_a_newer_server_may_say_is_passed_over():
         await tell(socket, "r1", news, start(), news, {**token(1, "a"), "news": 1}, done(2))
         await socket.wait_closed()
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(30):
+    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(5):
         assert (await chat.ask(HELLO, request_id="r1")).text == "a"
 
 
@@ -158,4 +158,4 @@ async def test_whatever_goes_wrong_ends_the_reply(service, monkeypatch):
     async with connect(service.url) as chat:
         monkeypatch.setattr("ws_chat.client.link.Link.carry", broken)
         with pytest.raises(ZeroDivisionError):
-            await asyncio.wait_for(chat.ask(HELLO).end(), 30)
+            await asyncio.wait_for(chat.ask(HELLO).end(), 5)

@@ -33,7 +33,7 @@ async def test_a_request_that_is_too_large_fails_alone(serve, fake):
     service = await serve(max_frame_bytes=10_000)
     more = asyncio.Event()
     fake.default = Reply([*text("a")[:2], Wait(more), *text("b")[1:]])
-    async with connect(service.url) as chat, asyncio.timeout(30):
+    async with connect(service.url) as chat, asyncio.timeout(10):
         running = chat.ask(HELLO)
         await anext(aiter(running))
         small, large, last = chat.ask("hi"), chat.ask("x" * 20_000), chat.ask("hi")
@@ -59,7 +59,7 @@ async def test_what_is_against_the_policy_is_not_asked_for_again():
             else:
                 await tell(socket, frame["id"], start(), token(1, "a"))
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(30):
+    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(10):
         good = chat.ask(HELLO, request_id="good")
         await anext(aiter(good))
         with pytest.raises(PermissionDeniedError, match="no such words here") as refused:
@@ -74,7 +74,7 @@ async def test_a_socket_that_is_closed_on_every_request_is_given_up():
         await socket.recv()
         await socket.close(1011, "a bug")
 
-    async with scripted(handle) as url, connect(url, patience=0.3) as chat, asyncio.timeout(30):
+    async with scripted(handle) as url, connect(url, patience=0.3) as chat, asyncio.timeout(10):
         with pytest.raises(ConnectionLostError, match="breaks off every connection: code 1011 a bug"):
             await chat.ask(HELLO)
 
@@ -99,7 +99,7 @@ async def test_a_request_that_there_is_no_room_for_is_asked_again(serve, fake):
     service = await serve(max_generations_per_connection=2)
     more = asyncio.Event()
     fake.default = Reply([*text("a")[:2], Wait(more), *text("b")[1:]])
-    async with connect(service.url) as chat, asyncio.timeout(30):
+    async with connect(service.url) as chat, asyncio.timeout(10):
         replies = [chat.ask(HELLO) for _ in range(6)]
         await fake.request(2)
         await asyncio.sleep(0.1)
@@ -125,7 +125,7 @@ async def test_what_continues_waits_for_what_it_continues(service, fake, monkeyp
                 known.add(frame["id"])
                 await tell(socket, frame["id"], start(), done(1))
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(30):
+    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(10):
         first = chat.ask(HELLO)
         assert (await chat.ask(HELLO, previous=first)).status == "completed"
 
@@ -133,7 +133,7 @@ async def test_what_continues_waits_for_what_it_continues(service, fake, monkeyp
 async def test_a_refusal_that_stays_is_told_when_patience_ends(serve, fake):
     service = await serve(max_generations=1)
     fake.default = Reply([*text("a")[:2], Hang()])
-    async with connect(service.url, patience=0.3) as chat, asyncio.timeout(30):
+    async with connect(service.url, patience=0.3) as chat, asyncio.timeout(10):
         running = chat.ask(HELLO)
         await anext(aiter(running))
         refused = chat.ask(HELLO)
@@ -156,7 +156,7 @@ async def test_what_was_cancelled_is_not_asked_for_again():
             if asked[-1].get("type") == "cancel":
                 await tell(socket, asked[-1]["id"], refusal("overloaded", "server_error", retryable=True))
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(30):
+    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(10):
         reply = chat.ask(HELLO)
         while not asked:
             await asyncio.sleep(0.01)
@@ -175,7 +175,7 @@ async def test_a_refusal_for_good_is_told_at_once():
             kind = "rate_limit_error" if len(asked) == 1 else "upstream_error"
             await tell(socket, json.loads(message)["id"], {**refusal("x", kind, retryable=len(asked) > 1), "seq": 1})
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(30):
+    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(10):
         with pytest.raises(RateLimitError):
             await chat.ask(HELLO)
         with pytest.raises(UpstreamError) as failed:
@@ -199,7 +199,7 @@ async def test_a_cancel_that_is_lost_is_sent_again():
             elif frame["id"] == "r9":
                 await tell(socket, "r9", refusal("not_found", "invalid_request_error", retryable=False))
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(30):
+    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(10):
         await chat.cancel("r1")
         with pytest.raises(NotFoundError):
             await chat.cancel("r9")
@@ -228,7 +228,7 @@ async def test_goaway_is_honoured(word):
                 await tell(socket, generation_id, start(), token(1, "new"), done(2))
 
     going = asyncio.Event()
-    async with scripted(answer) as url, connect(url) as chat, asyncio.timeout(30):
+    async with scripted(answer) as url, connect(url) as chat, asyncio.timeout(10):
         first = chat.ask(HELLO)
         await going.wait()
         assert (await chat.ask(HELLO).end()).text == "new"

@@ -90,7 +90,7 @@ async def test_a_server_that_stays_away_is_given_up(service, fake):
         for lost in (reply, other):
             with pytest.raises(ConnectionLostError):
                 await lost
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 2
         assert reply.text == "a"
 
 
@@ -108,7 +108,7 @@ async def test_no_server_at_all(url):
 
 async def test_opening_is_tried_once():
     chat = connect(NOWHERE, patience=3600)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(10):
         with pytest.raises(ConnectionLostError):
             await chat.open()
     await chat.close()
@@ -184,7 +184,7 @@ async def test_a_refusal_for_good_is_told_at_once(status, body, expected, code):
     async with scripted(lambda _: None, process_request=refuse) as url:
         chat = connect(url, api_key="k")
         with pytest.raises(expected, match=code):
-            await asyncio.wait_for(chat.__aenter__(), 30)
+            await asyncio.wait_for(chat.__aenter__(), 5)
         await chat.close()
     assert seen == ["Bearer k"]
 
@@ -225,7 +225,7 @@ async def test_a_certificate_that_is_not_trusted_is_told_at_once(monkeypatch):
 
     monkeypatch.setattr("ws_chat.client.network.connect", untrusted)
     with pytest.raises(UntrustedServerError, match="self-signed"):
-        await asyncio.wait_for(connect("wss://127.0.0.1").__aenter__(), 30)
+        await asyncio.wait_for(connect("wss://127.0.0.1").__aenter__(), 5)
 
 
 async def test_those_that_wait_for_a_connection_wait_no_longer_than_the_first():
@@ -260,10 +260,10 @@ async def test_a_silent_network_is_found_within_patience():
             large = chat.ask("x" * 30_000_000)  # which the network does not take
             with pytest.raises(ConnectionLostError):
                 await reply
-            assert 2 < time.monotonic() - began < 20
+            assert 2 < time.monotonic() - began < 5
             with pytest.raises(ConnectionLostError):
                 await large
-            assert time.monotonic() - began < 30
+            assert time.monotonic() - began < 6
         finally:
             os.kill(server.process.pid, signal.SIGCONT)
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 
 import httpx
 import pytest
@@ -66,10 +67,12 @@ async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(fo
                 assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
             await asyncio.sleep(0.3)
             os.kill(running.process.pid, signal.SIGKILL)
+            killed = time.monotonic()
         if not followed:
             await elsewhere.send({"type": "resume", "id": "r1"})
             assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
         failed = await elsewhere.receive()
+        assert time.monotonic() - killed < 10
         assert (failed["error"]["code"], failed["error"]["retryable"], failed["seq"]) == ("generation_lost", True, 2)
         refused = await elsewhere.ask({"type": "resume", "id": "r1", "after": 3})
         assert (refused["error"]["code"], "seq" in refused) == ("generation_lost", False), "shown, but not logged"

@@ -20,5 +20,5 @@ async def test_connections_that_are_reset_at_random_and_go_on_elsewhere(monkeypa
 
 async def test_a_replica_and_a_worker_that_are_killed():
     async with asyncio.TaskGroup() as group:
-        group.create_task(soak_replicas.killed(60, seed=1, longest=5, within=60))
-        group.create_task(soak_replicas.killed(60, seed=2, replicas=1, workers=2, longest=5, within=60))
+        group.create_task(soak_replicas.killed(60, seed=1, longest=5))
+        group.create_task(soak_replicas.killed(60, seed=2, replicas=1, workers=2, longest=5))
