@@ -19,6 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from ws_chat import app as application
 from ws_chat.server import Binding, Server, options
 from ws_chat.settings import Settings
+from ws_chat.stores.redis import RedisStore
 from ws_chat.testing import FakeOpenAI
 
 if TYPE_CHECKING:
@@ -229,6 +230,27 @@ async def redis(shared: RedisServer) -> AsyncIterator[Redis]:
     """What looks into it."""
     async with Redis.from_url(shared.url) as client:
         yield client
+
+
+class Nothing:
+    """Produces nothing that anybody could ask for."""
+
+    def cancel(self, key: str) -> None:
+        pass
+
+    def watched(self, key: str, *, begins: bool) -> None:
+        pass
+
+
+@pytest.fixture
+async def stores(shared: RedisServer) -> AsyncIterator[tuple[RedisStore, RedisStore]]:
+    """Two replicas, without the servers around them."""
+    one, other = RedisStore([shared.url]), RedisStore([shared.url])
+    for store in (one, other):
+        await store.open(Nothing())
+    yield one, other
+    for store in (one, other):
+        await store.close()
 
 
 @pytest.fixture

@@ -5,26 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from test_stores import DONE, K1, Nothing, end
+from test_stores import DONE, K1, end
 
 from ws_chat.frames import Start
 from ws_chat.stores import redis_journal
-from ws_chat.stores.redis import RedisStore
 
 pytestmark = pytest.mark.anyio
 
 DELTAS = [{"content": f"{number} "} for number in range(1000)]
-
-
-@pytest.fixture
-async def stores(shared):
-    """Two replicas of one Redis, and what ends the first as SIGKILL would: without a word to anybody."""
-    one, other = RedisStore([shared.url]), RedisStore([shared.url])
-    for store in (one, other):
-        await store.open(Nothing())
-    yield one, other
-    for store in (one, other):
-        await store.close()
 
 
 async def until_it_holds(log, last: int) -> None:

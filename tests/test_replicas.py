@@ -40,6 +40,12 @@ async def begin(socket, generation_id: str = "r1") -> None:
     assert (await socket.receive())["content"] == "a"
 
 
+async def begin_elsewhere(socket) -> None:
+    """Follow a generation to its first delta."""
+    await socket.send({"type": "resume", "id": "r1"})
+    assert [(await socket.receive())["seq"], (await socket.receive())["content"]] == [0, "a"]
+
+
 async def closed(fake, number: int = 1) -> None:
     async with asyncio.timeout(30):
         await (await fake.request(number)).closed.wait()
@@ -179,8 +185,7 @@ async def test_a_reader_elsewhere_keeps_it_alive_and_the_last_one_lets_it_go(sha
     async with other.socket() as elsewhere:
         async with one.socket() as socket:
             await begin(socket)
-            await elsewhere.send({"type": "resume", "id": "r1"})
-            assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+            await begin_elsewhere(elsewhere)
         await asyncio.sleep(2)
         assert one.relay.running == 1
     await closed(fake)

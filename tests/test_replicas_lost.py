@@ -13,6 +13,7 @@ import httpx
 import pytest
 from conftest import HELLO, Socket, events, joined
 from processes import program
+from test_replicas import begin, begin_elsewhere
 from websockets.asyncio.client import connect
 
 from ws_chat.testing import Hang, Reply, Wait, text
@@ -31,12 +32,6 @@ async def replica(fake, shared, **variables: str):
     }
     async with program("ws-chat", "serve", "--port", "0", **environment, **variables) as running:
         yield running, f"ws://127.0.0.1:{await running.port()}/v1/chat/ws"
-
-
-async def begin(socket, generation_id: str = "r1") -> None:
-    await socket.send({"messages": HELLO, "id": generation_id})
-    assert (await socket.receive())["type"] == "start"
-    assert (await socket.receive())["content"] == "a"
 
 
 async def follow(service, generation_id: str = "r1") -> httpx.Response:
@@ -63,14 +58,12 @@ async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(fo
         async with connect(url) as connection:
             await begin(Socket(connection))
             if followed:
-                await elsewhere.send({"type": "resume", "id": "r1"})
-                assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+                await begin_elsewhere(elsewhere)
             await asyncio.sleep(0.3)
             os.kill(running.process.pid, signal.SIGKILL)
             killed = time.monotonic()
         if not followed:
-            await elsewhere.send({"type": "resume", "id": "r1"})
-            assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+            await begin_elsewhere(elsewhere)
         failed = await elsewhere.receive()
         assert time.monotonic() - killed < 10
         assert (failed["error"]["code"], failed["error"]["retryable"], failed["seq"]) == ("generation_lost", True, 2)
@@ -94,8 +87,7 @@ async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(shared, serve
     fake.default = Reply([first, Wait(go), *rest])
     async with replica(fake, shared) as (running, url), connect(url) as connection, other.socket() as elsewhere:
         await begin(Socket(connection))
-        await elsewhere.send({"type": "resume", "id": "r1"})
-        assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+        await begin_elsewhere(elsewhere)
         os.kill(running.process.pid, signal.SIGSTOP)
         try:
             lost = await elsewhere.receive()
@@ -116,8 +108,7 @@ async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(shared,
     fake.reply([first, Wait(middle), second, Wait(go), *rest])
     async with one.socket() as socket, other.socket() as elsewhere:
         await begin(socket)
-        await elsewhere.send({"type": "resume", "id": "r1"})
-        assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+        await begin_elsewhere(elsewhere)
         assert await ready(one) == 200
         await shared.stop()
         await until_ready(one, 503)
@@ -155,8 +146,7 @@ async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(shar
     fake.reply([first, Wait(go), *rest])
     async with one.socket() as socket, other.socket() as elsewhere:
         await begin(socket)
-        await elsewhere.send({"type": "resume", "id": "r1"})
-        assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+        await begin_elsewhere(elsewhere)
         shared.pause()
         await asyncio.sleep(6)
         assert await ready(one) == await ready(other) == 503
@@ -214,8 +204,7 @@ async def test_who_reads_elsewhere_is_told_that_redis_stays_away_and_finds_it_al
     fake.reply([first, Wait(go), *rest])
     async with one.socket() as socket, other.socket() as elsewhere:
         await begin(socket)
-        await elsewhere.send({"type": "resume", "id": "r1"})
-        assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+        await begin_elsewhere(elsewhere)
         await shared.stop()
         failed = await elsewhere.receive()
         assert (failed["error"]["code"], failed["error"]["retryable"], failed["seq"]) == ("overloaded", True, 2)
@@ -237,8 +226,7 @@ async def test_who_is_told_so_is_counted_out_as_a_reader(shared, redis, serve, f
     async with other.socket() as elsewhere:
         async with one.socket() as socket:
             await begin(socket)
-            await elsewhere.send({"type": "resume", "id": "r1"})
-            assert [(await elsewhere.receive())["seq"], (await elsewhere.receive())["content"]] == [0, "a"]
+            await begin_elsewhere(elsewhere)
         await redis.config_set("maxmemory", "1")  # all is kept, leases too, and nothing is taken
         assert (await elsewhere.receive())["error"]["code"] == "overloaded"
         await redis.config_set("maxmemory", "0")

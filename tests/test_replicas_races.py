@@ -8,30 +8,18 @@ import signal
 
 import pytest
 from conftest import HELLO, Socket
-from test_replicas import begin, closed, over_http, slowly
+from test_replicas import begin, begin_elsewhere, closed, over_http, slowly
 from test_replicas_lost import replica, until_ready
-from test_stores import K1, Nothing, end
+from test_stores import K1, end
 from websockets.asyncio.client import connect
 
 from ws_chat.errors import ChatError
 from ws_chat.frames import Start
 from ws_chat.stores import redis_journal
-from ws_chat.stores.redis import RedisStore
 from ws_chat.stores.redis_names import RESTORE
 from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def stores(shared):
-    """Two replicas, without the servers around them."""
-    one, other = RedisStore([shared.url]), RedisStore([shared.url])
-    for store in (one, other):
-        await store.open(Nothing())
-    yield one, other
-    for store in (one, other):
-        await store.close()
 
 
 def shard_of(service):
@@ -50,12 +38,6 @@ def lose_the_answer(link, script: str) -> None:
         return answer
 
     link.run = lossy
-
-
-async def begin_elsewhere(socket) -> None:
-    """Follow a generation to its first delta."""
-    await socket.send({"type": "resume", "id": "r1"})
-    assert [(await socket.receive())["seq"], (await socket.receive())["content"]] == [0, "a"]
 
 
 async def test_a_start_whose_answer_was_lost_can_be_sent_to_another_replica(shared, serve, fake):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from conftest import Nothing
 from processes import redis_cluster, redis_server
 from redis.asyncio import Redis, RedisCluster
 
@@ -47,16 +48,6 @@ async def store(request, redis_urls):
     await store.close()
     for url in set(redis_urls[request.param]):
         await empty(url)
-
-
-class Nothing:
-    """Produces nothing that anybody could ask for."""
-
-    def cancel(self, key: str) -> None:
-        pass
-
-    def watched(self, key: str, *, begins: bool) -> None:
-        pass
 
 
 async def end(log) -> None:
