@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import Request  # noqa: TC002  (FastAPI looks at it)
 from starlette.responses import Response
 from starlette.routing import Mount, Route, WebSocketRoute
 
@@ -41,7 +41,6 @@ from ws_chat.upstreams.demo import DemoUpstream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from starlette.requests import Request
     from starlette.websockets import WebSocket
 
     from ws_chat.doors.connections import Authenticate

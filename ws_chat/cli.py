@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HELP: Final = """\
-usage: ws-chat [serve] [options]        start a server
-       ws-chat chat [options] [question]   chat in the terminal
+usage: ws-chat [serve] [options]          start a server
+       ws-chat chat [options] [question]  chat in the terminal
 
 Each says what it takes: ws-chat serve --help, ws-chat chat --help
 """
