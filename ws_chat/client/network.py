@@ -66,7 +66,7 @@ class Address:
 
 
 def _socket_url(url: str) -> str:
-    shown = repr(re.sub(r"[^/]*@", "", url))  # without a password
+    shown = repr(re.sub(r"^(\w+://)?.*@", r"\1", url).partition("?")[0])  # without a password or a token
     try:
         scheme, host, path, query, _ = urlsplit(url if "://" in url else f"ws://{url}")
         scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
