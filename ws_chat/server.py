@@ -164,6 +164,8 @@ class Supervisor(multiprocess.Multiprocess):
     def restart_all(self) -> None:
         """Replace each worker by one that serves already. The old ones drain meanwhile, and no signal waits."""
         for place, old in enumerate(self.processes):
+            if self._ending:
+                return
             new = _Worker(self.config, self.sockets)
             new.start()
             deadline = time.monotonic() + STARTED
