@@ -7,7 +7,7 @@ The same error object goes out at both doors. Its shape follows the OpenAI refer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Final, NamedTuple, TypedDict
+from typing import Annotated, Final, NamedTuple, Self, TypedDict
 
 from msgspec import Meta
 
@@ -115,3 +115,8 @@ class ChatError(Exception):
     ) -> None:
         super().__init__(message)
         self.info = ErrorInfo(code, message, param, status, retry_after)
+
+    @classmethod
+    def of(cls, info: ErrorInfo) -> Self:
+        """Return the exception for an error that is there as a value."""
+        return cls(info.code, info.message, param=info.param, status=info.status, retry_after=info.retry_after)

@@ -226,7 +226,7 @@ class Relay:
 
     def _check_drain(self) -> None:
         if self.draining:
-            raise ChatError(DRAINING.code, DRAINING.message, retry_after=DRAINING.retry_after)
+            raise ChatError.of(DRAINING)
 
     def _check_room(self, caller: Caller, *, besides: int = 0) -> None:
         self._check_drain()

@@ -81,7 +81,7 @@ class Connections:
         headers = Headers(scope=scope)
         self._origins.check(headers.get("origin"), headers.get("host"))
         if self._asking >= self._limit:
-            raise ChatError(FULL.code, FULL.message, retry_after=FULL.retry_after)
+            raise ChatError.of(FULL)
         self._asking += 1
         try:
             principal = await self._principal(scope)
@@ -100,9 +100,9 @@ class Connections:
             )
         door = caller.door
         if self._draining:
-            raise ChatError(DRAINING.code, DRAINING.message, retry_after=DRAINING.retry_after)
+            raise ChatError.of(DRAINING)
         if self.open >= self._limit:
-            raise ChatError(FULL.code, FULL.message, retry_after=FULL.retry_after)
+            raise ChatError.of(FULL)
         connection = Connection(caller)
         self._open.add(connection)
         self.observe(ConnectionOpened(door))

@@ -16,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError, ResponseError
 
-from ws_chat.errors import ChatError
+from ws_chat.errors import ChatError, ErrorInfo
 from ws_chat.stores.redis_names import Names
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ BLOCK: Final = 1.0
 """Seconds that a read waits for something to come."""
 STEADY: Final = 4.0
 """Seconds after which, when Redis is back, everybody who lives has said so."""
+UNREACHABLE: Final = ErrorInfo("overloaded", "The shared log cannot be reached now.", retry_after=1)
 PATIENCE: Final = 2.0
 """Seconds that Redis may take to answer, and to be connected to."""
 FAULTS: Final = (RedisError, RedisClusterException, OSError)
@@ -123,7 +124,7 @@ class Link:
         faults = self._faults
         async with self._turns:
             if self._faults != faults:  # to wait once more for what has just not answered would make the queue endless
-                raise _away()
+                raise ChatError.of(UNREACHABLE)
             return await self._in_time(ask)
 
     async def _in_time(self, ask: Callable[[], Awaitable[Any]]) -> Any:
@@ -182,8 +183,4 @@ class Link:
             # Its role went to another, which its name leads to by now.
             await self._client.connection_pool.disconnect()
             await self._reading.connection_pool.disconnect()
-        return _away()
-
-
-def _away() -> ChatError:
-    return ChatError("overloaded", "The shared log cannot be reached now.", retry_after=1)
+        return ChatError.of(UNREACHABLE)

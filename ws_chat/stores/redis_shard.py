@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ws_chat.errors import ChatError, ErrorInfo
+from ws_chat.errors import ChatError
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.stores.redis_following import FollowedLog, Following
 from ws_chat.stores.redis_journal import Journal
 from ws_chat.stores.redis_lease import RENEWAL, Lease
-from ws_chat.stores.redis_link import cancel
+from ws_chat.stores.redis_link import UNREACHABLE, cancel
 from ws_chat.stores.redis_names import DISOWN, FOLLOW, start_of, terminal_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ REBIRTH: Final = round(3 * RENEWAL / RETRY)
 """How often a replica without a lease is asked after Redis was away: it may be about to begin one."""
 AWAY: Final = 10.0
 """Seconds that readers of other replicas' generations wait for Redis to come back."""
-_UNREACHABLE: Final = ErrorInfo("overloaded", "The shared log cannot be reached now.", retry_after=1)
 
 
 class Shard:
@@ -176,7 +175,7 @@ class Shard:
                 await self._lease.renew()
             except ChatError:
                 if self._link.away > AWAY:
-                    for log in self._following.give_up(_UNREACHABLE):
+                    for log in self._following.give_up(UNREACHABLE):
                         self._on_leave(log)
             except Exception:
                 logger.exception("The lease could not be renewed")
