@@ -74,6 +74,10 @@ class Terminal:
             f"prompt number {count}",
         )
 
+    async def until_at_the_left(self) -> None:
+        """Wait until the cursor is where a line begins."""
+        await self._until(lambda: self.screen.cursor.x == 0, "line of its own")
+
     async def end(self) -> int:
         """Wait for the end of the program, and return its status."""
         assert self.process

@@ -14,6 +14,7 @@ import pytest
 from conftest import HELLO
 from dropping import DroppingProxy
 from processes import environment, output, program
+from terminals import terminal
 
 from ws_chat.testing import Hang, Wait, chunk, sse, text
 
@@ -144,6 +145,16 @@ async def test_ctrl_c_cancels_the_answer(service, fake):
 
         assert (process.returncode, err) == (130, b"")
         await fake.requests[0].closed.wait()
+
+
+async def test_after_ctrl_c_a_terminal_goes_on_in_a_line_of_its_own(service, fake):
+    fake.reply([sse(chunk({"content": "Hel"})), Hang()])
+    async with terminal("ws-chat", "chat", "hi", WS_CHAT_URL=service.url) as shown:
+        await shown.until("^Hel$")
+        shown.type("\x03")
+        await shown.until(r"^Hel\^C$")
+        assert await shown.end() == 130
+        await shown.until_at_the_left()
 
 
 async def test_sigterm_cancels_the_answer(service, fake):
