@@ -117,3 +117,32 @@ async def test_closing_wakes_whoever_waits(there, service, fake):
         assert failures == [ConnectionLostError] * 3
 
     await asyncio.to_thread(use)
+
+
+async def test_who_begins_to_wait_while_it_closes_is_told_the_same(service, fake):
+    fake.default = Reply([*text("a")[:2], Hang()])
+
+    def use():
+        chat = connect_sync(service.url)
+        reply = chat.ask(HELLO)
+        closing, waiting = threading.Event(), threading.Event()
+        close, run = chat._chat.close, chat._thread.run
+
+        async def slow() -> None:
+            closing.set()
+            await asyncio.to_thread(waiting.wait)
+            await close()
+
+        def seen(coroutine):
+            waiting.set()
+            return run(coroutine)
+
+        chat._chat.close, chat._thread.run = slow, seen
+        thread = threading.Thread(target=chat.close)
+        thread.start()
+        closing.wait()
+        with pytest.raises(ConnectionLostError):
+            reply.end()
+        thread.join()
+
+    await asyncio.to_thread(use)
