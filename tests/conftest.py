@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import socket
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pytest
 import uvicorn
 from processes import RedisServer, redis_server
 from redis.asyncio import Redis
+from waiting import limited
 from websockets.asyncio.client import ClientConnection, connect
 
 from ws_chat import app as application
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
     from ws_chat.relay import Relay
 
 HELLO = [{"role": "user", "content": "hi"}]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Give each async test its time limit (those of hypothesis have one an example)."""
+    if inspect.iscoroutinefunction(pyfuncitem.obj) and not hasattr(pyfuncitem.obj, "hypothesis"):
+        pyfuncitem.obj = limited(pyfuncitem.obj)
 
 
 @pytest.fixture(scope="session")
@@ -55,9 +64,8 @@ class Socket:
     async def send(self, frame: Any) -> None:
         await self.connection.send(frame if isinstance(frame, str | bytes) else json.dumps(frame))
 
-    async def receive(self, patience: float = 60) -> dict[str, Any]:
-        async with asyncio.timeout(patience):
-            return json.loads(await self.connection.recv())
+    async def receive(self) -> dict[str, Any]:
+        return json.loads(await self.connection.recv())
 
     async def until_end(self, generation_id: str | None = None) -> list[dict[str, Any]]:
         """Return the frames of one generation (or all) up to its terminal frame."""
