@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from processes import RedisServer, redis_server
 from redis.asyncio import Redis
-from waiting import limited
+from waiting import limited, until
 from websockets.asyncio.client import ClientConnection, connect
 
 from ws_chat import app as application
@@ -225,9 +225,36 @@ async def serve(fake: FakeOpenAI, path: str) -> AsyncIterator[Callable[..., Any]
         yield start
 
 
+HELD = {
+    "redis_link.PATIENCE": 600.0,
+    "redis_link.STEADY": 600.0,
+    "redis_lease.LEASE": 600_000,
+    "redis_shard.PATIENCE": 600.0,
+    "redis_shard.AWAY": 600.0,
+    "redis_shard.RENEWAL": 0.1,
+    "redis_shard.REBIRTH": 10_000,
+    "redis_following.GRACE": 600.0,
+    "redis_journal.KEPT": 600_000,
+    "redis_journal.END_PATIENCE": 600.0,
+}
+"""Windows of the shared log (constants of `ws_chat.stores`), so long that none passes in a test that is slow."""
+
+
 @pytest.fixture
-async def shared() -> AsyncIterator[RedisServer]:
-    """A Redis for replicas to share."""
+def windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float], None]:
+    """Hold the windows of the shared log open; return what sets one of them."""
+
+    def set_window(name: str, value: float) -> None:
+        monkeypatch.setattr(f"ws_chat.stores.{name}", value)
+
+    for name, value in HELD.items():
+        set_window(name, value)
+    return set_window
+
+
+@pytest.fixture
+async def shared(windows: Callable[[str, float], None]) -> AsyncIterator[RedisServer]:
+    """A Redis for replicas to share, while all windows are held."""
     async with redis_server() as server:
         yield server
 
@@ -255,6 +282,8 @@ async def stores(shared: RedisServer) -> AsyncIterator[tuple[RedisStore, RedisSt
     one, other = RedisStore([shared.url]), RedisStore([shared.url])
     for store in (one, other):
         await store.open(Nothing())
+    # With its first look at the others, a replica writes anew what it has: a test shall not meet that at some moment.
+    await until(lambda: not any(store._shards[0]._lease.begun for store in (one, other)), "both to have looked around")
     yield one, other
     for store in (one, other):
         await store.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from redis.asyncio import Redis
+from waiting import LIMIT, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -61,8 +63,7 @@ async def output(*command: str, **variables: str) -> tuple[int, bytes, bytes]:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(60):
-            out, err = await process.communicate()
+        out, err = await process.communicate()
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -78,36 +79,45 @@ class Running:
         self.log = ""
 
     async def until_logged(self, pattern: str) -> re.Match[str]:
-        """Read the log until something in it matches."""
+        """Read the log until something in it matches. A test that is ended meanwhile prints the log so far."""
         assert self.process.stderr
         try:
-            async with asyncio.timeout(60):
-                while not (match := re.search(pattern, self.log)):
-                    line = await self.process.stderr.readline()
-                    assert line, self.log
-                    self.log += line.decode()
-        except TimeoutError:
-            raise AssertionError(f"{pattern!r} was never logged:\n{self.log}") from None
+            while not (match := re.search(pattern, self.log)):
+                line = await self.process.stderr.readline()
+                assert line, f"the program ended before it logged {pattern!r}. Its log:\n{self.log}"
+                self.log += line.decode()
+        except asyncio.CancelledError:
+            print(f"{pattern!r} has not been logged. The log so far:\n{self.log}")  # noqa: T201  (pytest shows it)
+            raise
         return match
 
     async def port(self) -> int:
-        """Wait until it takes connections, and return the port."""
+        """Wait until it accepts connections, and return the port."""
         port = int((await self.until_logged(r"running on https?://127\.0\.0\.1:(\d+)"))[1])
         await self.until_logged("Application startup complete")
-        async with asyncio.timeout(30):
-            while True:
-                with contextlib.suppress(ConnectionRefusedError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                    writer.close()
-                    return port
-                await asyncio.sleep(0.01)
+        await until(lambda: listens(port), f"a server to listen on port {port}")
+        return port
+
+
+async def listens(port: int) -> bool:
+    """Return whether a server accepts connections on a port."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
+    """Return a port that is not in use, outside the range from which the system takes the ports of connections.
+
+    From that range, another connection could take it before the server is started on it, or while it is restarted.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class RedisServer:
@@ -125,14 +135,14 @@ class RedisServer:
         """Start it, empty, where it was before; wait until it answers."""
         command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--dir", self._folder.name, "--repl-diskless-sync-delay", "0"]
-        self.process = await asyncio.create_subprocess_exec(*command, *self._options, stdout=asyncio.subprocess.DEVNULL)
-        async with asyncio.timeout(30):
-            while True:
-                with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                    writer.close()
-                    return
-                await asyncio.sleep(0.01)
+        process = await asyncio.create_subprocess_exec(*command, *self._options, stdout=asyncio.subprocess.DEVNULL)
+        self.process = process
+
+        async def started() -> bool:
+            assert process.returncode is None, f"redis-server has ended with status {process.returncode}: {command}"
+            return await listens(self.port)
+
+        await until(started, f"Redis to listen on port {self.port}")
 
     def pause(self, *, over: bool = False) -> None:
         """Let it answer nothing, or go on."""
@@ -165,11 +175,15 @@ async def redis_server(*options: str) -> AsyncIterator[RedisServer]:
 
 @contextlib.asynccontextmanager
 async def redis_cluster(*, spares: int = 0) -> AsyncIterator[list[RedisServer]]:
-    """Run a Redis Cluster of three primaries, with so many replicas each, until the block ends."""
+    """Run a Redis Cluster of three primaries, with so many replicas each, until the block ends.
+
+    It never fails over by itself: a busy machine could make it take a node for dead that lives.
+    """
+    never = ("--cluster-replica-no-failover", "yes", "--cluster-node-timeout", "600000")
     async with contextlib.AsyncExitStack() as stack:
         servers = []
         for _ in range(3 * (1 + spares)):
-            mode = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2500", "--cluster-port", str(free_port()))
+            mode = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()), *never)
             servers.append(await stack.enter_async_context(redis_server(*mode)))
         places = [f"127.0.0.1:{server.port}" for server in servers]
         options = ("--cluster-replicas", str(spares), "--cluster-yes")
@@ -177,11 +191,25 @@ async def redis_cluster(*, spares: int = 0) -> AsyncIterator[list[RedisServer]]:
         assert status == 0, out.decode()
         for server in servers:
             async with Redis.from_url(server.url) as node:
-                while b"cluster_state:ok" not in await node.execute_command("CLUSTER", "INFO"):
-                    await asyncio.sleep(0.05)
-                while (await node.info("replication")).get("master_link_status", "up") != "up":
-                    await asyncio.sleep(0.05)
+
+                async def ready(node: Redis = node) -> bool:
+                    link = (await node.info("replication")).get("master_link_status", "up")
+                    return link == "up" and b"cluster_state:ok" in await node.execute_command("CLUSTER", "INFO")
+
+                await until(ready, f"the node on port {server.port} to be part of the cluster")
         yield servers
+
+
+async def take_over(dead: RedisServer, nodes: list[RedisServer]) -> None:
+    """Make the replica of a primary that was stopped a primary, as an election in the cluster would."""
+    for node in nodes:
+        if node is not dead:
+            async with Redis.from_url(node.url) as redis:
+                role = await redis.info("replication")
+                if role.get("master_port") == dead.port:
+                    await redis.execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
+                    return
+    raise AssertionError(f"no node is a replica of the one on port {dead.port}")
 
 
 @contextlib.asynccontextmanager
@@ -196,7 +224,11 @@ async def program(*command: str, **variables: str) -> AsyncIterator[Running]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-        async with asyncio.timeout(30):
-            assert process.stderr
-            running.log += (await process.stderr.read()).decode()
-            await process.wait()
+        try:
+            async with asyncio.timeout(LIMIT):
+                assert process.stderr
+                running.log += (await process.stderr.read()).decode()
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            raise AssertionError(f"{command} does not end after SIGTERM. Its log:\n{running.log}") from None
