@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,9 +16,29 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def scripted(handle: Callable[[ServerConnection], Awaitable[None]], **options: Any) -> AsyncIterator[str]:
-    """Serve sockets with `handle` until the block ends; yield the URL."""
-    async with serve(handle, "127.0.0.1", 0, **options) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    """Serve sockets with `handle` until the block ends; yield the URL. What `handle` raises ends the block."""
+    test = asyncio.current_task()
+    assert test
+    failures: list[Exception] = []
+
+    async def watched(socket: ServerConnection) -> None:
+        try:
+            await handle(socket)
+        except ConnectionClosed:
+            raise
+        except Exception as error:
+            failures.append(error)
+            test.cancel()
+            raise
+
+    async with serve(watched, "127.0.0.1", 0, **options) as server:
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        except asyncio.CancelledError:
+            if failures:
+                test.uncancel()
+                raise failures[0] from None
+            raise
 
 
 async def tell(socket: ServerConnection, generation_id: str | None, *frames: dict[str, Any]) -> None:

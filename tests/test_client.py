@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import pytest
 from conftest import HELLO
+from waiting import until
 
 from ws_chat.client import ConnectionLostError, NotFoundError, connect
 from ws_chat.client.answer import Answer
@@ -77,8 +78,7 @@ async def test_cancel(service, fake):
         assert (reply.status, reply.text, reply.ended) == ("cancelled", "a", True)
         async for _ in chat.stream(HELLO):
             break
-        async with asyncio.timeout(5):
-            await (await fake.request(2)).closed.wait()
+        await (await fake.request(2)).closed.wait()
 
 
 async def test_it_connects_once_however_often_it_is_opened(service, fake):
@@ -112,9 +112,7 @@ async def test_what_is_closed_stays_closed(service, fake):
         await reply.end()
     with pytest.raises(RuntimeError):
         chat.ask(HELLO)
-    async with asyncio.timeout(5):
-        while service.connections.open:
-            await asyncio.sleep(0.01)
+    await until(lambda: not service.connections.open, "the server to see the connection close")
 
 
 async def test_closing_is_for_once_and_for_all(service):
@@ -172,15 +170,15 @@ async def test_a_block_that_is_left_early_cancels(service, fake):
         assert (await reply).status == "cancelled"
         async with aclosing(chat.stream(HELLO)) as pieces:
             assert await anext(pieces) == "a"
-        await _closed(fake, 2)
+        await (await fake.request(2)).closed.wait()
         with pytest.raises(TimeoutError):
             async with chat.ask(HELLO) as reply:
-                await asyncio.wait_for(reply.end(), 0.1)
+                await asyncio.wait_for(reply.end(), 0.01)
         assert (await reply).status == "cancelled"
 
         waiting = chat.ask(HELLO)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(waiting.end(), 0.1)
+            await asyncio.wait_for(waiting.end(), 0.01)
         assert waiting.status == "running", "waiting no longer is not cancelling"
 
 
@@ -189,12 +187,7 @@ async def test_a_stream_that_is_left_just_before_closing_cancels(service, fake):
     async with connect(service.url) as chat:
         async for _ in chat.stream(HELLO):
             break
-    await _closed(fake, 1)
-
-
-async def _closed(fake, number) -> None:
-    async with asyncio.timeout(5):
-        await (await fake.request(number)).closed.wait()
+    await (await fake.request()).closed.wait()
 
 
 async def test_an_answer_is_followed_by_its_id(service, fake):

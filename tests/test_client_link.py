@@ -7,7 +7,9 @@ import json
 
 import pytest
 from conftest import HELLO
+from patience import Clock, recorded_pauses
 from scripted import done, refusal, scripted, start, tell, token
+from waiting import until
 
 from ws_chat.client import (
     ConnectionLostError,
@@ -24,16 +26,20 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(autouse=True)
-def hurry(monkeypatch):
-    monkeypatch.setattr("ws_chat.client.patience.FIRST_PAUSE", 0.02)
-    monkeypatch.setattr("ws_chat.client.patience.LONGEST_PAUSE", 0.1)
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    return recorded_pauses(monkeypatch)
 
 
 async def test_a_request_that_is_too_large_fails_alone(serve, fake):
     service = await serve(max_frame_bytes=10_000)
     more = asyncio.Event()
     fake.default = Reply([*text("a")[:2], Wait(more), *text("b")[1:]])
-    async with connect(service.url) as chat, asyncio.timeout(10):
+    async with connect(service.url) as chat:
         running = chat.ask(HELLO)
         await anext(aiter(running))
         small, large, last = chat.ask("hi"), chat.ask("x" * 20_000), chat.ask("hi")
@@ -59,7 +65,7 @@ async def test_what_is_against_the_policy_is_not_asked_for_again():
             else:
                 await tell(socket, frame["id"], start(), token(1, "a"))
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(10):
+    async with scripted(handle) as url, connect(url) as chat:
         good = chat.ask(HELLO, request_id="good")
         await anext(aiter(good))
         with pytest.raises(PermissionDeniedError, match="no such words here") as refused:
@@ -69,40 +75,43 @@ async def test_what_is_against_the_policy_is_not_asked_for_again():
     assert [frame["id"] for frame in asked] == ["good", "bad", "good"]
 
 
-async def test_a_socket_that_is_closed_on_every_request_is_given_up():
+async def test_a_socket_that_is_closed_on_every_request_is_given_up(clock, pauses):
     async def handle(socket):
         await socket.recv()
+        clock.now += 0.1
         await socket.close(1011, "a bug")
 
-    async with scripted(handle) as url, connect(url, patience=0.3) as chat, asyncio.timeout(10):
+    async with scripted(handle) as url, connect(url, patience=0.25) as chat:
         with pytest.raises(ConnectionLostError, match="breaks off every connection: code 1011 a bug"):
             await chat.ask(HELLO)
+    assert len(pauses) == 2
 
 
-async def test_a_socket_that_breaks_after_long_thought_is_made_again():
+async def test_a_socket_that_breaks_after_long_thought_is_made_again(clock, pauses):
     sockets = []
 
     async def handle(socket):
         sockets.append(socket)
         frame = json.loads(await socket.recv())
         await tell(socket, frame["id"], start())
-        await asyncio.sleep(0.3)
+        clock.now += 15
         if len(sockets) == 4:
             await tell(socket, frame["id"], done(1))
         await socket.close()
 
-    async with scripted(handle) as url, connect(url, patience=0.4) as chat:
+    async with scripted(handle) as url, connect(url, patience=20) as chat:
         assert (await chat.ask(HELLO)).status == "completed"
+    assert pauses == []
 
 
-async def test_a_request_that_there_is_no_room_for_is_asked_again(serve, fake):
+async def test_a_request_that_there_is_no_room_for_is_asked_again(serve, fake, pauses):
     service = await serve(max_generations_per_connection=2)
     more = asyncio.Event()
     fake.default = Reply([*text("a")[:2], Wait(more), *text("b")[1:]])
-    async with connect(service.url) as chat, asyncio.timeout(10):
+    async with connect(service.url) as chat:
         replies = [chat.ask(HELLO) for _ in range(6)]
         await fake.request(2)
-        await asyncio.sleep(0.1)
+        await until(lambda: len(pauses) >= 12, "two more refusals of each of the others")
         assert len(fake.requests) == 2
         more.set()
         assert [(await reply).text for reply in replies] == ["ab"] * 6
@@ -125,22 +134,27 @@ async def test_what_continues_waits_for_what_it_continues(service, fake, monkeyp
                 known.add(frame["id"])
                 await tell(socket, frame["id"], start(), done(1))
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(10):
+    async with scripted(handle) as url, connect(url) as chat:
         first = chat.ask(HELLO)
         assert (await chat.ask(HELLO, previous=first)).status == "completed"
 
 
-async def test_a_refusal_that_stays_is_told_when_patience_ends(serve, fake):
+async def test_a_refusal_that_stays_is_told_when_patience_ends(serve, fake, clock, pauses):
     service = await serve(max_generations=1)
     fake.default = Reply([*text("a")[:2], Hang()])
-    async with connect(service.url, patience=0.3) as chat, asyncio.timeout(10):
+    async with connect(service.url, patience=10) as chat:
         running = chat.ask(HELLO)
         await anext(aiter(running))
         refused = chat.ask(HELLO)
         cancelled = chat.ask(HELLO)
-        await asyncio.sleep(0.1)
+        await until(lambda: len(pauses) >= 4, "both to be refused")
         await cancelled.cancel()
         assert (await cancelled).status == "cancelled"
+        clock.now = 9.9
+        seen = len(pauses)
+        await until(lambda: len(pauses) > seen, "one more refusal, just before patience ends")
+        assert refused.status == "running"
+        clock.now = 10
         with pytest.raises(Exception, match="overloaded"):
             await refused
         assert running.status == "running"
@@ -152,18 +166,20 @@ async def test_what_was_cancelled_is_not_asked_for_again():
 
     async def handle(socket):
         async for message in socket:
-            asked.append(json.loads(message))
-            if asked[-1].get("type") == "cancel":
-                await tell(socket, asked[-1]["id"], refusal("overloaded", "server_error", retryable=True))
+            frame = json.loads(message)
+            asked.append(frame.get("type", "chat"))
+            if asked[-1] == "ping":
+                await tell(socket, None, {"type": "pong"})
+            elif frame["id"] == "r1" and asked[-1] == "cancel":
+                await tell(socket, "r1", refusal("overloaded", "server_error", retryable=True))
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(10):
-        reply = chat.ask(HELLO)
-        while not asked:
-            await asyncio.sleep(0.01)
+    async with scripted(handle) as url, connect(url) as chat:
+        reply = chat.ask(HELLO, request_id="r1")
+        await until(lambda: asked, "the request")
         await reply.cancel()
         assert (await reply).status == "cancelled"
-        await asyncio.sleep(0.2)
-    assert len(asked) == 2
+        await chat.cancel("r2")  # whose pong comes after anything that was asked before it
+    assert asked == ["chat", "cancel", "cancel", "ping"]
 
 
 async def test_a_refusal_for_good_is_told_at_once():
@@ -175,7 +191,7 @@ async def test_a_refusal_for_good_is_told_at_once():
             kind = "rate_limit_error" if len(asked) == 1 else "upstream_error"
             await tell(socket, json.loads(message)["id"], {**refusal("x", kind, retryable=len(asked) > 1), "seq": 1})
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(10):
+    async with scripted(handle) as url, connect(url) as chat:
         with pytest.raises(RateLimitError):
             await chat.ask(HELLO)
         with pytest.raises(UpstreamError) as failed:
@@ -199,7 +215,7 @@ async def test_a_cancel_that_is_lost_is_sent_again():
             elif frame["id"] == "r9":
                 await tell(socket, "r9", refusal("not_found", "invalid_request_error", retryable=False))
 
-    async with scripted(handle) as url, connect(url) as chat, asyncio.timeout(10):
+    async with scripted(handle) as url, connect(url) as chat:
         await chat.cancel("r1")
         with pytest.raises(NotFoundError):
             await chat.cancel("r9")
@@ -228,7 +244,7 @@ async def test_goaway_is_honoured(word):
                 await tell(socket, generation_id, start(), token(1, "new"), done(2))
 
     going = asyncio.Event()
-    async with scripted(answer) as url, connect(url) as chat, asyncio.timeout(10):
+    async with scripted(answer) as url, connect(url) as chat:
         first = chat.ask(HELLO)
         await going.wait()
         assert (await chat.ask(HELLO).end()).text == "new"

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import random
-import signal
 import ssl
-import sys
-import time
 
 import pytest
 from conftest import HELLO
-from dropping import DroppingProxy
-from processes import program
+from dropping import dropping, port_of
+from patience import FOREVER, Clock, recorded_pauses
 from scripted import done, scripted, start, tell
+from waiting import until
 
 from ws_chat.client import (
     AuthenticationError,
@@ -27,7 +23,7 @@ from ws_chat.client import (
     UntrustedServerError,
     connect,
 )
-from ws_chat.testing import Hang, Reply, text
+from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
 
@@ -35,21 +31,21 @@ LONG = [f"{number} " for number in range(1500)]
 NOWHERE = "ws://127.0.0.1:1"
 
 
-@contextlib.asynccontextmanager
-async def breaking(service, budget):
-    proxy = DroppingProxy(int(service.url.rsplit(":", 1)[1]), budget)
-    await proxy.start()
-    try:
-        yield proxy
-    finally:
-        await proxy.stop()
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    return recorded_pauses(monkeypatch)
 
 
 async def test_an_answer_is_whole_whatever_the_network_does(service, fake):
     fake.default = Reply([b"".join(text(*LONG[at : at + 50])[1:51]) for at in range(0, 1500, 50)] + text()[1:])
     chance = random.Random(1)
     async with (
-        breaking(service, lambda: int(chance.expovariate(1 / 6000)) + 250) as proxy,
+        dropping(service.url, lambda: int(chance.expovariate(1 / 6000)) + 250) as proxy,
         connect(proxy.url) as chat,
     ):
         replies = [chat.ask(HELLO) for _ in range(10)]
@@ -73,25 +69,31 @@ async def _all(reply) -> str:
 
 async def test_what_was_never_acknowledged_is_sent_again(service, fake):
     budgets = iter([200, None])  # the first breaks in the handshake or soon after it
-    async with breaking(service, lambda: next(budgets, None)) as proxy, connect(proxy.url) as chat:
+    async with dropping(service.url, lambda: next(budgets, None)) as proxy, connect(proxy.url) as chat:
         reply = await chat.ask(HELLO).end()
 
     assert reply.text == "Hello"
     assert len(fake.requests) == 1
 
 
-async def test_a_server_that_stays_away_is_given_up(service, fake):
+async def test_a_server_that_stays_away_is_given_up(service, fake, clock, pauses):
     fake.default = Reply([*text("a")[:2], Hang()])
-    async with breaking(service, lambda: None) as proxy, connect(proxy.url, patience=0.2) as chat:
-        reply, other = chat.ask(HELLO), chat.ask(HELLO)
-        await anext(aiter(reply))
-        await proxy.stop()
-        began = time.monotonic()
-        for lost in (reply, other):
-            with pytest.raises(ConnectionLostError):
-                await lost
-        assert time.monotonic() - began < 2
-        assert reply.text == "a"
+    async with dropping(service.url) as proxy, connect(proxy.url, patience=10) as chat:
+        replies = [chat.ask(HELLO), chat.ask(HELLO)]
+        for reply in replies:
+            await anext(aiter(reply))
+        clock.now = 7
+        await proxy.pull()
+        await until(lambda: len(pauses) > 2, "attempts to connect again")
+        clock.now = 16.9
+        seen = len(pauses)
+        await until(lambda: len(pauses) > seen + 1, "the last attempts")
+        assert [reply.status for reply in replies] == ["running", "running"]
+        clock.now = 17
+        for reply in replies:
+            with pytest.raises(ConnectionLostError, match="cannot be reached"):
+                await reply
+            assert reply.text == "a"
 
 
 @pytest.mark.parametrize("url", [NOWHERE, "ws://no-such-host.invalid", "wss://127.0.0.1:1"])
@@ -106,27 +108,23 @@ async def test_no_server_at_all(url):
     await chat.close()
 
 
-async def test_opening_is_tried_once():
+async def test_opening_is_tried_once(pauses):
     chat = connect(NOWHERE, patience=3600)
-    async with asyncio.timeout(10):
-        with pytest.raises(ConnectionLostError):
-            await chat.open()
+    with pytest.raises(ConnectionLostError):
+        await chat.open()
     await chat.close()
+    assert pauses == []
 
 
-async def test_a_server_that_comes_late_is_waited_for(service):
-    proxy = DroppingProxy(int(service.url.rsplit(":", 1)[1]), lambda: None)
-    await proxy.start()
-    port = int(proxy.url.rsplit(":", 1)[1])
-    await proxy.stop()
-    late = DroppingProxy(int(service.url.rsplit(":", 1)[1]), lambda: None)
-    opening = asyncio.create_task(connect(f"127.0.0.1:{port}").__aenter__())
-    await asyncio.sleep(0.3)
-    assert not opening.done()
-    late._server = await asyncio.start_server(late._serve, "127.0.0.1", port)
-    async with await opening as chat:
-        assert (await chat.ask(HELLO)).text == "Hello"
-    await late.stop()
+async def test_a_server_that_comes_late_is_waited_for(service, pauses):
+    async with dropping(service.url) as proxy:
+        await proxy.pull()
+        opening = asyncio.create_task(connect(f"127.0.0.1:{proxy.port}").__aenter__())
+        await until(lambda: len(pauses) > 2, "attempts to connect")
+        assert not opening.done()
+        await proxy.plug()
+        async with await opening as chat:
+            assert (await chat.ask(HELLO)).text == "Hello"
 
 
 async def test_what_speaks_no_websocket_is_given_up():
@@ -184,21 +182,18 @@ async def test_a_refusal_for_good_is_told_at_once(status, body, expected, code):
     async with scripted(lambda _: None, process_request=refuse) as url:
         chat = connect(url, api_key="k")
         with pytest.raises(expected, match=code):
-            await asyncio.wait_for(chat.__aenter__(), 5)
+            await chat.__aenter__()
         await chat.close()
     assert seen == ["Bearer k"]
 
 
-async def test_a_refusal_for_now_is_waited_out():
-    seen = []
-
+async def test_a_refusal_for_now_is_waited_out(pauses):
     async def refuse(connection, _):
-        seen.append(time.monotonic())
-        if len(seen) == 1:
+        if len(pauses) == 0:
             response = connection.respond(503, "")
-            response.headers["Retry-After"] = "1"
+            response.headers["Retry-After"] = "7"
             return response
-        return connection.respond(429, "") if len(seen) == 2 else None
+        return connection.respond(429, "") if len(pauses) == 1 else None
 
     async def answer(socket):
         await socket.recv()
@@ -207,16 +202,18 @@ async def test_a_refusal_for_now_is_waited_out():
 
     async with scripted(answer, process_request=refuse) as url, connect(url) as chat:
         assert (await chat.ask(HELLO, request_id="r1")).status == "completed"
-    assert len(seen) == 3
-    assert seen[1] - seen[0] >= 1
+    first, second = pauses
+    assert first == 7, "as long as the server says"
+    assert second < 1, "of its own choice"
 
 
-async def test_a_refusal_that_outlasts_patience_is_told(serve):
+async def test_a_refusal_that_outlasts_patience_is_told(serve, clock, pauses):
     full = await serve(max_connections=1)
-    async with connect(full.url), asyncio.timeout(0.4):  # not waited for in vain
+    async with connect(full.url):
         with pytest.raises(ServerError) as overloaded:  # with Retry-After: 1
             await connect(full.url, patience=0.5).__aenter__()
         assert (overloaded.value.code, overloaded.value.retry_after) == ("overloaded", 1)
+    assert pauses == [], "it was not waited for in vain"
 
 
 async def test_a_certificate_that_is_not_trusted_is_told_at_once(monkeypatch):
@@ -225,69 +222,83 @@ async def test_a_certificate_that_is_not_trusted_is_told_at_once(monkeypatch):
 
     monkeypatch.setattr("ws_chat.client.network.connect", untrusted)
     with pytest.raises(UntrustedServerError, match="self-signed"):
-        await asyncio.wait_for(connect("wss://127.0.0.1").__aenter__(), 5)
+        await connect("wss://127.0.0.1").__aenter__()
 
 
-async def test_those_that_wait_for_a_connection_wait_no_longer_than_the_first():
-    async def silent(reader, writer):
-        await reader.read()
+async def test_those_that_wait_for_a_connection_wait_no_longer_than_the_first(clock):
+    attempts = 0
+
+    async def slow(reader, writer):
+        nonlocal attempts
+        attempts += 1
+        await reader.readuntil(b"\r\n\r\n")
+        clock.now += 11
         writer.close()
 
-    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
-        chat = connect(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", patience=0.2)
-        began = time.monotonic()
+    async with await asyncio.start_server(slow, "127.0.0.1", 0) as server:
+        chat = connect(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", patience=10)
         results = await asyncio.gather(*(chat.ask("hi").end() for _ in range(5)), return_exceptions=True)
         assert [type(result) for result in results] == [ConnectionLostError] * 5
-        assert time.monotonic() - began < 3
+        assert attempts == 1
         await chat.close()
 
 
-@contextlib.asynccontextmanager
-async def demo(port: int = 0):
-    command = (sys.executable, "-m", "ws_chat", "serve", "--port", str(port))
-    async with program(*command, WS_CHAT_UPSTREAM="demo") as server:
-        yield server, await server.port()
-
-
-async def test_a_silent_network_is_found_within_patience():
-    async with demo() as (server, port), connect(f"127.0.0.1:{port}", patience=3) as chat:
-        reply = chat.ask("hi", model="demo-slow")
+async def test_a_silent_network_is_found_within_patience(service, fake, clock, pauses):
+    """Counted from the last sign of life, not from when the silence is noticed."""
+    fake.default = Reply([*text("the last")[:2], Hang()])
+    clock.looks_for_life_every(0.1)
+    async with dropping(service.url) as proxy, connect(proxy.url, patience=10) as chat:
+        proxy.last_words = b"the last"
+        reply = chat.ask(HELLO)
         await anext(aiter(reply))
-        large = None
-        os.kill(server.process.pid, signal.SIGSTOP)
-        try:
-            began = time.monotonic()
-            large = chat.ask("x" * 30_000_000)  # which the network does not take
-            with pytest.raises(ConnectionLostError):
-                await reply
-            assert 2 < time.monotonic() - began < 5
-            with pytest.raises(ConnectionLostError):
-                await large
-            assert time.monotonic() - began < 6
-        finally:
-            os.kill(server.process.pid, signal.SIGCONT)
+        clock.now = 9  # no pong is on its way any more
+        clock.handshakes_take_at_most(0.1)
+        large = chat.ask("x" * 20_000_000)  # which the network does not take
+        await until(lambda: len(pauses) > 1, "attempts to connect again")
+        assert (reply.status, large.status) == ("running", "running")
+        clock.now = 10
+        with pytest.raises(ConnectionLostError):
+            await reply
+        seen = len(pauses)
+        await until(lambda: len(pauses) > seen, "more attempts for the other request")
+        assert large.status == "running"
+        clock.now = 19
+        with pytest.raises(ConnectionLostError):
+            await large
 
 
-async def test_a_silence_that_ends_in_time_loses_nothing():
-    async with demo() as (server, port), connect(f"127.0.0.1:{port}", patience=8) as chat:
-        reply = chat.ask("hi", model="demo")
+async def test_a_silence_that_ends_in_time_loses_nothing(service, fake, clock, pauses):
+    more = asyncio.Event()
+    fake.default = Reply([*text("a")[:2], Wait(more), *text("b")[1:]])
+    clock.looks_for_life_every(0.1)
+    async with dropping(service.url) as proxy, connect(proxy.url) as chat:
+        reply = chat.ask(HELLO)
         await anext(aiter(reply))
-        os.kill(server.process.pid, signal.SIGSTOP)
-        while not chat._link.lost:
-            await asyncio.sleep(0.05)
-        os.kill(server.process.pid, signal.SIGCONT)
-        assert (await reply).status == "completed"
+        link = chat._link
+        proxy.fall_silent()
+        more.set()
+        await until(lambda: link.lost, "the silence to be noticed")
+        proxy.go_on()
+        assert (await reply).text == "ab"
+    assert len(fake.requests) == 1
 
 
-async def test_a_server_that_was_killed_has_lost_its_answers():
-    async with contextlib.AsyncExitStack() as stack:
-        server, port = await stack.enter_async_context(demo())
-        chat = await stack.enter_async_context(connect(f"127.0.0.1:{port}", patience=20))
-        reply = chat.ask("hi", model="demo-slow")
+async def test_silence_is_noticed_well_within_patience(service, monkeypatch):
+    monkeypatch.setattr("ws_chat.client.network.HANDSHAKE", FOREVER)
+    for patience, heartbeat in ((0, 0.5), (1, 0.5), (8, 2), (60, 15), (3600, 15)):
+        async with connect(service.url, patience=patience) as chat:
+            assert chat._link._heartbeat == heartbeat, "half of the time after which it counts as lost"
+
+
+async def test_a_server_that_was_killed_has_lost_its_answers(serve, fake):
+    fake.replies = [Reply([*text("a")[:2], Hang()])]
+    first, second = await serve(), await serve()
+    async with dropping(first.url) as proxy, connect(proxy.url) as chat:
+        reply = chat.ask(HELLO)
         await anext(aiter(reply))
-        server.process.kill()
-        await server.process.wait()
-        await stack.enter_async_context(demo(port))
+        await proxy.pull()
+        proxy.lead_to(port_of(second.url))
+        await proxy.plug()
         with pytest.raises(HistoryGoneError):
             await reply
-        assert (await chat.ask("hi", model="demo-fast")).status == "completed"
+        assert (await chat.ask(HELLO)).status == "completed"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import pytest
 from conftest import HELLO
+from waiting import until
 
 from ws_chat.client import ConnectionLostError, NotFoundError, connect_sync
 from ws_chat.testing import Hang, Reply, text
@@ -90,33 +90,21 @@ WAITS = {"Event.wait", "Answer.more"}
 @pytest.mark.parametrize("there", [True, False])
 async def test_closing_wakes_whoever_waits(there, service, fake):
     fake.default = Reply([*text("a")[:2], Hang()])
+    chat = connect_sync(service.url if there else "ws://127.0.0.1:1")
+    reply = chat.ask(HELLO)
 
-    def use():
-        chat = connect_sync(service.url if there else "ws://127.0.0.1:1")
-        reply = chat.ask(HELLO)
-        failures = []
+    def waiting() -> int:
+        tasks = asyncio.all_tasks(chat._thread._loop)
+        return sum(task.get_coro().__qualname__ in WAITS for task in tasks)
 
-        def wait(function):
-            try:
-                function()
-            except Exception as error:  # noqa: BLE001
-                failures.append(type(error))
-
-        waiting = [
-            threading.Thread(target=wait, args=[function])
-            for function in (reply.end, lambda: list(reply), lambda: list(chat.stream("hi")))
-        ]
-        for thread in waiting:
-            thread.start()
-        while sum(task.get_coro().__qualname__ in WAITS for task in asyncio.all_tasks(chat._thread._loop)) < 3:
-            time.sleep(0.01)
-        chat.close()
-        for thread in waiting:
-            thread.join(5)
-            assert not thread.is_alive()
-        assert failures == [ConnectionLostError] * 3
-
-    await asyncio.to_thread(use)
+    try:
+        uses = (reply.end, lambda: list(reply), lambda: list(chat.stream("hi")))
+        threads = [asyncio.create_task(asyncio.to_thread(use)) for use in uses]
+        await until(lambda: waiting() == 3, "three threads that wait for an answer")
+    finally:
+        await asyncio.to_thread(chat.close)
+    ends = await asyncio.gather(*threads, return_exceptions=True)
+    assert [type(end) for end in ends] == [ConnectionLostError] * 3
 
 
 async def test_who_begins_to_wait_while_it_closes_is_told_the_same(service, fake):
