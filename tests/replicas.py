@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -24,6 +25,22 @@ SHARD = "ws_chat:{0}:"
 """How every name in Redis begins."""
 PATIENCE = 0.05
 """Seconds before a reader tries again."""
+
+
+WITH_WINDOWS = Path(__file__).parent / "windows"
+
+
+def setting(windows: dict[str, float]) -> dict[str, str]:
+    """Return the environment of a program in which constants of `ws_chat.stores` have these values."""
+    return {"PYTHONPATH": str(WITH_WINDOWS), "TEST_WINDOWS": json.dumps(windows)}
+
+
+async def lapse(redis: Redis, living: set[str]) -> set[str]:
+    """Let the leases of all replicas but these lapse, as they do in time; return the names of those that were dead."""
+    dead = {name.decode() for name in await redis.smembers(f"{SHARD}replicas")} - living
+    for name in dead:
+        await redis.delete(f"{SHARD}lease:{name}")
+    return dead
 
 
 class Counting(FakeOpenAI):

@@ -7,13 +7,16 @@ import contextlib
 import json
 import os
 import signal
-import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from conftest import HELLO, Socket, events, joined
 from processes import program
-from test_replicas import begin, begin_elsewhere
+from replicas import SHARD, lapse, setting
+from test_replicas import begin, begin_elsewhere, shard_of, until_read_elsewhere
+from waiting import until
 from websockets.asyncio.client import connect
 
 from ws_chat.testing import Hang, Reply, Wait, text
@@ -23,72 +26,116 @@ pytestmark = pytest.mark.anyio
 
 @contextlib.asynccontextmanager
 async def replica(fake, shared, **variables: str):
-    """Run a replica in a process of its own."""
+    """Run a replica in a process of its own, whose lease does not lapse by itself."""
     environment = {
         "OPENAI_BASE_URL": fake.base_url,
         "OPENAI_API_KEY": "sk-test",
         "WS_CHAT_REDIS_URL": shared.url,
         "WS_CHAT_DRAIN_TIMEOUT": "0",
+        **setting({"redis_lease.LEASE": 600_000, "redis_link.PATIENCE": 600, "redis_journal.END_PATIENCE": 600}),
     }
     async with program("ws-chat", "serve", "--port", "0", **environment, **variables) as running:
         yield running, f"ws://127.0.0.1:{await running.port()}/v1/chat/ws"
 
 
+@pytest.fixture
+async def other(shared, serve, windows):
+    """The replica that stays, which takes one without a lease for dead at once."""
+    windows("redis_link.STEADY", 0.0)
+    return await serve(redis_urls=shared.url)
+
+
+async def kill(running, redis, other) -> None:
+    """Kill a replica and let its lease lapse, as it does in time."""
+    os.kill(running.process.pid, signal.SIGKILL)
+    await running.process.wait()
+    assert len(await lapse(redis, {other.relay._store.replica})) == 1
+
+
+async def stop(running, redis, other) -> None:
+    """Stop a replica for a while, in which its lease lapses."""
+    os.kill(running.process.pid, signal.SIGSTOP)
+    status = Path(f"/proc/{running.process.pid}/stat")
+    await until(lambda: status.read_text().rpartition(")")[2].split()[0] == "T", "the replica to be stopped")
+    assert len(await lapse(redis, {other.relay._store.replica})) == 1
+
+
+def hold_renewals(service) -> asyncio.Event:
+    """Let a replica renew its lease no more, until the event is set."""
+    go, lease = asyncio.Event(), shard_of(service)._lease
+    renew = lease.renew
+
+    async def held() -> None:
+        await go.wait()
+        await renew()
+
+    lease.renew = held
+    return go
+
+
 async def follow(service, generation_id: str = "r1") -> httpx.Response:
-    async with httpx.AsyncClient(timeout=30) as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         return await client.get(f"{service.stream_url}/{generation_id}?format=frames")
 
 
 async def ready(service) -> int:
-    async with httpx.AsyncClient(timeout=30) as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         return (await client.get(f"{service.url}/readyz")).status_code
 
 
 async def until_ready(service, status: int) -> None:
-    async with asyncio.timeout(30):
-        while await ready(service) != status:
-            await asyncio.sleep(0.05)
+    async def reached() -> bool:
+        return service.relay._store.available == (status == 200) and await ready(service) == status
+
+    await until(reached, f"status {status} of /readyz of {service.url}")
+
+
+async def until_there(redis, generation_id: str = "r1") -> None:
+    """Wait until Redis has a generation (again)."""
+    await until(lambda: redis.exists(f"{SHARD}named/anonymous/{generation_id}"), f"{generation_id} to be in Redis")
 
 
 @pytest.mark.parametrize("followed", [True, False])
-async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(followed, shared, redis, serve, fake):
-    other = await serve(redis_urls=shared.url, retention=2)
+async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(followed, shared, redis, other, fake):
     fake.default = Reply([*text("a")[:2], Hang()])
     async with replica(fake, shared) as (running, url), other.socket() as elsewhere:
         async with connect(url) as connection:
             await begin(Socket(connection))
             if followed:
                 await begin_elsewhere(elsewhere)
-            await asyncio.sleep(0.3)
-            os.kill(running.process.pid, signal.SIGKILL)
-            killed = time.monotonic()
+            (dead,) = {name.decode() for name in await redis.smembers(f"{SHARD}replicas")} - {
+                other.relay._store.replica
+            }
+            await until(lambda: redis.exists(f"{SHARD}journal:{dead}"), "the delta to be in the journal")
+            await kill(running, redis, other)
         if not followed:
             await begin_elsewhere(elsewhere)
         failed = await elsewhere.receive()
-        assert time.monotonic() - killed < 10
         assert (failed["error"]["code"], failed["error"]["retryable"], failed["seq"]) == ("generation_lost", True, 2)
         refused = await elsewhere.ask({"type": "resume", "id": "r1", "after": 3})
         assert (refused["error"]["code"], "seq" in refused) == ("generation_lost", False), "shown, but not logged"
     frames = [json.loads(event["data"]) for event in events((await follow(other)).content)]
     assert (joined(frames), frames[-1]) == ("a", failed)
-    async with asyncio.timeout(30):
-        while await redis.exists("ws_chat:{0}:named/anonymous/r1") or await redis.scard("ws_chat:{0}:replicas") != 1:
-            await asyncio.sleep(0.1)
-    assert {key.rpartition(b":")[2].decode() for key in await redis.keys()} <= {
-        "replicas",
-        other.relay._store.replica,
-    }, "a dead replica leaves nothing"
+
+    name = other.relay._store.replica
+    may_stay = {"replicas", f"lease:{name}", f"journal:{name}", f"inbox:{name}", "named/anonymous/r1"}
+
+    async def forgotten() -> bool:
+        left = {key.decode().removeprefix(SHARD) for key in await redis.keys()}
+        return left <= may_stay and await redis.scard(f"{SHARD}replicas") == 1
+
+    await until(forgotten, "all of the dead replica but what it had logged to be removed")
+    assert await redis.pttl(f"{SHARD}named/anonymous/r1") > 0, "and that expires"
 
 
-async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(shared, serve, fake):
-    other = await serve(redis_urls=shared.url)
+async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(shared, redis, other, fake):
     go = asyncio.Event()
     first, *rest = text("a", "b")[1:]
     fake.default = Reply([first, Wait(go), *rest])
     async with replica(fake, shared) as (running, url), connect(url) as connection, other.socket() as elsewhere:
         await begin(Socket(connection))
         await begin_elsewhere(elsewhere)
-        os.kill(running.process.pid, signal.SIGSTOP)
+        await stop(running, redis, other)
         try:
             lost = await elsewhere.receive()
             assert lost["error"]["code"] == "generation_lost"
@@ -139,20 +186,32 @@ async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(shared,
     assert joined(await one.frames(id="r3")) == "Hello"
 
 
-async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(shared, serve, fake):
+async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(shared, redis, serve, fake, windows):
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
+    for service in (one, other):
+        shard_of(service)._link._since -= 1000  # Redis has been there for longer than STEADY
     go = asyncio.Event()
     first, *rest = text("a", "b", "c")[1:]
     fake.reply([first, Wait(go), *rest])
     async with one.socket() as socket, other.socket() as elsewhere:
         await begin(socket)
         await begin_elsewhere(elsewhere)
+        await until_read_elsewhere(one)
+        windows("redis_link.PATIENCE", 0.2)
         shared.pause()
-        await asyncio.sleep(6)
-        assert await ready(one) == await ready(other) == 503
+        await until_ready(one, 503)
+        await until_ready(other, 503)
+        windows("redis_link.PATIENCE", 600.0)
+        renew = hold_renewals(other)
         shared.pause(over=True)
+        await lapse(redis, set())
+        # The first one finds Redis again, and the other without a lease, before the other finds it.
         await until_ready(one, 200)
-        await asyncio.sleep(1.5)
+        (log,) = shard_of(one)._journal.logs
+        await until(lambda: not log.watchers, "a replica to see the other without a lease")
+        renew.set()
+        await until_ready(other, 200)
+        await until_read_elsewhere(one)
         go.set()
         for reader in (socket, elsewhere):
             *tokens, done = await reader.until_end()
@@ -166,17 +225,19 @@ async def test_an_end_waits_for_redis_and_is_told_once_it_is_logged(shared, serv
     fake.reply([first, Wait(go), *rest])
     async with one.socket() as socket:
         await begin(socket)
+        (log,) = shard_of(one)._journal.logs
         await shared.stop()
+        await until_ready(one, 503)
         go.set()
         assert (await socket.receive())["content"] == "b"
-        with pytest.raises(TimeoutError):
-            await socket.receive(1)
+        await until(lambda: log.ending, "the generation to end")
+        assert (await socket.ask({"type": "ping"}))["type"] == "pong", "no end yet"
         await shared.start()
         assert (await socket.receive())["status"] == "completed"
 
 
-async def test_an_end_that_cannot_be_logged_is_a_loss(shared, serve, fake, monkeypatch):
-    monkeypatch.setattr("ws_chat.stores.redis_journal.END_PATIENCE", 1)
+async def test_an_end_that_cannot_be_logged_is_a_loss(shared, serve, fake, windows):
+    windows("redis_journal.END_PATIENCE", 0.05)
     one = await serve(redis_urls=shared.url)
     async with one.socket() as socket:
         go = asyncio.Event()
@@ -188,16 +249,15 @@ async def test_an_end_that_cannot_be_logged_is_a_loss(shared, serve, fake, monke
         *_, failed = await socket.until_end()
         assert (failed["error"]["code"], failed["seq"]) == ("generation_lost", 3)
         await shared.start()
-        await until_ready(one, 200)
-        await asyncio.sleep(1)
+        await until(lambda: not shard_of(one)._journal.logs, "the loss to be logged")
         frames = [json.loads(event["data"]) for event in events((await follow(one)).content)]
         assert frames[-1] == failed
 
 
 async def test_who_reads_elsewhere_is_told_that_redis_stays_away_and_finds_it_all_later(
-    serve, shared, fake, monkeypatch
+    serve, shared, redis, fake, windows
 ):
-    monkeypatch.setattr("ws_chat.stores.redis_shard.AWAY", 1)
+    windows("redis_shard.AWAY", 0.05)
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     go = asyncio.Event()
     first, *rest = text("a", "b")[1:]
@@ -208,9 +268,11 @@ async def test_who_reads_elsewhere_is_told_that_redis_stays_away_and_finds_it_al
         await shared.stop()
         failed = await elsewhere.receive()
         assert (failed["error"]["code"], failed["error"]["retryable"], failed["seq"]) == ("overloaded", True, 2)
+        windows("redis_shard.AWAY", 600.0)
         await shared.start()
         await until_ready(other, 200)
         await until_ready(one, 200)
+        await until_there(redis)
         await elsewhere.send({"messages": HELLO, "id": "r1"})
         go.set()
         for reader, said in ((socket, "b"), (elsewhere, "ab")):
@@ -219,18 +281,19 @@ async def test_who_reads_elsewhere_is_told_that_redis_stays_away_and_finds_it_al
     assert len(fake.requests) == 1
 
 
-async def test_who_is_told_so_is_counted_out_as_a_reader(shared, redis, serve, fake, monkeypatch):
-    monkeypatch.setattr("ws_chat.stores.redis_shard.AWAY", 1)
-    one, other = await serve(redis_urls=shared.url, resume_window=1), await serve(redis_urls=shared.url)
+async def test_who_is_told_so_is_counted_out_as_a_reader(shared, redis, serve, fake, windows):
+    windows("redis_shard.AWAY", 0.05)
+    one, other = await serve(redis_urls=shared.url, resume_window=0.05), await serve(redis_urls=shared.url)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with other.socket() as elsewhere:
         async with one.socket() as socket:
             await begin(socket)
             await begin_elsewhere(elsewhere)
+            await until_read_elsewhere(one)
         await redis.config_set("maxmemory", "1")  # all is kept, leases too, and nothing is taken
         assert (await elsewhere.receive())["error"]["code"] == "overloaded"
         await redis.config_set("maxmemory", "0")
-        await asyncio.wait_for((await fake.request()).closed.wait(), 30)
+        await (await fake.request()).closed.wait()
 
 
 async def test_a_replica_starts_without_redis_and_is_ready_when_it_comes(shared, serve, fake):
@@ -243,7 +306,8 @@ async def test_a_replica_starts_without_redis_and_is_ready_when_it_comes(shared,
     assert joined(await one.frames(id="r1")) == "Hello"
 
 
-async def test_requests_are_counted_by_all_replicas_together(shared, serve, fake):
+async def test_requests_are_counted_by_all_replicas_together(shared, serve, fake, monkeypatch):
+    monkeypatch.setattr("limits.aio.storage.memory.time", SimpleNamespace(time=lambda: 0.0))  # one minute and no other
     settings = {"redis_urls": shared.url, "requests_per_minute": 3}
     one, other = await serve(**settings), await serve(**settings)
     statuses = [(await service.post()).status_code for service in (one, other, one, other)]
