@@ -6,6 +6,9 @@ INSTALLED := $(VENV)/installed
 DEVELOPMENT := $(VENV)/installed-dev
 ARGS ?=
 
+# The tests start a hundred programs: without compiled files each of them compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test stress soak soak-replicas fuzz bench pictures lint format clean
 
 run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
