@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 
 import pytest
-from conftest import HELLO, Socket
-from test_replicas import begin, begin_elsewhere, closed, over_http, slowly
-from test_replicas_lost import replica, until_ready
+from conftest import HELLO, Nothing, Socket
+from replicas import SHARD
+from test_replicas import begin, begin_elsewhere, closed, over_http, shard_of, slowly, until_read_elsewhere
+from test_replicas_lost import hold_renewals, kill, replica, until_ready
 from test_stores import K1, end
+from waiting import until
 from websockets.asyncio.client import connect
 
 from ws_chat.errors import ChatError
 from ws_chat.frames import Start
 from ws_chat.stores import redis_journal
+from ws_chat.stores.redis import RedisStore
+from ws_chat.stores.redis_link import cancel
 from ws_chat.stores.redis_names import RESTORE
 from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
-
-
-def shard_of(service):
-    return service.relay._store._shards[0]
 
 
 def lose_the_answer(link, script: str) -> None:
@@ -40,13 +38,18 @@ def lose_the_answer(link, script: str) -> None:
     link.run = lossy
 
 
-async def test_a_start_whose_answer_was_lost_can_be_sent_to_another_replica(shared, serve, fake):
+async def test_a_start_whose_answer_was_lost_can_be_sent_to_another_replica(shared, serve, fake, windows):
+    windows("redis_following.TOLD", 0.2)
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     lose_the_answer(shard_of(one)._link, redis_journal.CREATE)
     assert (await one.post({"messages": HELLO, "id": "r1"})).status_code == 503
-    async with asyncio.timeout(30):
-        while (response := await other.post({"messages": HELLO, "id": "r1"})).status_code != 200:
-            assert response.status_code == 503
+
+    async def taken() -> bool:
+        response = await other.post({"messages": HELLO, "id": "r1"})
+        assert response.status_code in (200, 503)
+        return response.status_code == 200
+
+    await until(taken, "the other replica to take it")
     assert len(fake.requests) == 1
 
 
@@ -57,19 +60,41 @@ async def test_of_two_sends_whose_start_was_lost_none_is_a_bug_of_ours(shared, s
     assert {answer.status_code for answer in answers} <= {200, 503}
 
 
-async def test_the_end_of_a_lost_generation_can_be_resumed_at(shared, serve, fake):
+async def test_the_end_of_a_lost_generation_can_be_resumed_at(shared, redis, serve, fake, windows):
+    windows("redis_link.STEADY", 0.0)
     other = await serve(redis_urls=shared.url)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with replica(fake, shared) as (running, url), other.socket() as elsewhere:
         async with connect(url) as connection:
             await begin(Socket(connection))
             await begin_elsewhere(elsewhere)
-            os.kill(running.process.pid, signal.SIGKILL)
+            await kill(running, redis, other)
         failed = await elsewhere.receive()
         await elsewhere.send({"type": "resume", "id": "r1", "after": failed["seq"]})
         assert [(await elsewhere.receive())["seq"], await elsewhere.receive()] == [failed["seq"], failed]
         response = await over_http("GET", other, query=f"?after={failed['seq']}")
         assert response.status_code == 204
+
+
+async def test_a_lease_that_is_not_renewed_lapses(shared, windows):
+    windows("redis_link.STEADY", 0.0)
+    windows("redis_lease.LEASE", 50)
+    one, other = RedisStore([shared.url]), RedisStore([shared.url])
+    await one.open(Nothing())
+    log = await one.create(K1, Start("r1", 0, "m"), b"{}")
+    log.append([{"content": "a"}])
+    await until(lambda: log.journalled, "the delta to be in the journal")
+    await cancel(one._shards[0]._tasks)  # as if it were dead
+    windows("redis_lease.LEASE", 600_000)
+    await other.open(Nothing())
+    lost = await other.get(K1)
+    if lost.terminal is None:
+        over = asyncio.Event()
+        lost.watch(lambda *_: over.set())
+        await over.wait()
+    assert (list(lost.after(0, 9)), lost.terminal.error.code) == ([{"content": "a"}], "generation_lost")
+    for store in (one, other):
+        await store.close()
 
 
 async def test_who_reads_nothing_for_a_moment_misses_no_end(stores):
@@ -78,62 +103,66 @@ async def test_who_reads_nothing_for_a_moment_misses_no_end(stores):
     log.append([{"content": "a"}])
     copy = await other.get(K1)
     copy.watch(lambda *_: None)
-    link, go = other._shards[0]._link, asyncio.Event()
+    link, stalling, go = other._shards[0]._link, asyncio.Event(), asyncio.Event()
     read = link.read
 
     async def stalled(positions):
+        stalling.set()
         await go.wait()
         return await read(positions)
 
     link.read = stalled
-    await asyncio.sleep(1.2)  # the read that is under way comes back
+    await stalling.wait()
     await end(log)
     for number in range(10):  # more than a node of a stream, which is what Redis trims by
         another = await one.create(f"named/anonymous/x{number}", Start("x", 0, "m"), b"{}")
         another.append([{"content": "x" * 6000}])
-        await asyncio.sleep(2 * redis_journal.INTERVAL)
+        await until(lambda another=another: another.journalled, "the delta to be in the journal")
         await end(another)
     go.set()
-    async with asyncio.timeout(30):
-        while copy.terminal is None:
-            await asyncio.sleep(0.05)
+    await until(lambda: copy.terminal, "the end in the copy")
 
 
 async def test_readers_elsewhere_count_again_after_redis_has_forgotten_everything(shared, redis, serve, fake):
-    settings = {"redis_urls": shared.url, "resume_window": 1}
-    one, other = await serve(**settings), await serve(**settings)
+    one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     fake.default, go = slowly("a", "b")
     async with other.socket() as elsewhere:
         async with one.socket() as socket:
             await begin(socket)
             await begin_elsewhere(elsewhere)
+            await until_read_elsewhere(one)
+        renew = hold_renewals(other)
         await redis.flushall()
-        await asyncio.sleep(6)
+        (log,) = shard_of(one)._journal.logs
+        await until(lambda: not log.watchers, "a replica to see the other without a lease")
+        renew.set()
+        await until_read_elsewhere(one)
         go.set()
         assert (await elsewhere.until_end())[-1].get("status") == "completed"
 
 
-async def test_who_leaves_while_redis_is_away_is_counted_out_later(shared, serve, fake):
-    settings = {"redis_urls": shared.url, "resume_window": 1}
+async def test_who_leaves_while_redis_is_away_is_counted_out_later(shared, serve, fake, windows):
+    windows("redis_following.LINGER", 0.05)
+    settings = {"redis_urls": shared.url, "resume_window": 0.05}
     one, other = await serve(**settings), await serve(**settings)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with one.socket() as socket:
         await begin(socket)
         async with other.socket() as elsewhere:
             await begin_elsewhere(elsewhere)
+            await until_read_elsewhere(one)
             await shared.stop()
             await until_ready(other, 503)
-        await asyncio.sleep(1.5)
+        await until(lambda: shard_of(other)._leaving, "the copy to be left")
         await shared.start()
         await until_ready(one, 200)
         await until_ready(other, 200)
     await closed(fake)
-    async with asyncio.timeout(30):
-        while one.relay.running:
-            await asyncio.sleep(0.01)
+    await until(lambda: not one.relay.running, "the generation to end")
 
 
-async def test_interrupting_elsewhere_waits_for_the_end_however_slow_redis_is(shared, serve, fake):
+async def test_interrupting_elsewhere_waits_for_the_end_however_slow_redis_is(shared, serve, fake, windows):
+    windows("redis_following.LINGER", 0.05)
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     fake.reply([*text("a")[:2], Hang()])
     following = shard_of(other)._following
@@ -141,7 +170,9 @@ async def test_interrupting_elsewhere_waits_for_the_end_however_slow_redis_is(sh
 
     async def slow(log, what):
         if what == "cancel":
-            await asyncio.sleep(1.3)  # longer than a copy is kept that nobody reads
+            await asyncio.sleep(
+                0.2
+            )  # longer than LINGER, on the same clock: for so long a copy is kept without a reader
         return await ask(log, what)
 
     following.ask = slow
@@ -149,40 +180,42 @@ async def test_interrupting_elsewhere_waits_for_the_end_however_slow_redis_is(sh
         await begin(socket)
         await elsewhere.send({"messages": HELLO, "previous_id": "r1", "id": "r2"})
         assert (await socket.receive())["status"] == "cancelled"
-        assert (await elsewhere.receive(10))["type"] == "start"
+        assert (await elsewhere.receive())["type"] == "start"
 
 
-async def test_a_copy_that_is_left_and_followed_again_at_once_counts_as_read(stores):
+async def test_a_copy_that_is_left_and_followed_again_at_once_counts_as_read(stores, redis):
     one, other = stores
     log = await one.create(K1, Start("r1", 0, "m"), b"{}")
+    inbox = f"{SHARD}inbox:{one.replica}"
+
+    async def all_taken() -> bool:
+        (last,) = await redis.xrevrange(inbox, count=1)
+        return one._shards[0]._following._positions[inbox] == last[0]
+
     for _ in range(5):
         other._shards[0]._following._leave(await other.get(K1))
         again = await other.get(K1)
         again.watch(print)
-        await asyncio.sleep(0.35)
-        assert log.watchers == {other._shards[0]._replica}
+        await until(all_taken, "what was asked for to be taken")
+        assert log.watchers == {other.replica}
         again.unwatch(print)
     await end(log)
 
 
 async def test_nothing_is_kept_of_what_has_ended(stores):
     one, other = stores
-    for number in range(30):
+    for number in range(20):
         log = await one.create(f"named/anonymous/{number}", Start("r", 0, "m"), b"{}")
         log.append([{"content": "x"}])
         found = asyncio.create_task(other.get(f"named/anonymous/{number}"))
-        await asyncio.sleep(0.07)
+        await asyncio.sleep(number / 200)  # each end at another moment: the same must be left whichever it meets
         await end(log)
         await found
     journal, following = one._shards[0]._journal, other._shards[0]._following
-    async with asyncio.timeout(30):
-        while (len(journal._whole), len(journal._logs), len(following._logs), len(following._positions)) != (
-            0,
-            0,
-            0,
-            1,
-        ):
-            await asyncio.sleep(0.05)
+    await until(
+        lambda: not (journal._whole or journal._logs or following._logs) and len(following._positions) == 1,
+        "nothing to be left but the position in the own inbox",
+    )
 
 
 async def test_nothing_is_kept_of_what_ends_while_it_is_restored(stores):
@@ -219,7 +252,8 @@ async def test_nothing_is_kept_of_what_ends_while_an_entry_cannot_be_written(sto
     assert not shard._journal._whole
 
 
-async def test_a_log_of_a_dead_replica_that_stands_nowhere_else_is_lost(stores, redis):
+async def test_a_log_of_a_dead_replica_that_stands_nowhere_else_is_lost(stores, redis, windows):
+    windows("redis_link.STEADY", 0.0)
     _, other = stores
     start = b'{"type":"start","id":"r1","seq":0,"model":"m"}'
     await redis.hset(f"ws_chat:{{0}}:{K1}", mapping={"replica": "dead", "start": start, "request": b"{}"})
@@ -227,7 +261,8 @@ async def test_a_log_of_a_dead_replica_that_stands_nowhere_else_is_lost(stores, 
     assert log is None or log.terminal.error.code == "generation_lost"
 
 
-async def test_a_journal_that_cannot_be_read_keeps_no_other_replica_unburied(stores, redis):
+async def test_a_journal_that_cannot_be_read_keeps_no_other_replica_unburied(stores, redis, windows):
+    windows("redis_link.STEADY", 0.0)
     _, other = stores
     prefix = "ws_chat:{0}:"
     for dead, entry in (
@@ -241,8 +276,10 @@ async def test_a_journal_that_cannot_be_read_keeps_no_other_replica_unburied(sto
         await redis.sadd(f"{prefix}running:{dead}", key)
         await redis.xadd(f"{prefix}journal:{dead}", {"entry": entry})
         await redis.sadd(f"{prefix}replicas", dead)
-    async with asyncio.timeout(30):
-        while await redis.exists(f"{prefix}running:good"):
-            await asyncio.sleep(0.1)
+
+    async def buried() -> bool:
+        return not await redis.exists(f"{prefix}running:good")
+
+    await until(buried, "the dead replica whose journal can be read to be buried")
     log = await other.get("named/anonymous/good")
     assert (list(log.after(0, 9)), log.terminal.error.code) == ([{"content": "a"}], "generation_lost")
