@@ -13,8 +13,7 @@ from pathlib import Path
 from browser import chromium, expect, open_tab
 from conftest import running
 
-from ws_chat.app import create_app
-from ws_chat.settings import Settings
+from ws_chat import Settings, create_app
 from ws_chat.testing import FakeOpenAI, Hang, Pause, Reply, text
 
 HERE = Path(__file__).parent

@@ -6,7 +6,7 @@ const page = new EventTarget(); // what a browser's window is to the client
 globalThis.addEventListener = page.addEventListener.bind(page);
 globalThis.removeEventListener = page.removeEventListener.bind(page);
 
-const { ChatError, ConnectionLostError, HistoryGoneError, connect } = await import("../ws_chat/static/ws-chat.js");
+const { ChatError, ConnectionLostError, HistoryGoneError, connect } = await import("../ws_chat/server/page/static/ws-chat.js");
 
 const { URL: url, CONTROL: control } = process.env;
 const HELLO = [{ role: "user", content: "hi" }];

@@ -17,10 +17,9 @@ from redis.asyncio import Redis
 from waiting import limited, until
 from websockets.asyncio.client import ClientConnection, connect
 
-from ws_chat import app as application
-from ws_chat.server import Binding, Server, options
-from ws_chat.settings import Settings
-from ws_chat.stores.redis import RedisStore
+from ws_chat import Settings, create_app
+from ws_chat.server.run import Binding, Server, options
+from ws_chat.stores.redis.store import RedisStore
 from ws_chat.testing import FakeOpenAI
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from ws_chat.doors.connections import Connections
-    from ws_chat.relay import Relay
+    from ws_chat.relay.relay import Relay
+    from ws_chat.server.connections import Connections
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -218,9 +217,7 @@ async def serve(fake: FakeOpenAI, path: str) -> AsyncIterator[Callable[..., Any]
                 **given,
             }
             settings = Settings(**values)
-            return await stack.enter_async_context(
-                running(application.create_app(settings), settings, **config, **(server or {}))
-            )
+            return await stack.enter_async_context(running(create_app(settings), settings, **config, **(server or {})))
 
         yield start
 

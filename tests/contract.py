@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from ws_chat.errors import CODES
+from ws_chat.protocol.errors import CODES
 
 ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 REFUSALS = {"invalid_request", "not_found", "id_conflict", "too_many_generations", "overloaded"}

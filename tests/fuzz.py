@@ -21,8 +21,7 @@ from fuzz_sse import REQUESTS, try_requests
 from fuzz_websocket import FRAMES, try_socket
 from hostile import MAX_BYTES
 
-from ws_chat.app import create_app
-from ws_chat.settings import Settings
+from ws_chat import Settings, create_app
 from ws_chat.testing import Cut, FakeOpenAI, Garbage, Hang, Reply, Reset, chunk, error_body, sse, text
 
 if TYPE_CHECKING:

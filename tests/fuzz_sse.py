@@ -11,7 +11,7 @@ from conftest import events
 from contract import ContractError, Followed, check, check_error, expected, read_frame
 from hostile import MAX_BYTES, hostile
 
-from ws_chat.errors import CODES
+from ws_chat.protocol.errors import CODES
 
 if TYPE_CHECKING:
     import random

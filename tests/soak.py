@@ -21,9 +21,8 @@ from conftest import running
 from dropping import DroppingProxy
 from soak_mixed import check, mixed, resident
 
-from ws_chat.app import create_app
+from ws_chat import Settings, create_app
 from ws_chat.client import Chat, connect, patience
-from ws_chat.settings import Settings
 from ws_chat.testing import DONE, FakeOpenAI, Reply, chunk, sse, usage_chunk
 
 HELLO = [{"role": "user", "content": "hi"}]

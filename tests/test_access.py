@@ -12,9 +12,9 @@ from conftest import HELLO, both_paths, joined
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from ws_chat.access import ANONYMOUS, Keys, Origins, Quota, bearer, name_of
-from ws_chat.doors.connections import Connections
-from ws_chat.errors import ChatError
+from ws_chat import ChatError
+from ws_chat.relay.access import ANONYMOUS, Keys, Origins, Quota, bearer, name_of
+from ws_chat.server.connections import Connections
 from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""The floors of the house: imports go down only, and the pure files know no event loop, no framework, no clock."""
+"""The floors of the house: imports go down only, and what is pure knows no event loop, no framework and no clock."""
 
 from __future__ import annotations
 
@@ -10,169 +10,103 @@ import pytest
 import ws_chat
 
 PACKAGE = Path(ws_chat.__file__).parent
-FLOORS = [
-    {"errors", "settings", "deltas", "event_stream", "observe", "testing.replies", "shapes"},
-    {"testing.fake_openai"},
-    {"frames", "access"},
-    {"generation", "session", "upstreams.base", "stores.base"},
-    {
-        "conversation",
-        "reader",
-        "upstreams.answer",
-        "upstreams.body",
-        "stores.memory",
-        "stores.redis_names",
-    },
-    {"upstreams.connection", "stores.redis_link"},
-    {"upstreams.transport", "stores.redis_journal"},
-    {"stores.redis_lease", "stores.redis_following"},
-    {"stores.redis_shard"},
-    {"stores.redis"},
-    {"producers", "upstreams.openai", "upstreams.demo", "observers.metrics", "observers.logs", "observers.tracing"},
-    {"relay"},
-    {"doors.http", "doors.schemas", "doors.outlet", "doors.page", "doors.sse_format"},
-    {"doors.connections", "doors.dependency", "doors.openapi", "doors.asyncapi"},
-    {"doors.websocket", "doors.sse"},
-    {"client.errors", "client.frames", "client.request", "client.patience", "client.thread"},
-    {"client.answer", "client.network"},
-    {"client.reply", "client.link"},
-    {"client.chat"},
-    {"client.sync"},
-    {"protocols.bounds"},
-    {"app", "protocols.http", "protocols.websocket"},
-    {"server", "mount"},
-    {
-        "terminal.commands",
-        "terminal.local",
-        "terminal.options",
-        "terminal.question",
-        "terminal.quiet",
-        "terminal.stats",
-        "terminal.turns",
-        "terminal.visible",
-        "terminal.waiting",
-    },
-    {
-        "terminal.faults",
-        "terminal.keys",
-        "terminal.markdown",
-        "terminal.remarks",
-        "terminal.saving",
-        "terminal.teletype",
-    },
-    {"terminal.growing", "terminal.plain"},
-    {"terminal.screen"},
-    {"terminal.answering"},
-    {"terminal.interactive"},
-    {"terminal.main"},
-    {"cli", "testing.serving"},
-    {"pytest_plugin"},
-    {"__main__"},
-]
-PURE = {
-    "errors",
-    "deltas",
-    "event_stream",
-    "frames",
-    "generation",
-    "session",
-    "reader",
-    "conversation",
-    "upstreams.answer",
+FLOORS = {
+    "protocol": 1,
+    "client": 2,
+    "stores": 2,
+    "upstreams": 2,
+    "relay": 3,
+    "server": 4,
+    "terminal": 5,
+    "testing": 5,
+    "": 6,  # the modules at the top: the public API, the command line
 }
-IMPURE = {
-    "asyncio",
-    "fastapi",
-    "starlette",
-    "uvicorn",
-    "openai",
-    "httpx2",
-    "time",
-    "datetime",
-    "random",
-    "secrets",
-    "os",
+BESIDE = {
+    ("stores", "client"),
+    ("upstreams", "client"),
+    ("stores", "upstreams"),
+    ("terminal", "testing"),
 }
-FORBIDDEN = {
-    "producers": {"fastapi", "starlette", "uvicorn", "openai", "httpx2", "json", "pydantic_core", "redis"},
-    "relay": {"fastapi", "starlette", "uvicorn", "openai", "httpx2", "json", "pydantic_core", "redis"},
-    "upstreams.openai": {"fastapi", "starlette", "uvicorn"},
-    "upstreams.demo": {"fastapi", "starlette", "uvicorn", "openai"},
-    "doors.websocket": {"openai", "httpx2", "uvicorn"},
-    "doors.sse": {"openai", "httpx2", "uvicorn"},
-    "app": {"openai", "httpx2", "uvicorn"},
-    "cli": {"fastapi", "starlette", "uvicorn", "openai"},
+"""Folders on one floor that must not know each other, either way."""
+PURE = (
+    "protocol/",
+    "relay/generation.py",
+    "relay/reader.py",
+    "relay/session.py",
+    "relay/conversation.py",
+    "upstreams/completion.py",
+)
+IMPURE = {"asyncio", "datetime", "fastapi", "httpx2", "openai", "os", "random", "secrets", "starlette", "time", "uvicorn"}
+UNKNOWN = {
+    "client/": {"fastapi", "httpx2", "openai", "starlette", "uvicorn"},
+    "relay/": {"fastapi", "httpx2", "openai", "redis", "starlette", "uvicorn"},
+    "stores/": {"fastapi", "httpx2", "openai", "starlette", "uvicorn"},
+    "upstreams/": {"fastapi", "redis", "starlette", "uvicorn"},
+    "server/chat/": {"httpx2", "openai", "uvicorn"},
+    "server/app.py": {"httpx2", "openai", "redis", "uvicorn"},
+    "__main__.py": {"fastapi", "openai", "starlette", "uvicorn"},
 }
+"""What a folder or file must not import."""
+LONGEST = 400
+FILES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
 
 
-def modules() -> dict[str, ast.Module]:
-    found = {}
-    for path in PACKAGE.rglob("*.py"):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        if not name.endswith("__init__"):
-            found[name] = ast.parse(path.read_text())
-    return found
-
-
-def imports(tree: ast.Module) -> set[str]:
+def imports(file: str) -> set[str]:
+    """Return the modules that a file imports, those inside of functions and for types included."""
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-MODULES = modules()
+def folder(file: str) -> str:
+    return file.partition("/")[0] if "/" in file else ""
 
 
-def test_every_module_has_its_floor():
-    assert set(MODULES) == set().union(*FLOORS)
+@pytest.mark.parametrize("file", FILES)
+def test_imports_go_down_only(file):
+    own = folder(file)
+    for name in imports(file):
+        package, _, rest = name.partition(".")
+        other = rest.partition(".")[0]
+        if package == "ws_chat" and other in FLOORS and other and other != own:
+            assert FLOORS[other] <= FLOORS[own], name
+            assert not {(own, other), (other, own)} & BESIDE, name
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_go_down_only(name):
-    floor = next(place for place, floor in enumerate(FLOORS) if name in floor)
-    below = set().union(*FLOORS[:floor])
-    ours = {module.removeprefix("ws_chat.") for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_knows_only_what_its_floor_may_know(file):
+    known = {name.partition(".")[0] for name in imports(file)}
 
-    assert ours <= below
-    if name.startswith("doors."):
-        assert not {module for module in ours if module.startswith("upstreams.") or module == "stores.memory"}
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_a_module_knows_only_what_its_floor_may_know(name):
-    known = {module.split(".")[0] for module in imports(MODULES[name])}
-
-    assert not known & (IMPURE if name in PURE else FORBIDDEN.get(name, set()))
+    if file.startswith(PURE):
+        assert not known & IMPURE
+    for place, unknown in UNKNOWN.items():
+        if file.startswith(place):
+            assert not known & unknown
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_room_is_small(name):
-    assert len((PACKAGE / (name.replace(".", "/") + ".py")).read_text().splitlines()) <= 300
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_can_be_read_in_one_go(file):
+    assert len((PACKAGE / file).read_text().splitlines()) <= LONGEST
 
 
-def test_the_client_knows_nothing_of_the_server():
-    for name in MODULES:
-        if name.startswith("client."):
-            ours = {module for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
-            assert all(
-                module.startswith(("ws_chat.client.", "ws_chat.frames", "ws_chat.errors", "ws_chat.shapes"))
-                for module in ours
-            )
+def test_the_transports_reach_upstreams_and_stores_through_the_relay_only():
+    for file in FILES:
+        if file.startswith("server/chat/"):
+            assert not {name for name in imports(file) if name.startswith(("ws_chat.upstreams", "ws_chat.stores.memory"))}
 
 
-def test_only_the_local_server_of_the_terminal_knows_of_servers():
-    for name in MODULES:
-        if name.startswith("terminal.") and name != "terminal.local":
-            ours = {module for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
-            assert all(module.startswith(("ws_chat.terminal.", "ws_chat.client.")) for module in ours)
+def test_the_terminal_starts_a_server_in_one_place():
+    users = [
+        file
+        for file in FILES
+        if file.startswith("terminal/") and any(name.startswith("ws_chat.server") for name in imports(file))
+    ]
+    assert len(users) <= 1, users
 
 
-def test_package_markers_hold_nothing():
-    for path in PACKAGE.rglob("__init__.py"):
-        if path.parent.name in {"client", "testing"}:
-            continue  # their front doors
-        assert len(ast.parse(path.read_text()).body) == 1, "a docstring and nothing else"
+def test_every_folder_has_its_floor():
+    assert {folder(file) for file in FILES} == set(FLOORS)

@@ -10,8 +10,8 @@ import pytest
 from conftest import HELLO
 from processes import ROOT, lacking, need, output
 
-from ws_chat.doors.schemas import CLIENT_FRAMES, SCHEMAS
-from ws_chat.frames import InvalidFrameError, decode
+from ws_chat.protocol.frames import InvalidFrameError, decode
+from ws_chat.server.describe.schemas import CLIENT_FRAMES, SCHEMAS
 
 pytestmark = pytest.mark.anyio
 

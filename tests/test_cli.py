@@ -15,8 +15,8 @@ from processes import need, output, program
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from ws_chat import cli
-from ws_chat.server import Binding
+from ws_chat import __main__ as cli
+from ws_chat.server.run import Binding
 
 pytestmark = pytest.mark.anyio
 

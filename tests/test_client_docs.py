@@ -69,7 +69,7 @@ async def test_javascript(block, serve):
     if (await output(need("node"), "--experimental-websocket", "-e", "WebSocket"))[0]:
         lacking("node is too old for the browser client")
     service = await serve(openai_api_key=None, openai_base_url=None)
-    module = (ROOT / "ws_chat/static/ws-chat.js").as_uri()
+    module = (ROOT / "ws_chat/server/page/static/ws-chat.js").as_uri()
     code = block.text.replace('"/static/ws-chat.js"', f'"{module}"').replace('connect("/"', f'connect("{service.url}"')
     code = code.replace('apiKey: "…"', 'apiKey: "k"')
     page = """

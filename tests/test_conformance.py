@@ -12,8 +12,8 @@ import pytest
 from conftest import FALLBACK, running
 from processes import need, output
 
-from ws_chat.doors.outlet import WIRE
-from ws_chat.settings import Settings
+from ws_chat import Settings
+from ws_chat.server.chat.sender import WIRE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ws_chat.conversation import conversation, is_same, said, write
-from ws_chat.frames import Chat, decode
+from ws_chat.protocol.frames import Chat, decode
+from ws_chat.relay.conversation import conversation, is_same, said, write
 
 HI = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}

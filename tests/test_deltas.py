@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ws_chat.deltas import merge, substance
+from ws_chat.protocol.deltas import merge, substance
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from blocks import BLOCKS, CLAIMED, claim, claim_one, each
 from conftest import HELLO, events
 from processes import ROOT, lacking, need, output, program
 
-from ws_chat import frames
-from ws_chat.observers.metrics import Metrics
-from ws_chat.settings import Settings
+from ws_chat import Settings
+from ws_chat.protocol import frames
+from ws_chat.server.observers.metrics import Metrics
 from ws_chat.upstreams import demo
 
 pytestmark = pytest.mark.anyio

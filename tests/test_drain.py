@@ -17,7 +17,7 @@ from processes import output, program
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from ws_chat.server import Server
+from ws_chat.server.run import Server
 from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
@@ -123,7 +123,7 @@ async def test_who_does_not_end_in_time_is_ended(fake):
 
 def test_only_the_same_signal_again_and_later_is_meant(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("ws_chat.server.time.monotonic", lambda: now)
+    monkeypatch.setattr("ws_chat.server.run.time.monotonic", lambda: now)
     server = Server(uvicorn.Config("ws_chat.app:app", log_config=None))
     forced = []
     for now, number in ((0.0, signal.SIGTERM), (0.5, signal.SIGTERM), (2.0, signal.SIGINT), (2.5, signal.SIGTERM)):  # noqa: B007
@@ -179,7 +179,7 @@ async def test_workers_are_replaced_one_by_one_and_nobody_is_turned_away(fake):
 
 async def test_a_new_version_that_does_not_start_replaces_nobody(tmp_path, monkeypatch):
     module = tmp_path / "site_of_mine.py"
-    module.write_text("from ws_chat.app import app")
+    module.write_text("from ws_chat.server.app import app")
     monkeypatch.chdir(tmp_path)
     async with program("ws-chat", "serve", "--port", "0", "--workers", "2", "--app", "site_of_mine:app") as server:
         port = await server.port()

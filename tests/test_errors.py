@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ws_chat.errors import CODES, ChatError
+from ws_chat.protocol.errors import CODES, ChatError
 
 ROWS = re.compile(r"^\| ((?:`\w+`(?:, )?)+) \| ([^|]+) \| (yes|no) \|", re.MULTILINE)
 

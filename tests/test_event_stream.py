@@ -7,8 +7,8 @@ from conftest import events
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ws_chat import event_stream
-from ws_chat.event_stream import NotAnEventStreamError, Splitter, event
+from ws_chat.protocol import sse as event_stream
+from ws_chat.protocol.sse import NotAnEventStreamError, Splitter, event
 
 STREAM = "data: a\n\n: comment\n\nevent: x\ndata:b\ndata\ndata:  c\nid: 4\n\ndata: ☃é\u2028x\n\ndata:\n\n".encode()
 FOUND = [b"a", b"b\n\n c", "☃é\u2028x".encode(), b""]

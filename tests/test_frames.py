@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ws_chat.errors import ErrorInfo
-from ws_chat.frames import (
+from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.protocol.frames import (
     Cancel,
     Chat,
     Done,

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from ws_chat.errors import ErrorInfo
-from ws_chat.frames import Done, Failed
-from ws_chat.generation import TRANSITIONS, Event, Generation, IllegalTransitionError, State
+from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.protocol.frames import Done, Failed
+from ws_chat.relay.generation import TRANSITIONS, Event, Generation, IllegalTransitionError, State
 
 ENDED = {State.COMPLETED, State.CANCELLED, State.FAILED}
 ERROR = ErrorInfo("upstream_timeout", "slow")

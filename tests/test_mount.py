@@ -17,11 +17,9 @@ from processes import output, program
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from ws_chat.app import create_app
+from ws_chat import Settings, SettingsError, create_app, mount
 from ws_chat.client import connect as connect_client
-from ws_chat.mount import mount
-from ws_chat.observe import GenerationEnded
-from ws_chat.settings import Settings, SettingsError
+from ws_chat.relay.events import GenerationEnded
 from ws_chat.testing import Hang, Reply, chunk, sse, text
 
 pytestmark = pytest.mark.anyio
@@ -364,7 +362,7 @@ async def test_what_would_not_work_is_said(fake, caplog):
 
 MODULE = """
 from fastapi import FastAPI
-from ws_chat.mount import mount
+from ws_chat import mount
 
 app = FastAPI()
 mount(app, "/chat", principal=None)

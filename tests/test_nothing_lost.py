@@ -16,12 +16,12 @@ from test_reader import Tap
 
 from ws_chat.client import patience
 from ws_chat.client.answer import Answer as Received
-from ws_chat.frames import Start, encode, encode_token
-from ws_chat.generation import Generation
-from ws_chat.reader import Reader
+from ws_chat.protocol.frames import Start, encode, encode_token
+from ws_chat.relay.generation import Generation
+from ws_chat.relay.reader import Reader
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.testing import DONE, chunk, sse, usage_chunk
-from ws_chat.upstreams.answer import Answer
+from ws_chat.upstreams.completion import Answer
 
 TEXTS = st.text(max_size=5)
 TEXT_DELTA = TEXTS.map(lambda text: {"content": text})

@@ -16,11 +16,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from processes import program
 
-from ws_chat import observe
-from ws_chat.access import name_of
-from ws_chat.observers.logs import JSONFormatter, Logs
-from ws_chat.observers.metrics import Metrics
-from ws_chat.observers.tracing import Tracing
+from ws_chat.relay import events as observe
+from ws_chat.relay.access import name_of
+from ws_chat.server.observers.logs import JSONFormatter, Logs
+from ws_chat.server.observers.metrics import Metrics
+from ws_chat.server.observers.tracing import Tracing
 from ws_chat.testing import Hang, Wait, text
 
 pytestmark = pytest.mark.anyio

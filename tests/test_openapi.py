@@ -7,8 +7,8 @@ import logging
 import pytest
 from processes import need, output
 
-from ws_chat.doors.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION
-from ws_chat.errors import CODES
+from ws_chat.protocol.errors import CODES
+from ws_chat.server.describe.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION
 
 pytestmark = pytest.mark.anyio
 

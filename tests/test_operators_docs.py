@@ -15,7 +15,7 @@ from blocks import claim_one
 from conftest import HELLO
 from processes import ROOT, need, output, program
 
-from ws_chat import cli
+from ws_chat import __main__ as cli
 
 pytestmark = pytest.mark.anyio
 

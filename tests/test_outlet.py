@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from ws_chat.doors.outlet import AwaitedOutlet, DirectOutlet, Encoding
-from ws_chat.frames import Pong, encode, encode_token
+from ws_chat.protocol.frames import Pong, encode, encode_token
+from ws_chat.server.chat.sender import AwaitedOutlet, DirectOutlet, Encoding
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,7 @@ from conftest import running
 from fastapi import FastAPI
 from processes import need, output
 
-from ws_chat.app import create_app
-from ws_chat.settings import Settings
+from ws_chat import Settings, create_app
 from ws_chat.testing import Cut, Hang, Reply, Wait, chunk, sse, text
 
 pytestmark = pytest.mark.anyio

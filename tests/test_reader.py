@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ws_chat.frames import Done, Start
-from ws_chat.reader import MERGE_LIMIT, Reader
+from ws_chat.protocol.frames import Done, Start
+from ws_chat.relay.reader import MERGE_LIMIT, Reader
 from ws_chat.stores.memory import MemoryLog
 
 

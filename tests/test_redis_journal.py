@@ -8,7 +8,7 @@ import pytest
 from test_stores import DONE, K1, end
 from waiting import until
 
-from ws_chat.frames import Start
+from ws_chat.protocol.frames import Start
 
 pytestmark = pytest.mark.anyio
 

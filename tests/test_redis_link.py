@@ -14,8 +14,7 @@ from processes import free_port, need, output, redis_cluster, redis_server, take
 from redis.asyncio import Redis
 from waiting import until
 
-from ws_chat.app import create_app
-from ws_chat.settings import Settings, SettingsError
+from ws_chat import Settings, SettingsError, create_app
 from ws_chat.testing import Reply, Wait, text
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("windows")]

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from ws_chat.access import ANONYMOUS, Caller
-from ws_chat.errors import ChatError
-from ws_chat.frames import Chat, Done, Failed
-from ws_chat.reader import Reader
-from ws_chat.relay import Relay
+from ws_chat import ChatError
+from ws_chat.protocol.frames import Chat, Done, Failed
+from ws_chat.relay.access import ANONYMOUS, Caller
+from ws_chat.relay.reader import Reader
+from ws_chat.relay.relay import Relay
 from ws_chat.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio

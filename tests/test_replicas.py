@@ -14,7 +14,7 @@ from conftest import HELLO, Service, events, joined
 from processes import environment
 from waiting import until
 
-from ws_chat.settings import Settings, SettingsError
+from ws_chat import Settings, SettingsError
 from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
@@ -283,7 +283,7 @@ async def test_the_bound_on_commands(shared, redis, serve, fake, windows):
 
 
 def test_without_the_setting_nothing_of_redis_is_imported():
-    code = "from ws_chat.app import create_app\nimport sys\ncreate_app()\nprint('redis' in sys.modules)"
+    code = "from ws_chat.server.app import create_app\nimport sys\ncreate_app()\nprint('redis' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert out.stdout.strip() == "False"
 

@@ -13,12 +13,12 @@ from test_stores import K1, end
 from waiting import until
 from websockets.asyncio.client import connect
 
-from ws_chat.errors import ChatError
-from ws_chat.frames import Start
-from ws_chat.stores import redis_journal
-from ws_chat.stores.redis import RedisStore
-from ws_chat.stores.redis_link import cancel
-from ws_chat.stores.redis_names import RESTORE
+from ws_chat import ChatError
+from ws_chat.protocol.frames import Start
+from ws_chat.stores.redis.connection import cancel
+from ws_chat.stores.redis.names import RESTORE
+from ws_chat.stores.redis.store import RedisStore
+from ws_chat.stores.redis import journal as redis_journal
 from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from ws_chat.errors import ChatError
-from ws_chat.frames import Cancel, Chat, Ping, Pong, Resume
-from ws_chat.session import CancelGeneration, FollowGeneration, Reply, Session, StartGeneration
+from ws_chat import ChatError
+from ws_chat.protocol.frames import Cancel, Chat, Ping, Pong, Resume
+from ws_chat.relay.session import CancelGeneration, FollowGeneration, Reply, Session, StartGeneration
 
 CHAT = Chat({"messages": [{"role": "user"}]})
 

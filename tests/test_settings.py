@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ws_chat.settings import Settings, SettingsError
+from ws_chat import Settings, SettingsError
 
 
 def test_the_defaults():

@@ -8,8 +8,8 @@ import pytest
 from conftest import HELLO, both_paths, events
 from test_frames import BAD_FRAMES, BAD_JSON
 
-from ws_chat.doors import sse as door
-from ws_chat.event_stream import PING
+from ws_chat.protocol.sse import PING
+from ws_chat.server.chat import sse as door
 from ws_chat.testing import Hang, Pause, Reply, Wait, chunk, sse, text
 
 pytestmark = [pytest.mark.anyio, both_paths]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import events
 
-from ws_chat.doors.sse_format import TextFormat
-from ws_chat.frames import Done
+from ws_chat.protocol.frames import Done
+from ws_chat.server.chat.sse_format import TextFormat
 
 
 def rendered(*frames) -> bytes:

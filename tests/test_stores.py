@@ -10,10 +10,10 @@ from processes import redis_cluster, redis_server
 from redis.asyncio import Redis, RedisCluster
 from waiting import until
 
-from ws_chat.frames import Done, Start
+from ws_chat.protocol.frames import Done, Start
 from ws_chat.stores.base import LogEndedError
 from ws_chat.stores.memory import MemoryStore
-from ws_chat.stores.redis import RedisStore
+from ws_chat.stores.redis.store import RedisStore
 
 pytestmark = pytest.mark.anyio
 

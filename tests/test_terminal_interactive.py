@@ -376,7 +376,7 @@ async def test_a_question_on_the_command_line_is_answered_plainly(service, fake)
 
 
 async def test_a_server_loads_nothing_of_it():
-    code = "import sys, ws_chat.cli, ws_chat.app; print({'rich', 'prompt_toolkit', 'markdown_it'} & set(sys.modules))"
+    code = "import sys, ws_chat.__main__, ws_chat.server.app; print({'rich', 'prompt_toolkit', 'markdown_it'} & set(sys.modules))"
     status, out, err = await output(sys.executable, "-c", code)
 
     assert (status, out.strip(), err) == (0, b"set()", b"")

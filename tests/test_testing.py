@@ -14,9 +14,8 @@ from conftest import HELLO, events
 from fastapi import FastAPI
 from processes import output
 
+from ws_chat import Settings, mount
 from ws_chat.client import connect, connect_sync
-from ws_chat.mount import mount
-from ws_chat.settings import Settings
 from ws_chat.testing import DONE, FakeOpenAI, Reply, Wait, chunk, serving, sse, text
 
 OF_A_USER = """
@@ -57,12 +56,10 @@ async def test_the_fixtures_are_there_by_themselves(tmp_path):
 
 @pytest.mark.anyio
 async def test_the_plugin_costs_nothing_who_does_not_use_it():
-    code = (
-        "import sys, pytest; before = set(sys.modules); import ws_chat.pytest_plugin; print(set(sys.modules) - before)"
-    )
+    code = "import sys, pytest; before = set(sys.modules); import ws_chat.testing.pytest_plugin; print(set(sys.modules) - before)"
     _, out, _ = await output(sys.executable, "-c", code)
 
-    assert eval(out) == {"ws_chat", "ws_chat.pytest_plugin"}
+    assert eval(out) == {"ws_chat", "ws_chat.testing.pytest_plugin"}
 
 
 def test_a_reply_may_wait_for_another_thread(fake_openai, ws_chat_url):

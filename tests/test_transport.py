@@ -10,10 +10,10 @@ import httpx2
 import pytest
 from processes import need, output
 
-from ws_chat.upstreams import body as body_module
-from ws_chat.upstreams import connection as connection_module
-from ws_chat.upstreams import transport as transport_module
-from ws_chat.upstreams.transport import PUSHED, PushTransport
+from ws_chat.upstreams.http import body as body_module
+from ws_chat.upstreams.http import connection as connection_module
+from ws_chat.upstreams.http import transport as transport_module
+from ws_chat.upstreams.http.transport import PUSHED, PushTransport
 
 pytestmark = pytest.mark.anyio
 

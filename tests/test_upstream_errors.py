@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import both_paths, events, joined
 
-from ws_chat.errors import CODES
+from ws_chat.protocol.errors import CODES
 from ws_chat.testing import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text, usage_chunk
 from ws_chat.upstreams import openai as openai_module
 

@@ -98,7 +98,7 @@ PEER = {
 @pytest.mark.parametrize("door", PEER)
 async def test_a_peer_whose_cable_is_pulled_is_dropped(door, serve, fake, monkeypatch):
     """Half-open: no close, no reset, nothing ever comes again. A ping that nobody acknowledges tells."""
-    monkeypatch.setattr("ws_chat.doors.sse.PING_INTERVAL", 0.2)
+    monkeypatch.setattr("ws_chat.server.chat.sse.PING_INTERVAL", 0.2)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with cable() as (name, address, pull):
         settings = {"ws_ping_interval": 0.2, "ws_ping_timeout": 20}

@@ -28,7 +28,7 @@ from ws_chat.client.errors import (
 from ws_chat.client.frames import Frame, Message, Status
 from ws_chat.client.reply import Reply
 from ws_chat.client.sync import SyncChat, SyncReply, connect_sync
-from ws_chat.shapes import Function, Timing, ToolCall, Usage
+from ws_chat.protocol.types import Function, Timing, ToolCall, Usage
 
 __all__ = [
     "AuthenticationError",

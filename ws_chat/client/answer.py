@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ws_chat.client.frames import Frame, Status
-    from ws_chat.shapes import Timing, ToolCall, Usage
+    from ws_chat.protocol.types import Timing, ToolCall, Usage
 
 _TEXTS: Final = ("content", "reasoning_content", "refusal")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Required, TypeAlias, TypedDict
 
-from ws_chat.shapes import TokenFrame, ToolCall
+from ws_chat.protocol.types import TokenFrame, ToolCall
 
 Status: TypeAlias = Literal["running", "completed", "cancelled", "failed"]
 Frame: TypeAlias = TokenFrame

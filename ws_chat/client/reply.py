@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from ws_chat.client.answer import Answer
     from ws_chat.client.frames import Frame, Message, Status
-    from ws_chat.shapes import Timing, ToolCall, Usage
+    from ws_chat.protocol.types import Timing, ToolCall, Usage
 
 
 class Known:

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
     from limits.aio.storage import Storage
 
-    from ws_chat.deltas import Delta
-    from ws_chat.frames import Start, Terminal
+    from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.frames import Start, Terminal
 
     Ended: TypeAlias = Callable[[Terminal], None]
     """Takes the terminal frame that a log has ended with."""
@@ -35,7 +35,7 @@ class Log(Protocol):
 
     @property
     def request(self) -> bytes:
-        """What was asked for, as `ws_chat.conversation` writes it."""
+        """What was asked for, as `ws_chat.relay.conversation` writes it."""
 
     @property
     def last(self) -> int:

@@ -17,8 +17,8 @@ from ws_chat.stores.base import LogEndedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ws_chat.deltas import Delta
-    from ws_chat.frames import Start, Terminal
+    from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.frames import Start, Terminal
     from ws_chat.stores.base import Ended, Production, Wake
 
 KEPT_LIMIT: Final = 256 * 1024 * 1024

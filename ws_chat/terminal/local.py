@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import uvicorn
 
-from ws_chat.app import create_app
-from ws_chat.server import Binding, Server, options
-from ws_chat.settings import Settings
+from ws_chat.server.app import create_app
+from ws_chat.server.run import Binding, Server, options
+from ws_chat.server.settings import Settings
 from ws_chat.stores.memory import MemoryStore
 
 if TYPE_CHECKING:

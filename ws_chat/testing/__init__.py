@@ -2,7 +2,7 @@
 
 `FakeOpenAI` is that server; `text` and the other functions write its replies, `Cut`, `Hang` and their like break them.
 `serving` runs an application on a free port. Where pytest runs, the fixtures `fake_openai` and `ws_chat_url` are there
-by themselves (`ws_chat.pytest_plugin`).
+by themselves (`ws_chat.testing.pytest_plugin`).
 """
 
 from ws_chat.testing.fake_openai import FakeOpenAI, Recorded

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from ws_chat.server import Binding, Server, options
-from ws_chat.settings import Settings
+from ws_chat.server.run import Binding, Server, options
+from ws_chat.server.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ws_chat.deltas import Delta, Outcome
+    from ws_chat.protocol.deltas import Delta, Outcome
 
 Emit: TypeAlias = "Callable[[Sequence[Delta]], None]"
 """Takes deltas in order, as they arrive; those of one call may leave in one frame. It never blocks."""

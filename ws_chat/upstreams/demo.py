@@ -12,12 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ws_chat.errors import ChatError
+from ws_chat.protocol.errors import ChatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ws_chat.deltas import Delta, Outcome
+    from ws_chat.protocol.deltas import Delta, Outcome
     from ws_chat.upstreams.base import Emit
 
 

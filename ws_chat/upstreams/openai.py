@@ -21,16 +21,16 @@ import msgspec
 import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-from ws_chat.errors import ChatError
-from ws_chat.event_stream import NotAnEventStreamError
-from ws_chat.upstreams.answer import Answer, error_message
-from ws_chat.upstreams.connection import DRAIN_TIMEOUT
-from ws_chat.upstreams.transport import PUSHED, PushTransport
+from ws_chat.protocol.errors import ChatError
+from ws_chat.protocol.sse import NotAnEventStreamError
+from ws_chat.upstreams.completion import Answer, error_message
+from ws_chat.upstreams.http.connection import DRAIN_TIMEOUT
+from ws_chat.upstreams.http.transport import PUSHED, PushTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from ws_chat.deltas import Outcome
+    from ws_chat.protocol.deltas import Outcome
     from ws_chat.upstreams.base import Emit
 
 logger = logging.getLogger("ws_chat.upstream")

@@ -1,1 +1,0 @@
-"""Where callers come in: bytes in, a decision from the session, bytes out."""

@@ -1,1 +1,0 @@
-"""Who wants to know what happened: metrics, logs, traces."""

@@ -1,0 +1,111 @@
+"""One connection's conversation with us: a frame in, a decision out. Pure: it sends nothing and starts nothing.
+
+It knows which generations the connection follows and whether there is room for another; the door that asked carries
+out what it decided, and tells what came of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from ws_chat.protocol.errors import ChatError
+from ws_chat.protocol.frames import Cancel, Chat, Pong, Resume, ServerFrame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ws_chat.protocol.frames import ClientFrame
+
+
+@dataclass(frozen=True, slots=True)
+class StartGeneration:
+    """Start `chat` as the generation `id`, or find the one that it started before, and follow it from its start."""
+
+    id: str
+    chat: Chat
+
+
+@dataclass(frozen=True, slots=True)
+class FollowGeneration:
+    """Follow the named generation `id` from after the seq `after`."""
+
+    id: str
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelGeneration:
+    """Cancel the generation `id`, which may be another connection's when it is a named one."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Send one frame."""
+
+    frame: ServerFrame
+
+
+Action: TypeAlias = StartGeneration | FollowGeneration | CancelGeneration | Reply
+
+
+class Session:
+    """One connection's generations: at most `limit` followed at once, named by `new_id` (random and unguessable)."""
+
+    __slots__ = ("_following", "_limit", "_new_id")
+
+    def __init__(self, *, limit: int, new_id: Callable[[], str]) -> None:
+        self._limit = limit
+        self._new_id = new_id
+        self._following: dict[str, bool] = {}  # ids, and whether they are named
+
+    def receive(self, frame: ClientFrame) -> Action:
+        """Decide what a frame asks for. Nothing changes by the decision alone.
+
+        Raises ChatError (`invalid_request`, `id_conflict`, `too_many_generations`).
+        """
+        match frame:
+            case Chat():
+                return self._chat(frame)
+            case Resume():
+                if self._following.get(frame.id) is False:
+                    raise ChatError("not_found", "There is no such generation.", param="id")
+                self._check_room(frame.id)
+                return FollowGeneration(frame.id, frame.after)
+            case Cancel():
+                return self._cancel(frame.id)
+        return Reply(Pong())
+
+    def follows(self, generation_id: str, *, named: bool) -> None:
+        """Take note that a generation is followed from now on."""
+        self._following[generation_id] = named
+
+    def ended(self, generation_id: str) -> None:
+        """Take note that the terminal frame of a generation that was followed is out."""
+        del self._following[generation_id]
+
+    def _chat(self, chat: Chat) -> StartGeneration:
+        generation_id = chat.id or self._new_id()
+        if self._following.get(generation_id) is False:
+            # Their frames could not be told apart.
+            raise ChatError("id_conflict", "This id is that of an unnamed generation on this connection.", param="id")
+        self._check_room(generation_id, chat.previous_id)
+        return StartGeneration(generation_id, chat)
+
+    def _check_room(self, *leaving: str | None) -> None:
+        # One that is followed already only changes its position, and one that is interrupted makes room.
+        if len(self._following.keys() - set(leaving)) >= self._limit:
+            raise ChatError("too_many_generations", f"At most {self._limit} generations run at once on a connection.")
+
+    def _cancel(self, generation_id: str | None) -> CancelGeneration:
+        if generation_id is None:
+            if len(self._following) != 1:
+                raise ChatError(
+                    "invalid_request",
+                    f"{len(self._following)} generations are running on this connection: say which one.",
+                    param="id",
+                )
+            (generation_id,) = self._following
+        return CancelGeneration(generation_id)

@@ -1,0 +1,262 @@
+"""The application, put together. The only file that chooses: which upstream, which store, which limits."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import secrets
+import sys
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request  # noqa: TC002  (FastAPI looks at it)
+from starlette.responses import Response
+from starlette.routing import Mount, Route, WebSocketRoute
+
+from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.relay.access import Keys, Origins, Quota
+from ws_chat.relay.events import Observers
+from ws_chat.relay.relay import Relay
+from ws_chat.server.chat.sender import DRAIN, WRITE_TIMEOUT
+from ws_chat.server.chat.sse import SSEDoor
+from ws_chat.server.chat.websocket import WebSocketDoor
+from ws_chat.server.connections import Connections, by_key
+from ws_chat.server.describe.asyncapi import document as asyncapi_document
+from ws_chat.server.describe.openapi import describe
+from ws_chat.server.http_errors import error_response, install_error_handlers
+from ws_chat.server.observers.logs import Logs
+from ws_chat.server.observers.metrics import Metrics
+from ws_chat.server.page.page import FrontPage, Page
+from ws_chat.server.settings import Settings, SettingsError
+from ws_chat.stores.memory import MemoryStore
+from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
+from ws_chat.upstreams.demo import DemoUpstream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from starlette.websockets import WebSocket
+
+    from ws_chat.relay.events import Observer
+    from ws_chat.server.connections import Authenticate
+    from ws_chat.stores.base import Store
+    from ws_chat.upstreams.base import Upstream
+
+logger = logging.getLogger("ws_chat")
+
+LAST_FRAMES: Final = 5.0
+"""Seconds that slow readers have for what a drain has ended."""
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    upstream: Upstream | None = None,
+    store: Store | None = None,
+    observers: Sequence[Observer] = (),
+    principal: Authenticate | None = None,
+) -> FastAPI:
+    """Return the ASGI application. What is not given is chosen by the settings, and they by the environment.
+
+    `observers` are told what happens, besides metrics and logs. `principal` tells who asks, in place of API keys. Into
+    another application `ws_chat.server.mount` puts it. Raises SettingsError.
+    """
+    settings = settings or Settings.load()
+    if principal and settings.api_keys:
+        raise SettingsError("WS_CHAT_API_KEYS is set, but this application tells by itself who may come in")
+    metrics = Metrics()
+    observe = Observers([metrics, Logs(content=settings.log_content), *_tracing(), *observers])
+    store = store or choose_store(settings)
+    relay = Relay(
+        upstream or choose_upstream(settings),
+        store,
+        models=settings.models,
+        max_generations=settings.max_generations,
+        max_generations_per_principal=settings.max_generations_per_principal,
+        quota=Quota(settings.requests_per_minute, store.counters),
+        max_bytes=settings.max_frame_bytes,
+        resume_window=settings.resume_window,
+        observe=observe,
+    )
+    principal = principal or by_key(Keys(settings.api_keys))
+    connections = Connections(settings.max_connections, principal, Origins(settings.allowed_origins), observe)
+    sockets = WebSocketDoor(
+        relay,
+        connections,
+        max_frame_bytes=settings.max_frame_bytes,
+        max_generations=settings.max_generations_per_connection,
+        new_id=_new_id,
+    )
+    streams = SSEDoor(relay, connections, max_body_bytes=settings.max_frame_bytes, new_id=_new_id)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async def drain() -> None:
+            try:
+                connections.drain(settings.drain_timeout)
+                await relay.drain(settings.drain_timeout, LAST_FRAMES)
+            finally:
+                await relay.stop()
+
+        await relay.open()
+        connections.serving = True
+        with metrics.watching_the_loop():
+            yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout}
+        await relay.close()
+
+    front_page = FrontPage([] if upstream else known_models(settings), needs_key=bool(settings.api_keys))
+    sockets_anywhere_else = WebSocketRoute("/{path:path}", _no_socket_here)
+    app = FastAPI(
+        title="ws_chat",
+        version=version("ws-chat"),
+        lifespan=lifespan,
+        # Plain ASGI: for each request the framework's own handling would cost as much as half of ours.
+        routes=[
+            WebSocketRoute("/v1/chat/ws", sockets.serve),
+            Route("/v1/chat/ws", _only_a_socket_here, include_in_schema=False),
+            Route("/v1/chat/stream", streams, methods=["POST"]),
+            Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
+            sockets_anywhere_else,
+            Route("/", front_page.answer, methods=["GET"], include_in_schema=False),
+            Mount("/static", Page(directory=Path(__file__).parent / "page" / "static")),
+        ],
+    )
+    app.state.relay = relay
+    app.state.connections = connections
+    install_error_handlers(app)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+            expose_headers=["X-Generation-Id", "Retry-After"],
+        )
+
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Tell that the process lives."""
+        return {"status": "ok"}
+
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz")
+    async def readyz() -> dict[str, str]:
+        """Tell that the process takes requests."""
+        relay.check_ready()
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=Response)
+    async def figures() -> Response:
+        """Tell what was counted and measured, in Prometheus's text format."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    _describe(app)
+    return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Serve both documents: OpenAPI for the SSE door, AsyncAPI for the WebSocket."""
+
+    def openapi() -> dict[str, Any]:
+        if not app.openapi_schema:
+            app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            describe(app.openapi_schema)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend its document
+
+    @app.get("/asyncapi.json", include_in_schema=False)
+    async def asyncapi(request: Request) -> dict[str, Any]:
+        return asyncapi_document(request, app.title, app.version)
+
+
+def choose_upstream(settings: Settings) -> Upstream:
+    """Return the upstream that the settings name, and say which."""
+    if settings.uses_demo:
+        hint = "" if settings.upstream == "demo" else " OPENAI_API_KEY or OPENAI_BASE_URL names a real model."
+        logger.warning("Answers come from the built-in demo.%s", hint)
+        return DemoUpstream(timeout=settings.upstream_timeout)
+    from ws_chat.upstreams.openai import OpenAIUpstream  # noqa: PLC0415  (the SDK takes half of the time of a start)
+
+    server = settings.openai_base_url or "OpenAI"
+    logger.info("Answers come from %s, by %s where a request names no model.", server, settings.model)
+    return OpenAIUpstream(
+        model=settings.model,
+        api_key=settings.openai_api_key,
+        base_url=settings.openai_base_url,
+        timeout=settings.upstream_timeout,
+    )
+
+
+def known_models(settings: Settings) -> list[str]:
+    """Return the models that a page can offer, the default first; others may be allowed too."""
+    if settings.uses_demo:
+        return list(DEMO_MODELS)
+    named = [model for model in settings.models if not set(model) & set("*?[")]
+    return list(dict.fromkeys([settings.model, *named]))
+
+
+def choose_store(settings: Settings) -> Store:
+    """Return the store that the settings name: shared through Redis, or in memory."""
+    if not settings.redis_urls:
+        return MemoryStore(retention=settings.retention)
+    try:
+        from ws_chat.stores.redis.store import RedisStore  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise SettingsError("WS_CHAT_REDIS_URL needs the extra redis: pip install 'ws-chat[redis]'") from error
+    try:
+        return RedisStore(settings.redis_urls, retention=settings.retention)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"WS_CHAT_REDIS_URL: {error}") from error
+
+
+def _tracing() -> list[Observer]:
+    """Return what makes traces, where OpenTelemetry is installed."""
+    try:
+        from ws_chat.server.observers.tracing import Tracing  # noqa: PLC0415  (an extra)
+    except ImportError:
+        return []
+    return [Tracing()]
+
+
+async def _no_socket_here(websocket: WebSocket) -> None:
+    await websocket.send_denial_response(error_response(ErrorInfo("not_found", "There is no WebSocket here.")))
+
+
+async def _only_a_socket_here(_: Request) -> Response:
+    message = "A WebSocket is opened here. The request, or a proxy on its way, lacks `Upgrade: websocket`."
+    return error_response(ErrorInfo("invalid_request", message))
+
+
+def _new_id() -> str:
+    return secrets.token_urlsafe(16)
+
+
+def _suit_collector() -> None:
+    """Let the garbage collector look less often: what lives here lives long, and is freed by its last reference."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
+
+
+app: FastAPI
+
+
+def __getattr__(name: str) -> FastAPI:
+    # `uvicorn ws_chat.app:app` asks for it; importing this module alone reads no environment and starts nothing.
+    if name == "app":
+        global app  # noqa: PLW0603  (made once, on first use)
+        try:
+            app = create_app()
+        except SettingsError as error:
+            sys.exit(f"ws_chat: {error}")
+        _suit_collector()
+        return app
+    raise AttributeError(name)

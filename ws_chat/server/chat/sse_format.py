@@ -1,0 +1,103 @@
+"""The two formats of an event stream: what a person at a terminal reads, and the frames of the WebSocket.
+
+In both an unasked pong is a comment line, which keeps proxies from closing a silent connection.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ws_chat.protocol.frames import Done, Failed, Pong, encode, encode_token
+from ws_chat.protocol.sse import PING, event
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.frames import ServerFrame, Token
+
+
+class Format(ABC):
+    """Makes events of frames. `last` is when it last had something to say, in seconds of `time.monotonic`."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    @abstractmethod
+    def frame(self, frame: ServerFrame) -> bytes:
+        """Return a frame's event; nothing for a frame that has nothing to say in this format."""
+
+    @abstractmethod
+    def token(self, token: Token) -> bytes:
+        """Return a token frame's event, or nothing."""
+
+
+class FramesFormat(Format):
+    """An event for each frame: its type, its seq as the event id, and the same JSON as on the WebSocket."""
+
+    def token(self, token: Token) -> bytes:  # noqa: D102
+        self.last = time.monotonic()
+        return b"event: token\nid: %d\ndata: %b\n\n" % (token["seq"], encode_token(token))
+
+    def frame(self, frame: ServerFrame) -> bytes:  # noqa: D102
+        self.last = time.monotonic()
+        seq = getattr(frame, "seq", None)
+        if seq is None:
+            return PING
+        return b"event: %b\nid: %d\ndata: %b\n\n" % (frame.type.encode(), seq, encode(frame))
+
+
+class TextFormat(Format):
+    """The tutorial's events: the answer's text, then `[DONE]`; with event ids (the seq) where it can be resumed."""
+
+    def __init__(self, *, event_ids: bool = False, after_cr: bool = False) -> None:
+        """Begin after a text that ended with a CR, or did not."""
+        super().__init__()
+        self._event_ids = event_ids
+        self._after_cr = after_cr
+
+    def token(self, token: Token) -> bytes:  # noqa: D102
+        text = token.get("content")
+        if not isinstance(text, str):
+            return b""
+        # A CRLF may be cut in two by the frames; a reader that sees LF for both would see two line breaks.
+        if self._after_cr and text.startswith("\n"):
+            text = text[1:]
+            self._after_cr = False
+        if not text:
+            return b""
+        self._after_cr = text.endswith("\r")
+        self.last = time.monotonic()
+        return self._with_id(event(text), token["seq"])
+
+    def frame(self, frame: ServerFrame) -> bytes:  # noqa: D102
+        self.last = time.monotonic()
+        match frame:
+            case Done(status="completed"):
+                return self._with_id(event("[DONE]", name="done"), frame.seq)
+            case Done():
+                return self._with_id(event("[CANCELLED]", name="done"), frame.seq)
+            case Failed(error=error):
+                data = msgspec.json.encode({"error": error.as_dict()}).decode()
+                return self._with_id(event(data, name="error"), frame.seq)
+            case Pong():
+                return PING
+        return b""
+
+    def _with_id(self, data: bytes, seq: int) -> bytes:
+        return b"id: %d\n%b" % (seq, data) if self._event_ids else data
+
+
+FORMATS: Final = frozenset({"text", "frames"})
+
+
+def format_named(name: str, *, event_ids: bool, before: Sequence[Delta] = ()) -> Format:
+    """Return a new format; the frames format has event ids always. `before` is the delta that the reader has last."""
+    if name == "frames":
+        return FramesFormat()
+    text = before[-1].get("content") if before else None
+    return TextFormat(event_ids=event_ids, after_cr=isinstance(text, str) and text.endswith("\r"))

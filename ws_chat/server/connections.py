@@ -1,0 +1,126 @@
+"""Who is let in, over both doors: origin, key, room. All refusals before the first byte of an answer come from here."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from starlette.datastructures import Headers
+
+from ws_chat.protocol.errors import ChatError, ErrorInfo
+from ws_chat.protocol.frames import GoAway
+from ws_chat.relay.access import Caller, bearer
+from ws_chat.relay.events import ConnectionClosed, ConnectionOpened, Observers, Refused
+from ws_chat.relay.runner import DRAINING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.types import Scope
+
+    from ws_chat.relay.access import Keys, Origins
+    from ws_chat.relay.events import Observer
+    from ws_chat.server.chat.sender import Outlet
+
+
+FULL: Final = ErrorInfo("overloaded", "The server has as many connections as it can.", retry_after=1)
+
+
+class Authenticate(Protocol):
+    """Tells who asks."""
+
+    async def __call__(self, scope: Scope) -> str:
+        """Return the principal of a request or handshake, by its ASGI scope: a name that holds no `/`.
+
+        Raises ChatError where nobody is let in (`unauthorized`).
+        """
+
+
+def by_key(keys: Keys) -> Authenticate:
+    """Tell it by the API key that the request carries."""
+
+    async def principal(scope: Scope) -> str:
+        authorization = Headers(scope=scope).get("authorization")
+        return keys.principal(bearer(authorization, scope.get("subprotocols", ())))
+
+    return principal
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """A connection that was let in: who it is, and its outlet when it has one."""
+
+    caller: Caller
+    outlet: Outlet | None = None
+
+
+class Connections:
+    """The connections that are open, at most `limit`."""
+
+    serving = False
+    """Whether the application's lifespan runs."""
+
+    def __init__(self, limit: int, principal: Authenticate, origins: Origins, observe: Observer | None = None) -> None:
+        self._limit = limit
+        self._principal = principal
+        self._origins = origins
+        self.observe = observe or Observers()
+        self._open: set[Connection] = set()
+        self._asking = 0  # for a principal, which may take long
+        self._draining = False
+
+    @property
+    def open(self) -> int:
+        """How many there are."""
+        return len(self._open)
+
+    async def caller(self, scope: Scope, door: str) -> Caller:
+        """Return who asks. Raises ChatError (`origin_not_allowed`, `unauthorized`, `overloaded`)."""
+        headers = Headers(scope=scope)
+        self._origins.check(headers.get("origin"), headers.get("host"))
+        if self._asking >= self._limit:
+            raise ChatError.of(FULL)
+        self._asking += 1
+        try:
+            principal = await self._principal(scope)
+        finally:
+            self._asking -= 1
+        if not isinstance(principal, str) or not principal:
+            raise TypeError(f"who asks has to be told by a name, not by {type(principal).__name__}")
+        return Caller(principal, secrets.token_urlsafe(16), door)
+
+    @contextmanager
+    def admit(self, caller: Caller) -> Iterator[Connection]:
+        """Hold a place for a connection. Raises ChatError (`draining`, `overloaded`)."""
+        if not self.serving:
+            raise RuntimeError(
+                "The lifespan of ws_chat does not run: ws_chat.server.mount.mount() puts it into that of an app."
+            )
+        door = caller.door
+        if self._draining:
+            raise ChatError.of(DRAINING)
+        if self.open >= self._limit:
+            raise ChatError.of(FULL)
+        connection = Connection(caller)
+        self._open.add(connection)
+        self.observe(ConnectionOpened(door))
+        try:
+            yield connection
+        finally:
+            self._open.remove(connection)
+            way_out = connection.outlet
+            self.observe(ConnectionClosed(door, way_out.sent if way_out else 0, bool(way_out and way_out.dropped)))
+
+    def refuse(self, door: str, error: ChatError) -> None:
+        """Tell the observers of a refusal."""
+        self.observe(Refused(door, error.info.code))
+
+    def drain(self, deadline: float) -> None:
+        """Let nobody in any more, and tell the open sockets so; `deadline` seconds are left."""
+        self._draining = True
+        frame = GoAway(round(deadline * 1000))
+        for connection in self._open:
+            if connection.outlet:
+                connection.outlet.announce(frame)

@@ -1,0 +1,57 @@
+"""Errors as HTTP responses: the same error object, the right status, and `Retry-After` where it is known."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.responses import Response
+
+from ws_chat.protocol.errors import ChatError, ErrorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastapi import FastAPI
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+
+logger = logging.getLogger("ws_chat.http")
+
+
+def error_response(error: ErrorInfo, headers: Mapping[str, str] | None = None) -> Response:
+    """Return `{"error": …}` with the error's status, and `headers` with what it knows besides."""
+    headers = dict(headers or {})
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.code == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.code == "too_large":
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return Response(msgspec.json.encode({"error": error.as_dict()}), error.status, headers, "application/json")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every error of an application with the error object, FastAPI's own ones included."""
+
+    @app.exception_handler(ChatError)
+    async def _(_: Request, error: ChatError) -> Response:
+        return error_response(error.info)
+
+    @app.exception_handler(404)
+    async def _(_: Request, __: HTTPException) -> Response:
+        return error_response(ErrorInfo("not_found", "There is nothing here."))
+
+    @app.exception_handler(405)
+    async def _(_: Request, error: HTTPException) -> Response:
+        message = "This method is not allowed here."
+        response = error_response(ErrorInfo("invalid_request", message, status=405))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def _(_: Request, __: Exception) -> Response:
+        # The server logs the traceback: Starlette raises it again after this response.
+        return error_response(ErrorInfo("internal_error", "Something went wrong inside the server."))

@@ -1,0 +1,1 @@
+"""Logs shared by replicas through Redis."""

@@ -1,0 +1,1 @@
+"""The HTTP/1.1 client on the path of a token: response bodies are pushed to the parser."""
