@@ -87,7 +87,7 @@ class Running:
                 assert line, f"the program ended before it logged {pattern!r}. Its log:\n{self.log}"
                 self.log += line.decode()
         except asyncio.CancelledError:
-            print(f"{pattern!r} has not been logged. The log so far:\n{self.log}")  # noqa: T201  (pytest shows it)
+            print(f"{pattern!r} has not been logged. The log so far:\n{self.log}")
             raise
         return match
 

@@ -191,6 +191,6 @@ def resident(pid: int) -> int:
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # type: ignore[index]
 
 
-def check(holds: bool, what: str) -> None:  # noqa: FBT001
+def check(holds: bool, what: str) -> None:
     if not holds:
         raise AssertionError(f"not so: {what}")

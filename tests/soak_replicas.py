@@ -170,7 +170,7 @@ async def killed(
     )
 
 
-async def begin(  # noqa: PLR0917
+async def begin(
     generations: int, chance: random.Random, them: Cluster, followers: int, longest: float, group: asyncio.TaskGroup
 ) -> list[Followed]:
     """Start generations on all replicas, each with followers on the next ones; return when all are read."""

@@ -36,7 +36,19 @@ PURE = (
     "relay/conversation.py",
     "upstreams/completion.py",
 )
-IMPURE = {"asyncio", "datetime", "fastapi", "httpx2", "openai", "os", "random", "secrets", "starlette", "time", "uvicorn"}
+IMPURE = {
+    "asyncio",
+    "datetime",
+    "fastapi",
+    "httpx2",
+    "openai",
+    "os",
+    "random",
+    "secrets",
+    "starlette",
+    "time",
+    "uvicorn",
+}
 UNKNOWN = {
     "client/": {"fastapi", "httpx2", "openai", "starlette", "uvicorn"},
     "relay/": {"fastapi", "httpx2", "openai", "redis", "starlette", "uvicorn"},
@@ -96,7 +108,9 @@ def test_a_file_can_be_read_in_one_go(file):
 def test_the_transports_reach_upstreams_and_stores_through_the_relay_only():
     for file in FILES:
         if file.startswith("server/chat/"):
-            assert not {name for name in imports(file) if name.startswith(("ws_chat.upstreams", "ws_chat.stores.memory"))}
+            assert not {
+                name for name in imports(file) if name.startswith(("ws_chat.upstreams", "ws_chat.stores.memory"))
+            }
 
 
 def test_the_terminal_starts_a_server_in_one_place():

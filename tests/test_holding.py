@@ -11,8 +11,8 @@ import httpx
 import pytest
 from conftest import HELLO, events, joined
 from websockets.asyncio.client import connect
-from ws_chat.server.uvicorn_protocols import bounds, http
 
+from ws_chat.server.uvicorn_protocols import bounds, http
 from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio

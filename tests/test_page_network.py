@@ -27,7 +27,7 @@ class Cable(DroppingProxy):
 
     def __init__(self, service):
         self.budget = lambda: None
-        super().__init__(port_of(service), lambda: self.budget())  # noqa: PLW0108  (it changes)
+        super().__init__(port_of(service), lambda: self.budget())
         self.port = 0
 
     async def plug(self):

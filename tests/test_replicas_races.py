@@ -15,10 +15,10 @@ from websockets.asyncio.client import connect
 
 from ws_chat import ChatError
 from ws_chat.protocol.frames import Start
+from ws_chat.stores.redis import journal as redis_journal
 from ws_chat.stores.redis.connection import cancel
 from ws_chat.stores.redis.names import RESTORE
 from ws_chat.stores.redis.store import RedisStore
-from ws_chat.stores.redis import journal as redis_journal
 from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio

@@ -177,7 +177,7 @@ async def test_ten_thousand_idle_sockets(capsys):
         drain_log.cancel()
         await asyncio.wait({drain_log})
     with capsys.disabled():
-        print(f"\n{count} idle sockets: {each:.1f} KB each")  # noqa: T201  (what the operator wants to know)
+        print(f"\n{count} idle sockets: {each:.1f} KB each")
     assert each < 64
 
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status (2: the options or the environment are wrong)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] == "chat":
-        from ws_chat.terminal.main import main as chat  # noqa: PLC0415  (a server needs nothing of it)
+        from ws_chat.terminal.main import main as chat
 
         return chat(given[1:])
     if given in (["--help"], ["-h"]):

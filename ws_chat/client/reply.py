@@ -177,4 +177,4 @@ class Reply(Known):
 
 def answer_of(reply: Known) -> Answer:
     """Return what a reply shows."""
-    return reply._answer  # noqa: SLF001
+    return reply._answer

@@ -7,7 +7,7 @@ are known to be right; server frames are encoded here for both doors. Knows no c
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping  # noqa: TC003  (the types are looked at)
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
@@ -178,7 +178,7 @@ class Start:
     seq: Seq
     model: str
 
-    def as_dict(self) -> dict[str, Any]:  # noqa: D102
+    def as_dict(self) -> dict[str, Any]:
         return {"type": "start", "id": self.id, "seq": self.seq, "model": self.model}
 
 
@@ -200,7 +200,7 @@ class Done:
     usage: Mapping[str, Any] | None
     timing: Timing
 
-    def as_dict(self) -> dict[str, Any]:  # noqa: D102
+    def as_dict(self) -> dict[str, Any]:
         return {
             "type": "done",
             "id": self.id,
@@ -222,7 +222,7 @@ class Failed:
     seq: Seq
     error: ErrorInfo
 
-    def as_dict(self) -> dict[str, Any]:  # noqa: D102
+    def as_dict(self) -> dict[str, Any]:
         return {"type": "error", "id": self.id, "seq": self.seq, "error": self.error.as_dict()}
 
 
@@ -234,7 +234,7 @@ class Refused:
     error: ErrorInfo
     id: Id | None = None
 
-    def as_dict(self) -> dict[str, Any]:  # noqa: D102
+    def as_dict(self) -> dict[str, Any]:
         return {"type": "error", **({"id": self.id} if self.id else {}), "error": self.error.as_dict()}
 
 
@@ -244,7 +244,7 @@ class Pong:
 
     type: ClassVar[str] = "pong"
 
-    def as_dict(self) -> dict[str, Any]:  # noqa: D102
+    def as_dict(self) -> dict[str, Any]:
         return {"type": "pong"}
 
 
@@ -255,7 +255,7 @@ class GoAway:
     type: ClassVar[str] = "goaway"
     deadline_ms: int
 
-    def as_dict(self) -> dict[str, Any]:  # noqa: D102
+    def as_dict(self) -> dict[str, Any]:
         return {"type": "goaway", "deadline_ms": self.deadline_ms}
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Relay:
     """Runs generations: `upstream` produces their deltas, `store` keeps their logs."""
 
-    def __init__(  # noqa: PLR0913  (most are keywords)
+    def __init__(
         self,
         upstream: Upstream,
         store: Store,
@@ -149,7 +149,7 @@ class Relay:
         self._producers.cancel(key)
         self._store.remove(key)
 
-    async def drain(self, timeout: float, last_frames: float = 0.0) -> None:  # noqa: ASYNC109  (nothing is given up)
+    async def drain(self, timeout: float, last_frames: float = 0.0) -> None:
         """Start nothing more; let what runs end and be read for so many seconds, then end it.
 
         What was ended then may be read for `last_frames` seconds more.

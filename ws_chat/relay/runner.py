@@ -156,7 +156,7 @@ class Producers:
             producing.task.cancel()
             await producing.ended.wait()
 
-    async def quiet(self, timeout: float) -> None:  # noqa: ASYNC109  (a drain gives up quietly)
+    async def quiet(self, timeout: float) -> None:
         """Wait until nothing runs and nobody reads any more, for so many seconds at most."""
         self._look_if_quiet()
         try:
@@ -214,7 +214,7 @@ def ending(log: Log) -> Iterator[asyncio.Event]:
         log.unwatch(wake)
 
 
-def _ended(  # noqa: PLR0913, PLR0917  (all there is to tell)
+def _ended(
     caller: Caller, key: str, log: Log, terminal: Terminal, generation: Generation, request: dict[str, Any]
 ) -> GenerationEnded:
     return GenerationEnded(

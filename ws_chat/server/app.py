@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request  # noqa: TC002  (FastAPI looks at it)
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route, WebSocketRoute
 
@@ -183,7 +183,7 @@ def choose_upstream(settings: Settings) -> Upstream:
         hint = "" if settings.upstream == "demo" else " OPENAI_API_KEY or OPENAI_BASE_URL names a real model."
         logger.warning("Answers come from the built-in demo.%s", hint)
         return DemoUpstream(timeout=settings.upstream_timeout)
-    from ws_chat.upstreams.openai import OpenAIUpstream  # noqa: PLC0415  (the SDK takes half of the time of a start)
+    from ws_chat.upstreams.openai import OpenAIUpstream
 
     server = settings.openai_base_url or "OpenAI"
     logger.info("Answers come from %s, by %s where a request names no model.", server, settings.model)
@@ -208,7 +208,7 @@ def choose_store(settings: Settings) -> Store:
     if not settings.redis_urls:
         return MemoryStore(retention=settings.retention)
     try:
-        from ws_chat.stores.redis.store import RedisStore  # noqa: PLC0415  (an extra)
+        from ws_chat.stores.redis.store import RedisStore
     except ImportError as error:
         raise SettingsError("WS_CHAT_REDIS_URL needs the extra redis: pip install 'ws-chat[redis]'") from error
     try:
@@ -220,7 +220,7 @@ def choose_store(settings: Settings) -> Store:
 def _tracing() -> list[Observer]:
     """Return what makes traces, where OpenTelemetry is installed."""
     try:
-        from ws_chat.server.observers.tracing import Tracing  # noqa: PLC0415  (an extra)
+        from ws_chat.server.observers.tracing import Tracing
     except ImportError:
         return []
     return [Tracing()]
@@ -252,7 +252,7 @@ app: FastAPI
 def __getattr__(name: str) -> FastAPI:
     # `uvicorn ws_chat.app:app` asks for it; importing this module alone reads no environment and starts nothing.
     if name == "app":
-        global app  # noqa: PLW0603  (made once, on first use)
+        global app
         try:
             app = create_app()
         except SettingsError as error:

@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import Depends, FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.requests import Request  # noqa: TC002  (FastAPI looks at it)
+from starlette.requests import Request
 from starlette.responses import Response
 
 from ws_chat.protocol.errors import ChatError

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ws_chat.upstreams.base import Upstream
 
 
-def mount(  # noqa: PLR0913  (keywords)
+def mount(
     app: FastAPI,
     path: str,
     *,

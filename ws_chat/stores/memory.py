@@ -49,14 +49,14 @@ class MemoryLog:
         """Bytes of its deltas as JSON, once it has ended."""
         return sum(map(len, self._parts))
 
-    def after(self, seq: int, limit: int) -> Sequence[Delta]:  # noqa: D102  (the seam says it)
+    def after(self, seq: int, limit: int) -> Sequence[Delta]:
         if self.terminal is None:
             return self._deltas[seq : seq + limit]
         part, start = divmod(seq, PART)
         deltas: list[Delta] = msgspec.json.decode(self._parts[part]) if part < len(self._parts) else []
         return deltas[start : start + limit]
 
-    def append(self, deltas: Sequence[Delta]) -> None:  # noqa: D102
+    def append(self, deltas: Sequence[Delta]) -> None:
         if self.terminal:
             raise LogEndedError
         self._deltas.extend(deltas)
@@ -64,7 +64,7 @@ class MemoryLog:
         for wake in self._wakes:
             wake(last, deltas)
 
-    def end(self, terminal: Terminal, then: Ended | None = None) -> None:  # noqa: D102
+    def end(self, terminal: Terminal, then: Ended | None = None) -> None:
         if self.terminal:
             raise LogEndedError
         self._parts = [msgspec.json.encode(self._deltas[at : at + PART]) for at in range(0, self.last, PART)]
@@ -76,10 +76,10 @@ class MemoryLog:
         if then:
             then(terminal)
 
-    def watch(self, wake: Wake) -> None:  # noqa: D102
+    def watch(self, wake: Wake) -> None:
         self._wakes = (*self._wakes, wake)
 
-    def unwatch(self, wake: Wake) -> None:  # noqa: D102
+    def unwatch(self, wake: Wake) -> None:
         self._wakes = tuple(other for other in self._wakes if other != wake)
 
 
@@ -109,21 +109,21 @@ class MemoryStore:
     async def cancel(self, key: str) -> None:
         """Do nothing: nobody else writes."""
 
-    async def create(self, key: str, start: Start, request: bytes) -> MemoryLog:  # noqa: D102
+    async def create(self, key: str, start: Start, request: bytes) -> MemoryLog:
         if key in self._logs:
             raise KeyError(key)
         log = self._logs[key] = MemoryLog(start, request, lambda: self._keep(key))
         return log
 
-    async def get(self, key: str, after: int = 0) -> MemoryLog | None:  # noqa: ARG002, D102
+    async def get(self, key: str, after: int = 0) -> MemoryLog | None:
         return self._logs.get(key)
 
-    def remove(self, key: str) -> None:  # noqa: D102
+    def remove(self, key: str) -> None:
         self._logs.pop(key, None)
         if kept := self._ended.pop(key, None):
             self.kept_bytes -= kept.size
 
-    async def close(self) -> None:  # noqa: D102
+    async def close(self) -> None:
         if self._sweep:
             self._sweep.cancel()
         self._logs.clear()

@@ -114,7 +114,7 @@ class Interactive:
 
     async def _retry(self) -> None:
         if question := self._conversation.take_back():
-            say(self._console, f"› {question}")  # noqa: RUF001  (the sign before a line)
+            say(self._console, f"› {question}")
             await self._answering.ask(question)
         else:
             fail(self._console, "Nothing has been asked yet.")

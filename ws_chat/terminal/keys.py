@@ -43,7 +43,7 @@ def line_editor(history: Path, *, dumb: bool) -> PromptSession[str]:
         event.current_buffer.newline(copy_margin=False)
 
     return PromptSession(
-        [("class:prompt", "› ")],  # noqa: RUF001  (no mistake for >)
+        [("class:prompt", "› ")],
         multiline=True,
         prompt_continuation="  ",
         key_bindings=keys,

@@ -41,7 +41,7 @@ def _chat(options: Options) -> int:
             if question is None:
                 stack.enter_context(keys_unseen())
             if options.local:
-                from ws_chat.terminal.local import local_server  # noqa: PLC0415  (a whole server, which takes a second)
+                from ws_chat.terminal.local import local_server
 
                 server = stack.enter_context(local_server())
                 options = dataclasses.replace(options, url=server.url, key=server.key)
@@ -51,7 +51,7 @@ def _chat(options: Options) -> int:
             return WRONG
         if question is not None:
             return answer(options, question)
-        from ws_chat.terminal.interactive import chat  # noqa: PLC0415  (and with it what draws)
+        from ws_chat.terminal.interactive import chat
 
         return chat(options, where)
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def fake_openai() -> Iterator[FakeOpenAI]:
     """Return an OpenAI-compatible server that says what the test tells it to, in a thread of its own."""
-    from ws_chat.client.thread import LoopThread  # noqa: PLC0415
-    from ws_chat.testing.fake_openai import FakeOpenAI  # noqa: PLC0415
+    from ws_chat.client.thread import LoopThread
+    from ws_chat.testing.fake_openai import FakeOpenAI
 
     thread = LoopThread()
     fake = FakeOpenAI()
@@ -28,9 +28,9 @@ def fake_openai() -> Iterator[FakeOpenAI]:
 @pytest.fixture
 def ws_chat_url(fake_openai: FakeOpenAI) -> Iterator[str]:
     """Return the URL of a ws_chat server, with no setting of the environment, in front of `fake_openai`."""
-    from ws_chat.server.app import create_app  # noqa: PLC0415
-    from ws_chat.server.settings import Settings  # noqa: PLC0415
-    from ws_chat.testing.serving import serving  # noqa: PLC0415
+    from ws_chat.server.app import create_app
+    from ws_chat.server.settings import Settings
+    from ws_chat.testing.serving import serving
 
     settings = Settings.from_environment({"OPENAI_BASE_URL": fake_openai.base_url, "WS_CHAT_DRAIN_TIMEOUT": "0"})
     with serving(create_app(settings)) as url:

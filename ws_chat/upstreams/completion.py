@@ -100,7 +100,7 @@ class Answer:
         try:
             for data in events:
                 if not data.startswith(b"{"):
-                    data = data.strip()  # noqa: PLW2901
+                    data = data.strip()
                     if data == b"[DONE]":
                         self.done = True
                         return
@@ -113,7 +113,7 @@ class Answer:
             if deltas:
                 self._emit(deltas)
 
-    def _delta(self, data: bytes) -> Delta | None:  # noqa: C901  (a call for a part costs more than the part)
+    def _delta(self, data: bytes) -> Delta | None:
         """Return what is worth sending of an event's delta, if there is something, and note the rest."""
         try:
             event = _decode(data)

@@ -154,16 +154,16 @@ class DirectOutlet(Outlet):
         if wire.is_gone():  # it will not tell again
             self._end(sent=False)
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         self._end(sent=True)
 
-    async def stop(self) -> None:  # noqa: D102
+    async def stop(self) -> None:
         self._end(sent=False)
         self._wire.on_change = None
         self.dropped = self._wire.dropped
 
     @property
-    def sent(self) -> int:  # noqa: D102
+    def sent(self) -> int:
         return self._wire.sent - self._sent_before
 
     def _on_change(self) -> None:
@@ -207,17 +207,17 @@ class AwaitedOutlet(Outlet):
             self.writable = self._size < HIGH_WATER and not self._closed
             self._wake.set()
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         self._closed = True
         self.writable = False
         self._wake.set()
 
-    async def stop(self) -> None:  # noqa: D102
+    async def stop(self) -> None:
         self._task.cancel()
         await asyncio.wait({self._task})
 
     @property
-    def sent(self) -> int:  # noqa: D102
+    def sent(self) -> int:
         return self._sent
 
     async def _run(self) -> None:

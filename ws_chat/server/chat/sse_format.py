@@ -39,11 +39,11 @@ class Format(ABC):
 class FramesFormat(Format):
     """An event for each frame: its type, its seq as the event id, and the same JSON as on the WebSocket."""
 
-    def token(self, token: Token) -> bytes:  # noqa: D102
+    def token(self, token: Token) -> bytes:
         self.last = time.monotonic()
         return b"event: token\nid: %d\ndata: %b\n\n" % (token["seq"], encode_token(token))
 
-    def frame(self, frame: ServerFrame) -> bytes:  # noqa: D102
+    def frame(self, frame: ServerFrame) -> bytes:
         self.last = time.monotonic()
         seq = getattr(frame, "seq", None)
         if seq is None:
@@ -60,7 +60,7 @@ class TextFormat(Format):
         self._event_ids = event_ids
         self._after_cr = after_cr
 
-    def token(self, token: Token) -> bytes:  # noqa: D102
+    def token(self, token: Token) -> bytes:
         text = token.get("content")
         if not isinstance(text, str):
             return b""
@@ -74,7 +74,7 @@ class TextFormat(Format):
         self.last = time.monotonic()
         return self._with_id(event(text), token["seq"])
 
-    def frame(self, frame: ServerFrame) -> bytes:  # noqa: D102
+    def frame(self, frame: ServerFrame) -> bytes:
         self.last = time.monotonic()
         match frame:
             case Done(status="completed"):

@@ -62,12 +62,12 @@ class OwnLog(MemoryLog):
         self.watchers: set[str] = set()  # the replicas that read it
         self._hand_over = hand_over
 
-    def append(self, deltas: Sequence[Delta]) -> None:  # noqa: D102  (the seam says it)
+    def append(self, deltas: Sequence[Delta]) -> None:
         if self.ending:
             raise LogEndedError
         super().append(deltas)
 
-    def end(self, terminal: Terminal, then: Ended | None = None) -> None:  # noqa: D102
+    def end(self, terminal: Terminal, then: Ended | None = None) -> None:
         if self.ending:
             raise LogEndedError
         self.ending = True

@@ -57,7 +57,7 @@ class Shard:
         self._removing: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def open(self, production: Production) -> None:  # noqa: D102  (the seam says it)
+    async def open(self, production: Production) -> None:
         self._production = production
         try:
             await self._lease.renew()
@@ -66,7 +66,7 @@ class Shard:
         for forever in (self._live(), self._look_after(), self._journal.write(), self._following.read()):
             self._begin(forever)
 
-    async def create(self, key: str, start: Start, request: bytes) -> Log:  # noqa: D102
+    async def create(self, key: str, start: Start, request: bytes) -> Log:
         if removing := self._removing.get(key):
             await removing
         if key in self._creating or self._journal.get(key):
@@ -84,7 +84,7 @@ class Shard:
             raise KeyError(key)
         return log
 
-    async def get(self, key: str, after: int = 0) -> Log | None:  # noqa: D102
+    async def get(self, key: str, after: int = 0) -> Log | None:
         try:
             async with asyncio.timeout(PATIENCE):
                 log = await self._find(key)
@@ -130,12 +130,12 @@ class Shard:
         elif self._following.get(key) is None:
             self._following.follow(key, replica, start, request, position)
 
-    async def cancel(self, key: str) -> None:  # noqa: D102
+    async def cancel(self, key: str) -> None:
         log = self._following.get(key)
         if log and not await self._following.ask(log, "cancel") and log.terminal is None:
             raise ChatError("overloaded", "The replica of the generation cannot be reached now.", retry_after=1)
 
-    def remove(self, key: str) -> None:  # noqa: D102
+    def remove(self, key: str) -> None:
         self._journal.forget(key)
 
         async def remove() -> None:
@@ -150,7 +150,7 @@ class Shard:
         if key not in self._removing:
             self._removing[key] = self._begin(remove())
 
-    async def close(self) -> None:  # noqa: D102
+    async def close(self) -> None:
         await cancel(self._tasks)
         written = await self._journal.close()
         await self._following.close()

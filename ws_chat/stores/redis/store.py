@@ -44,22 +44,22 @@ class RedisStore:
         """Where all replicas count requests."""
         return self._links[0].counters()
 
-    async def open(self, production: Production) -> None:  # noqa: D102  (the seam says it)
+    async def open(self, production: Production) -> None:
         await asyncio.gather(*(shard.open(production) for shard in self._shards))
 
-    async def create(self, key: str, start: Start, request: bytes) -> Log:  # noqa: D102
+    async def create(self, key: str, start: Start, request: bytes) -> Log:
         return await self._place(key).create(key, start, request)
 
-    async def get(self, key: str, after: int = 0) -> Log | None:  # noqa: D102
+    async def get(self, key: str, after: int = 0) -> Log | None:
         return await self._place(key).get(key, after)
 
-    async def cancel(self, key: str) -> None:  # noqa: D102
+    async def cancel(self, key: str) -> None:
         await self._place(key).cancel(key)
 
-    def remove(self, key: str) -> None:  # noqa: D102
+    def remove(self, key: str) -> None:
         self._place(key).remove(key)
 
-    async def close(self) -> None:  # noqa: D102
+    async def close(self) -> None:
         await asyncio.gather(*(shard.close() for shard in self._shards))
         await self._unnamed.close()
 

@@ -60,7 +60,7 @@ class FollowedLog(MemoryLog):
         """Whether nobody reads it."""
         return not self._wakes
 
-    def unwatch(self, wake: Wake) -> None:  # noqa: D102  (the seam says it)
+    def unwatch(self, wake: Wake) -> None:
         super().unwatch(wake)
         if self.idle:
             self._on_idle(self)

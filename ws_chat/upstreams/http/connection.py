@@ -59,7 +59,7 @@ class Connection(asyncio.Protocol):
         """Whether it is closed, or about to be."""
         return self._transport.is_closing()
 
-    async def exchange(self, request: bytes, timeout: float | None) -> tuple[Head, Body]:  # noqa: ASYNC109  (of each read)
+    async def exchange(self, request: bytes, timeout: float | None) -> tuple[Head, Body]:
         """Send a request and wait for the head of its response; `timeout` (seconds) is for that and for each read.
 
         Being cancelled closes the connection. Raises httpx2's errors, and StaleConnectionError.
@@ -111,10 +111,10 @@ class Connection(asyncio.Protocol):
 
     # The event loop calls these.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's transports are no asyncio.Transport
 
-    def data_received(self, data: bytes) -> None:  # noqa: D102
+    def data_received(self, data: bytes) -> None:
         if self._body is None:
             self.close()  # nothing was asked
             return
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
         elif fault:
             self._fail(fault)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
+    def connection_lost(self, exc: Exception | None) -> None:
         self._on_lost(self)
         self._parser = None  # it holds this object: without this, only the collector would free the two
         if self._head and not self._head.done():
@@ -160,10 +160,10 @@ class Connection(asyncio.Protocol):
 
     # The parser calls these.
 
-    def on_header(self, name: bytes, value: bytes) -> None:  # noqa: D102
+    def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
 
-    def on_headers_complete(self) -> None:  # noqa: D102
+    def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status >= 200 and self._head and not self._head.done():
             names = {name.lower() for name, _ in self._headers}
@@ -171,11 +171,11 @@ class Connection(asyncio.Protocol):
             self._head.set_result(Head(status, self._headers))
         self._headers = []  # what comes next belongs to the final response, or is a trailer
 
-    def on_body(self, body: bytes) -> None:  # noqa: D102
+    def on_body(self, body: bytes) -> None:
         if not self._complete:
             self._parts.append(body)
 
-    def on_message_complete(self) -> None:  # noqa: D102
+    def on_message_complete(self) -> None:
         self._complete = self._head is not None and self._head.done()
         self._keep_alive = self._parser.should_keep_alive()  # only here does the parser know
 

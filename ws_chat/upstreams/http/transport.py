@@ -88,7 +88,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
                 waits.append(wait)
         self._sweep = asyncio.get_running_loop().call_later(max(waits), self._close_idle) if max(waits) > 0 else None
 
-    async def _connect(self, origin: Origin, timeout: float | None) -> Connection:  # noqa: ASYNC109  (httpx2's own)
+    async def _connect(self, origin: Origin, timeout: float | None) -> Connection:
         secure, host, port = origin
 
         def on_idle(connection: Connection) -> None:
