@@ -18,7 +18,7 @@ from waiting import limited, until
 from websockets.asyncio.client import ClientConnection, connect
 
 from ws_chat import Settings, create_app
-from ws_chat.server.run import Binding, Server, options
+from ws_chat.server.run import ServeOptions, Server, uvicorn_config
 from ws_chat.stores.redis.store import RedisStore
 from ws_chat.testing import FakeOpenAI
 
@@ -158,7 +158,11 @@ async def running(app: FastAPI, settings: Settings, **config: Any) -> AsyncItera
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     sock.listen(8192)
-    chosen = options(settings, Binding(log_level="warning")) | {"log_config": None, "access_log": False, **config}
+    chosen = uvicorn_config(settings, ServeOptions(log_level="warning")) | {
+        "log_config": None,
+        "access_log": False,
+        **config,
+    }
     for name in ("host", "port"):
         chosen.pop(name)
     server_config = uvicorn.Config(app, **chosen)

@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from ws_chat import __main__ as cli
-from ws_chat.server.run import Binding
+from ws_chat.server.run import ServeOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -192,7 +192,7 @@ def test_every_option_arrives(monkeypatch):
 
     assert cli.main(given) == 0
     assert ran == [
-        Binding(
+        ServeOptions(
             app="m:a",
             host="h",
             port=1,

@@ -119,6 +119,6 @@ async def test_what_it_builds_serves_is_healthy_and_drains(tmp_path):
             await server.wait()
 
     assert server.returncode == 0, log.decode()
-    assert b"Draining" in log
+    assert b"waiting for running answers" in log
     dead = await asyncio.create_subprocess_exec(*check, stderr=asyncio.subprocess.DEVNULL)
     assert await dead.wait() != 0, "a server that is gone is not healthy"

@@ -96,7 +96,7 @@ class Connections:
         """Hold a place for a connection. Raises ChatError (`draining`, `overloaded`)."""
         if not self.serving:
             raise RuntimeError(
-                "The lifespan of ws_chat does not run: ws_chat.server.mount.mount() puts it into that of an app."
+                "The lifespan of ws_chat is not running: add it to an application with ws_chat.mount(), not app.mount()."
             )
         door = caller.door
         if self._draining:

@@ -1,4 +1,8 @@
-"""Run the application under uvicorn, with the settings that suit long answers on many connections."""
+"""Run the application under uvicorn: our protocol classes, a drain before connections close, workers that are replaced.
+
+uvicorn itself closes every WebSocket with 1012 as soon as a signal arrives. `Server` drains first; `Supervisor` and
+`_Worker` do the same for several workers, and replace them without a moment in which nobody listens.
+"""
 
 from __future__ import annotations
 
@@ -32,24 +36,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ws_chat.server")
 
 SHUTDOWN_TIMEOUT: Final = 5
-"""Seconds in which the last frames must leave when what ran has ended; a second signal does not wait for them."""
+"""Seconds for the last frames to leave after the drain. A second signal does not wait for them."""
 
-TWICE: Final = 1.0
-"""Seconds after which a signal that comes again is meant: one to the whole group of processes reaches workers twice."""
+REPEAT_INTERVAL: Final = 1.0
+"""A repeat within this many seconds is a duplicate of the same signal: workers get one to the process group twice."""
 
-ACCEPTED: Final = 0.5
-"""Seconds in which the first request of a connection comes that was accepted just before a worker retires."""
+LAST_REQUEST_TIMEOUT: Final = 0.5
+"""Seconds for the first request of a connection that was accepted just before its worker retires."""
 
-STARTED: Final = 30
-"""Seconds in which a new worker serves, and in which any worker answers to its parent that it does not hang."""
+WORKER_TIMEOUT: Final = 30
+"""Seconds for a new worker to start serving, and for any worker to answer its parent's health check."""
 
 RETIRE: Final = signal.SIGUSR1
-"""Ends one worker of several. SIGTERM ends them all."""
+"""Stops one worker of several; SIGTERM stops all of them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Binding:
-    """Where and how to listen: what `ws-chat serve` takes as options."""
+class ServeOptions:
+    """The command-line options of `ws-chat serve`."""
 
     app: str = "ws_chat.app:app"
     host: str = "127.0.0.1"
@@ -63,15 +67,16 @@ class Binding:
     root_path: str = ""
 
 
-def run(settings: Settings, binding: Binding) -> None:
-    """Serve until a signal ends it. Exits the process with a status of uvicorn's when it cannot listen."""
+def run(settings: Settings, options: ServeOptions) -> None:
+    """Serve until a signal. Exits the process with uvicorn's status when it cannot listen."""
     _raise_file_limit()
-    config = uvicorn.Config(binding.app, **options(settings, binding))
-    with _own_socket_file(binding.uds):
+    config = uvicorn.Config(options.app, **uvicorn_config(settings, options))
+    with _own_socket_file(options.uds):
         if config.workers > 1:
             if not settings.redis_urls:
                 logger.warning(
-                    "Each worker keeps its own generations: one that is named is resumed only where it runs."
+                    "Workers do not share generations: each can be resumed on its own worker only. "
+                    "Set WS_CHAT_REDIS_URL to share them."
                 )
             with tempfile.TemporaryDirectory(prefix="ws_chat-") as folder:
                 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
@@ -84,72 +89,68 @@ def run(settings: Settings, binding: Binding) -> None:
 
 
 class Server(uvicorn.Server):
-    """Ends what runs before its connections are closed: uvicorn would close them at once.
+    """Drains before it closes connections. Meanwhile it keeps listening, to refuse new requests with `draining`.
 
-    Until then it goes on listening, so that who comes is told to go elsewhere. The same signal again ends it at once.
+    The same signal again, more than REPEAT_INTERVAL later, stops it at once.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._signals: dict[int, float] = {}  # when each came first
+        self._signals: dict[int, float] = {}  # the time of the first of each
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal."""
         forced = self.force_exit
-        super().handle_exit(sig, frame)  # for which any SIGINT after another signal is meant
+        super().handle_exit(sig, frame)  # sets force_exit for any SIGINT after another signal
         first = self._signals.setdefault(sig, time.monotonic())
-        self.force_exit = forced or time.monotonic() - first > TWICE
+        self.force_exit = forced or time.monotonic() - first > REPEAT_INTERVAL
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start."""
         if self.config.workers > 1:
             signal.signal(RETIRE, self.handle_exit)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # meant for the parent, though the whole group may get it
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # for the parent, but a terminal sends it to the whole group
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain, then close."""
         if RETIRE in self._signals and self.config.workers > 1:
-            for server in self.servers:  # the others serve the address
+            for server in self.servers:  # the other workers listen on the same address
                 server.close()
-            await asyncio.sleep(ACCEPTED)
+            await asyncio.sleep(LAST_REQUEST_TIMEOUT)
         if drain := self.lifespan.state.get(DRAIN):
-            logger.info("Draining: what runs may end, nothing new is taken. The same signal again ends it at once.")
+            logger.info("Shutting down: waiting for running answers. Send the signal again to stop now.")
             draining = asyncio.ensure_future(drain())
             while not draining.done() and not self.force_exit:
                 await asyncio.wait({draining}, timeout=0.1)
             draining.cancel()
             await asyncio.wait({draining}, timeout=1)
         await super().shutdown(sockets)
-        if self.force_exit:  # uvicorn would break off the application instead, with a traceback
+        if self.force_exit:  # uvicorn would cancel the lifespan instead, with a traceback
             await self.lifespan.shutdown()
-        self._captured_signals.clear()  # to have done what they asked for is no failure
+        self._captured_signals.clear()  # uvicorn raises them again, which would make the exit status a failure
 
 
 class _Worker(multiprocess.Process):
-    """One of several processes that serve one address."""
+    """One of several processes that listen on the same address."""
 
     @property
     def server(self) -> uvicorn.Server:
-        """The server that runs in it."""
         if self._server is None:
             self._server = Server(self.config)
         return self._server
 
     def terminate(self) -> None:
-        """End it while others go on: it takes no new connections."""
+        """Stop this worker while the others go on: it accepts no new connections."""
         self.send(RETIRE)
 
     def send(self, number: int) -> None:
-        """Send it a signal, if it is there."""
+        """Send a signal to the process if it is alive."""
         if self.process.pid and self.process.is_alive():
             os.kill(self.process.pid, number)
 
 
 class Supervisor(multiprocess.Multiprocess):
-    """Runs workers. SIGHUP replaces them one by one; SIGTERM drains them all, and again ends them at once."""
+    """Runs workers. SIGHUP replaces them one by one; SIGTERM drains them all, and stops them when sent again."""
 
-    processes: list[_Worker]  # type: ignore[assignment]  # more than uvicorn's
+    processes: list[_Worker]  # type: ignore[assignment]  # narrower than uvicorn's
 
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
@@ -157,95 +158,93 @@ class Supervisor(multiprocess.Multiprocess):
         self._retired: list[_Worker] = []
 
     @property
-    def _ending(self) -> bool:
-        """Whether a signal waits that ends everything."""
+    def _stopping(self) -> bool:
+        """Whether a signal that stops everything is in the queue."""
         return bool({signal.SIGTERM, signal.SIGINT} & set(self.signal_queue))
 
     def restart_all(self) -> None:
-        """Replace each worker by one that serves already. The old ones drain meanwhile, and no signal waits."""
+        """Replace each worker once its successor serves. The old ones drain meanwhile; signals are handled."""
         for place, old in enumerate(self.processes):
-            if self._ending:
+            if self._stopping:
                 return
             new = _Worker(self.config, self.sockets)
             new.start()
-            deadline = time.monotonic() + STARTED
-            while new.process.is_alive() and not self._ending and time.monotonic() < deadline:
+            deadline = time.monotonic() + WORKER_TIMEOUT
+            while new.process.is_alive() and not self._stopping and time.monotonic() < deadline:
                 if new.wait_until_ready(1):
                     break
             else:
                 new.kill()
                 new.join()
-                if not self._ending:
-                    logger.error("A new worker did not start: the old ones go on.")
+                if not self._stopping:
+                    logger.error("The new worker did not start; the old workers keep running.")
                 return
             self.processes[place] = new
             old.terminate()
             self._retired = [worker for worker in (*self._retired, old) if worker.process.is_alive()]
 
     def terminate_all(self) -> None:
-        """Let all of them drain."""
         for worker in (*self.processes, *self._retired):
             worker.send(signal.SIGTERM)
 
     def join_all(self) -> None:
-        """Wait for their ends, and pass on what signals come meanwhile."""
+        """Wait until all workers have ended; pass signals on to them meanwhile."""
         while any(worker.process.is_alive() for worker in (*self.processes, *self._retired)):
             time.sleep(0.05)
             if not any(worker.process.is_alive() for worker in self.processes):
-                for listening in self.sockets:  # nobody takes connections any more: they shall not wait for it
+                for listening in self.sockets:  # nobody accepts any more: refuse connections instead of queueing them
                     listening.close()
             if self.signal_queue:
                 self.signal_queue.clear()
                 self.terminate_all()
 
 
-def options(settings: Settings, binding: Binding) -> dict[str, Any]:
-    """Return the keyword arguments of `uvicorn.run` and `uvicorn.Config`."""
+def uvicorn_config(settings: Settings, options: ServeOptions) -> dict[str, Any]:
+    """Return the keyword arguments of `uvicorn.Config`."""
     log_config = copy.deepcopy(LOGGING_CONFIG)
     log_config["loggers"]["ws_chat"] = {
         "handlers": ["default"],
-        "level": binding.log_level.upper(),
+        "level": options.log_level.upper(),
         "propagate": False,
     }
-    if not sys.stderr.isatty():  # a program reads it
-        formatter = {"()": "ws_chat.server.observers.logs.JSONFormatter"}
-        log_config["formatters"] = {name: formatter for name in log_config["formatters"]}  # noqa: C420
+    if not sys.stderr.isatty():
+        factory = "ws_chat.server.observers.logs.JSONFormatter"
+        log_config["formatters"] = {name: {"()": factory} for name in log_config["formatters"]}
     return {
-        "host": binding.host,
-        "port": binding.port,
-        "uds": binding.uds,
-        "workers": binding.workers,
-        "log_level": binding.log_level,
+        "host": options.host,
+        "port": options.port,
+        "uds": options.uds,
+        "workers": options.workers,
+        "log_level": options.log_level,
         "log_config": log_config,
-        "ssl_keyfile": binding.ssl_keyfile,
-        "ssl_certfile": binding.ssl_certfile,
-        "forwarded_allow_ips": binding.forwarded_allow_ips,
-        "root_path": binding.root_path,
+        "ssl_keyfile": options.ssl_keyfile,
+        "ssl_certfile": options.ssl_certfile,
+        "forwarded_allow_ips": options.forwarded_allow_ips,
+        "root_path": options.root_path,
         "http": "ws_chat.server.uvicorn_protocols.http:DirectHTTPProtocol",
         "ws": "ws_chat.server.uvicorn_protocols.websocket:DirectWebSocketProtocol",
         "ws_max_size": settings.max_frame_bytes,
         # Tokens are a few bytes each: compressing them costs more CPU and memory than it saves on the wire.
         "ws_per_message_deflate": False,
         "timeout_graceful_shutdown": SHUTDOWN_TIMEOUT,
-        # A worker that does not answer in time is killed, with all that runs in it.
-        "timeout_worker_healthcheck": STARTED,
+        "timeout_worker_healthcheck": WORKER_TIMEOUT,  # a worker that misses it is killed with its generations
     }
 
 
 @contextlib.contextmanager
 def _own_socket_file(path: str | None) -> Iterator[None]:
-    """Refuse a socket file that a running server listens on, which uvicorn would take from it; remove ours at the end.
+    """Refuse a socket file on which a server is running, which uvicorn would replace; remove ours at the end.
 
-    Exits with a message when it cannot be used.
+    Exits with a message.
     """
     if path is None:
         yield
         return
-    if not Path(path).absolute().parent.is_dir():
-        sys.exit(f"ws-chat: there is no folder for the socket {path}")
+    if not (parent := Path(path).absolute().parent).is_dir():
+        sys.exit(f"ws-chat: cannot listen on --uds {path}: there is no folder {parent}")
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe, contextlib.suppress(OSError):
         probe.connect(path)
-        sys.exit(f"ws-chat: a server is running on {path}")
+        sys.exit(f"ws-chat: cannot listen on --uds {path}: a server is running there")
     try:
         yield
     finally:
@@ -253,7 +252,7 @@ def _own_socket_file(path: str | None) -> Iterator[None]:
 
 
 def _raise_file_limit() -> None:
-    """Let this process have as many sockets as the system allows it: each generation may need two."""
+    """Raise the limit of open files to the hard limit: a generation may need two sockets."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # a limit that cannot be raised is the operator's choice
+    with contextlib.suppress(ValueError, OSError):  # not allowed here: the lower limit stays
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import uvicorn
 
 from ws_chat.server.app import create_app
-from ws_chat.server.run import Binding, Server, options
+from ws_chat.server.run import ServeOptions, Server, uvicorn_config
 from ws_chat.server.settings import Settings
 from ws_chat.stores.memory import MemoryStore
 
@@ -51,7 +51,7 @@ def local_server() -> Iterator[LocalServer]:
     for name in ("ws_chat", "uvicorn.error"):  # its log would be written into the chat
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     listening = socket.create_server(("127.0.0.1", 0))  # who connects from here on waits until it has started
-    chosen = options(settings, Binding()) | {"log_config": None, "log_level": None, "access_log": False}
+    chosen = uvicorn_config(settings, ServeOptions()) | {"log_config": None, "log_level": None, "access_log": False}
     server = Server(uvicorn.Config(create_app(settings, store=MemoryStore(retention=RETENTION)), **chosen))
 
     def serve() -> None:

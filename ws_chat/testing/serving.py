@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from ws_chat.server.run import Binding, Server, options
+from ws_chat.server.run import ServeOptions, Server, uvicorn_config
 from ws_chat.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def serving(app: ASGIApp) -> Iterator[str]:
     RuntimeError where it does not start.
     """
     settings = Settings.from_environment({})
-    chosen = options(settings, Binding()) | {"log_config": None, "access_log": False, "lifespan": "on"}
+    chosen = uvicorn_config(settings, ServeOptions()) | {"log_config": None, "access_log": False, "lifespan": "on"}
     server = Server(uvicorn.Config(app, **chosen))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=_run, args=(server, listening), name="ws_chat server", daemon=True)
