@@ -41,11 +41,11 @@ def name_of(key: str) -> str:
 
 
 class Caller(NamedTuple):
-    """Who asks: a principal, on one connection (a random token), at a door. No name holds a `/`."""
+    """Who asks: a principal, on one connection (a random token), over a transport. No name holds a `/`."""
 
     principal: str
     connection: str
-    door: str
+    transport: str
 
     def key(self, generation_id: str, *, named: bool) -> str:
         """Return the key of a generation's log: named ones belong to the principal, the others to the connection."""

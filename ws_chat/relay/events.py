@@ -17,15 +17,15 @@ logger = logging.getLogger("ws_chat.observe")
 
 
 class ConnectionOpened(msgspec.Struct, frozen=True):
-    """A connection was let in at a door: `websocket` or `sse`."""
+    """A connection was accepted over a transport: `websocket` or `sse`."""
 
-    door: str
+    transport: str
 
 
 class ConnectionClosed(msgspec.Struct, frozen=True):
     """It is over. `sent` counts the bytes of its frames; `dropped`: its peer took nothing, or answered no ping."""
 
-    door: str
+    transport: str
     sent: int
     dropped: bool
 
@@ -33,14 +33,14 @@ class ConnectionClosed(msgspec.Struct, frozen=True):
 class Refused(msgspec.Struct, frozen=True):
     """A connection, request or client frame was refused."""
 
-    door: str
+    transport: str
     code: str
 
 
 class GenerationStarted(msgspec.Struct, frozen=True):
     """A generation was started."""
 
-    door: str
+    transport: str
 
 
 class GenerationEnded(msgspec.Struct, frozen=True):
@@ -50,7 +50,7 @@ class GenerationEnded(msgspec.Struct, frozen=True):
     were asked and answered: for nobody but whom the operator allows it.
     """
 
-    door: str
+    transport: str
     id: str
     principal: str
     named: bool
@@ -70,14 +70,14 @@ class GenerationEnded(msgspec.Struct, frozen=True):
 class Followed(msgspec.Struct, frozen=True):
     """Somebody began to read a generation that was there already, from after the seq `after`."""
 
-    door: str
+    transport: str
     after: int
 
 
 class ReadingEnded(msgspec.Struct, frozen=True):
     """A reader has got the terminal frame, or has gone. Fewer token frames than deltas: some were merged."""
 
-    door: str
+    transport: str
     deltas: int
     frames: int
 

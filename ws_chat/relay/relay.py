@@ -122,7 +122,7 @@ class Relay:
                 # Its replica had shown more than it had logged.
                 raise ChatError("generation_lost", log.terminal.error.message)
             raise ChatError("invalid_request", '"after" is beyond what the generation has said.', param="after")
-        self._observe(Followed(caller.door, after))
+        self._observe(Followed(caller.transport, after))
         return log
 
     def attach(self, key: str, reader: Reader) -> None:
@@ -132,7 +132,7 @@ class Relay:
     def detach(self, caller: Caller, key: str, reader: Reader) -> None:
         """Count a reader out. After the last one the resume window opens."""
         self._producers.detach(key, reader.log)
-        self._observe(ReadingEnded(caller.door, reader.deltas, reader.frames))
+        self._observe(ReadingEnded(caller.transport, reader.deltas, reader.frames))
 
     async def cancel(self, caller: Caller, generation_id: str) -> None:
         """Stop a generation: its upstream request is closed, then its log ends. One that has ended is left as it is.
@@ -207,7 +207,7 @@ class Relay:
     def _attached(self, caller: Caller, log: Log, chat: Chat) -> Log:
         if not is_same(log.request, chat):
             raise ChatError("id_conflict", "This id names another request already.", param="id")
-        self._observe(Followed(caller.door, 0))
+        self._observe(Followed(caller.transport, 0))
         return log
 
     def _interrupted(self, caller: Caller, chat: Chat) -> int:

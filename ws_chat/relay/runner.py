@@ -111,7 +111,7 @@ class Producers:
         task.add_done_callback(on_done)
         self._running[key] = _Producing(task, log)
         self._of_principals[caller.principal] += 1
-        self._observe(GenerationStarted(caller.door))
+        self._observe(GenerationStarted(caller.transport))
 
     def attach(self, key: str, log: Log) -> None:
         """Count a reader of a generation, which keeps it from being cancelled."""
@@ -218,7 +218,7 @@ def _ended(
     caller: Caller, key: str, log: Log, terminal: Terminal, generation: Generation, request: dict[str, Any]
 ) -> GenerationEnded:
     return GenerationEnded(
-        door=caller.door,
+        transport=caller.transport,
         id=log.start.id,
         principal=caller.principal,
         named=key.startswith("named/"),

@@ -30,7 +30,7 @@ class Logs:
         fields: dict[str, Any] = {
             "id": event.id,
             "principal": event.principal,
-            "door": event.door,
+            "door": event.transport,
             "model": event.model,
             "status": event.status,
             "code": event.code,

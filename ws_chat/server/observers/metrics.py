@@ -75,8 +75,8 @@ class Metrics:
         self._labelled = cache(lambda metric, *labels: metric.labels(*labels))
         for code in CODES:  # a rate sees nothing of a series that begins with its first event
             self._labelled(self._errors, code)
-            for door in ("sse", "websocket"):
-                self._labelled(self._refused, door, code)
+            for transport in ("sse", "websocket"):
+                self._labelled(self._refused, transport, code)
         self._lag = histogram("event_loop_lag", "How late the event loop comes round.", LAG)
 
     def __call__(self, event: Event) -> None:
@@ -84,37 +84,37 @@ class Metrics:
         labelled = self._labelled
         match event:
             case GenerationStarted():
-                labelled(self._running, event.door).inc()
+                labelled(self._running, event.transport).inc()
             case GenerationEnded():
                 self._generation(event)
             case ReadingEnded():
-                labelled(self._deltas, event.door).inc(event.deltas)
-                labelled(self._frames, event.door).inc(event.frames)
+                labelled(self._deltas, event.transport).inc(event.deltas)
+                labelled(self._frames, event.transport).inc(event.frames)
             case ConnectionOpened():
-                labelled(self._connections, event.door).inc()
+                labelled(self._connections, event.transport).inc()
             case ConnectionClosed():
-                labelled(self._connections, event.door).dec()
-                labelled(self._bytes, event.door).inc(event.sent)
+                labelled(self._connections, event.transport).dec()
+                labelled(self._bytes, event.transport).inc(event.sent)
                 if event.dropped:
-                    labelled(self._dropped, event.door).inc()
+                    labelled(self._dropped, event.transport).inc()
             case Followed():
                 labelled(self._follows, "seq" if event.after else "start").inc()
             case Refused():
-                labelled(self._refused, event.door, event.code).inc()
+                labelled(self._refused, event.transport, event.code).inc()
 
     def _generation(self, event: GenerationEnded) -> None:
         labelled = self._labelled
-        labelled(self._running, event.door).dec()
-        labelled(self._ended, event.door, event.status).inc()
+        labelled(self._running, event.transport).dec()
+        labelled(self._ended, event.transport, event.status).inc()
         self._produced.inc(event.deltas)
-        labelled(self._total, event.door).observe(event.total)
+        labelled(self._total, event.transport).observe(event.total)
         if event.code:
             labelled(self._errors, event.code).inc()
         if event.first is not None:
-            labelled(self._first, event.door).observe(event.first)
+            labelled(self._first, event.transport).observe(event.first)
             if event.deltas > 1:
                 mean = (event.total - event.first) / (event.deltas - 1)
-                labelled(self._between, event.door).observe(mean)
+                labelled(self._between, event.transport).observe(mean)
 
     @contextmanager
     def watching_the_loop(self) -> Iterator[None]:

@@ -39,7 +39,7 @@ class Tracing:
             "gen_ai.usage.output_tokens": usage.get("completion_tokens"),
             "gen_ai.response.finish_reasons": (event.finish_reason,) if event.finish_reason else None,
             "error.type": event.code,
-            "ws_chat.door": event.door,
+            "ws_chat.door": event.transport,
             "ws_chat.status": event.status,
         }
         end = time.time_ns()
