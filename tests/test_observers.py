@@ -26,7 +26,7 @@ from ws_chat.testing import Hang, Wait, text
 pytestmark = pytest.mark.anyio
 
 ENDED = observe.GenerationEnded(
-    door="websocket",
+    transport="websocket",
     id="r1",
     principal="key-0123456789ab",
     named=True,

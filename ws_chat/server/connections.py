@@ -76,7 +76,7 @@ class Connections:
         """How many there are."""
         return len(self._open)
 
-    async def caller(self, scope: Scope, door: str) -> Caller:
+    async def caller(self, scope: Scope, transport: str) -> Caller:
         """Return who asks. Raises ChatError (`origin_not_allowed`, `unauthorized`, `overloaded`)."""
         headers = Headers(scope=scope)
         self._origins.check(headers.get("origin"), headers.get("host"))
@@ -89,7 +89,7 @@ class Connections:
             self._asking -= 1
         if not isinstance(principal, str) or not principal:
             raise TypeError(f"who asks has to be told by a name, not by {type(principal).__name__}")
-        return Caller(principal, secrets.token_urlsafe(16), door)
+        return Caller(principal, secrets.token_urlsafe(16), transport)
 
     @contextmanager
     def admit(self, caller: Caller) -> Iterator[Connection]:
@@ -98,24 +98,24 @@ class Connections:
             raise RuntimeError(
                 "The lifespan of ws_chat is not running: add it to an application with ws_chat.mount(), not app.mount()."
             )
-        door = caller.door
+        transport = caller.transport
         if self._draining:
             raise ChatError.of(DRAINING)
         if self.open >= self._limit:
             raise ChatError.of(FULL)
         connection = Connection(caller)
         self._open.add(connection)
-        self.observe(ConnectionOpened(door))
+        self.observe(ConnectionOpened(transport))
         try:
             yield connection
         finally:
             self._open.remove(connection)
             way_out = connection.outlet
-            self.observe(ConnectionClosed(door, way_out.sent if way_out else 0, bool(way_out and way_out.dropped)))
+            self.observe(ConnectionClosed(transport, way_out.sent if way_out else 0, bool(way_out and way_out.dropped)))
 
-    def refuse(self, door: str, error: ChatError) -> None:
+    def refuse(self, transport: str, error: ChatError) -> None:
         """Tell the observers of a refusal."""
-        self.observe(Refused(door, error.info.code))
+        self.observe(Refused(transport, error.info.code))
 
     def drain(self, deadline: float) -> None:
         """Let nobody in any more, and tell the open sockets so; `deadline` seconds are left."""
