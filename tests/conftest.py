@@ -227,16 +227,16 @@ async def serve(fake: FakeOpenAI, path: str) -> AsyncIterator[Callable[..., Any]
 
 
 HELD = {
-    "redis_link.PATIENCE": 600.0,
-    "redis_link.STEADY": 600.0,
-    "redis_lease.LEASE": 600_000,
-    "redis_shard.PATIENCE": 600.0,
-    "redis_shard.AWAY": 600.0,
-    "redis_shard.RENEWAL": 0.1,
-    "redis_shard.REBIRTH": 10_000,
-    "redis_following.GRACE": 600.0,
-    "redis_journal.KEPT": 600_000,
-    "redis_journal.END_PATIENCE": 600.0,
+    "redis.connection.PATIENCE": 600.0,
+    "redis.connection.STEADY": 600.0,
+    "redis.lease.LEASE": 600_000,
+    "redis.shard.PATIENCE": 600.0,
+    "redis.shard.AWAY": 600.0,
+    "redis.shard.RENEWAL": 0.1,
+    "redis.shard.REBIRTH": 10_000,
+    "redis.subscription.GRACE": 600.0,
+    "redis.journal.KEPT": 600_000,
+    "redis.journal.END_PATIENCE": 600.0,
 }
 """Windows of the shared log (constants of `ws_chat.stores`), so long that none passes in a test that is slow."""
 

@@ -33,7 +33,7 @@ async def entries(redis, store) -> dict[bytes, bytes]:
 
 @pytest.mark.parametrize("early", [True, False])
 async def test_many_deltas_are_written_in_pieces(stores, redis, windows, early):
-    windows("redis_journal.ENTRY", 300)
+    windows("redis.journal.ENTRY", 300)
     one, other = stores
     log = await one.create(K1, Start("r1", 0, "m"), b"{}")
     copy = await other.get(K1) if early else None
@@ -49,9 +49,9 @@ async def test_many_deltas_are_written_in_pieces(stores, redis, windows, early):
 
 
 async def test_what_runs_for_long_is_written_anew_and_the_old_is_let_go(stores, redis, windows):
-    windows("redis_journal.JOURNAL_AGE", 30)
-    windows("redis_journal.KEPT", 30)
-    windows("redis_journal.INTERVAL", 0.001)
+    windows("redis.journal.JOURNAL_AGE", 30)
+    windows("redis.journal.KEPT", 30)
+    windows("redis.journal.INTERVAL", 0.001)
     await redis.config_set("stream-node-max-entries", 1)  # Redis trims by whole nodes
     one, other = stores
     log = await one.create(K1, Start("r1", 0, "m"), b"{}")
@@ -77,7 +77,7 @@ async def test_when_nothing_runs_nothing_is_left_of_what_was_said(stores, redis,
     log.append(DELTAS)
     await end(log)
     assert await entries(redis, one)
-    windows("redis_journal.KEPT", 50)
+    windows("redis.journal.KEPT", 50)
 
     async def gone() -> bool:
         return not await entries(redis, one)

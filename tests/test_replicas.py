@@ -188,7 +188,7 @@ async def test_what_is_one_principals_is_nothing_to_another_anywhere(shared, ser
 
 
 async def test_a_reader_elsewhere_keeps_it_alive_and_the_last_one_lets_it_go(shared, serve, fake, windows):
-    windows("redis_following.LINGER", 0.05)
+    windows("redis.subscription.LINGER", 0.05)
     settings = {"redis_urls": shared.url, "resume_window": 0.05}
     one, other = await serve(**settings), await serve(**settings)
     fake.default = Reply([*text("a")[:2], Hang()])
@@ -234,7 +234,7 @@ async def test_replicas_that_stop_leave_nothing(shared, redis, serve, fake, wind
         service = await serve(redis_urls=shared.url, retention=0.5)
         stack.push_async_callback(service.relay.close)
         await service.frames(id="r1")
-        windows("redis_lease.LEASE", 50)  # which is for how long the journal stays
+        windows("redis.lease.LEASE", 50)  # which is for how long the journal stays
 
     async def nothing() -> bool:
         return await redis.dbsize() == 0
@@ -244,7 +244,7 @@ async def test_replicas_that_stop_leave_nothing(shared, redis, serve, fake, wind
 
 async def test_the_bound_on_commands(shared, redis, serve, fake, windows):
     """Twenty generations at once, each of a hundred deltas a second, all of them read elsewhere too."""
-    windows("redis_shard.RENEWAL", 1.0)  # as it is
+    windows("redis.shard.RENEWAL", 1.0)  # as it is
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     stop = asyncio.Event()
     fake.default = Reply([text("a")[1], Wait(stop)])

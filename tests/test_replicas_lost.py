@@ -32,7 +32,7 @@ async def replica(fake, shared, **variables: str):
         "OPENAI_API_KEY": "sk-test",
         "WS_CHAT_REDIS_URL": shared.url,
         "WS_CHAT_DRAIN_TIMEOUT": "0",
-        **setting({"redis_lease.LEASE": 600_000, "redis_link.PATIENCE": 600, "redis_journal.END_PATIENCE": 600}),
+        **setting({"redis.lease.LEASE": 600_000, "redis.connection.PATIENCE": 600, "redis.journal.END_PATIENCE": 600}),
     }
     async with program("ws-chat", "serve", "--port", "0", **environment, **variables) as running:
         yield running, f"ws://127.0.0.1:{await running.port()}/v1/chat/ws"
@@ -41,7 +41,7 @@ async def replica(fake, shared, **variables: str):
 @pytest.fixture
 async def other(shared, serve, windows):
     """The replica that stays, which takes one without a lease for dead at once."""
-    windows("redis_link.STEADY", 0.0)
+    windows("redis.connection.STEADY", 0.0)
     return await serve(redis_urls=shared.url)
 
 
@@ -197,11 +197,11 @@ async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(shar
         await begin(socket)
         await begin_elsewhere(elsewhere)
         await until_read_elsewhere(one)
-        windows("redis_link.PATIENCE", 0.2)
+        windows("redis.connection.PATIENCE", 0.2)
         shared.pause()
         await until_ready(one, 503)
         await until_ready(other, 503)
-        windows("redis_link.PATIENCE", 600.0)
+        windows("redis.connection.PATIENCE", 600.0)
         renew = hold_renewals(other)
         shared.pause(over=True)
         await lapse(redis, set())
@@ -237,7 +237,7 @@ async def test_an_end_waits_for_redis_and_is_told_once_it_is_logged(shared, serv
 
 
 async def test_an_end_that_cannot_be_logged_is_a_loss(shared, serve, fake, windows):
-    windows("redis_journal.END_PATIENCE", 0.05)
+    windows("redis.journal.END_PATIENCE", 0.05)
     one = await serve(redis_urls=shared.url)
     async with one.socket() as socket:
         go = asyncio.Event()
@@ -257,7 +257,7 @@ async def test_an_end_that_cannot_be_logged_is_a_loss(shared, serve, fake, windo
 async def test_who_reads_elsewhere_is_told_that_redis_stays_away_and_finds_it_all_later(
     serve, shared, redis, fake, windows
 ):
-    windows("redis_shard.AWAY", 0.05)
+    windows("redis.shard.AWAY", 0.05)
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     go = asyncio.Event()
     first, *rest = text("a", "b")[1:]
@@ -268,7 +268,7 @@ async def test_who_reads_elsewhere_is_told_that_redis_stays_away_and_finds_it_al
         await shared.stop()
         failed = await elsewhere.receive()
         assert (failed["error"]["code"], failed["error"]["retryable"], failed["seq"]) == ("overloaded", True, 2)
-        windows("redis_shard.AWAY", 600.0)
+        windows("redis.shard.AWAY", 600.0)
         await shared.start()
         await until_ready(other, 200)
         await until_ready(one, 200)
@@ -282,7 +282,7 @@ async def test_who_reads_elsewhere_is_told_that_redis_stays_away_and_finds_it_al
 
 
 async def test_who_is_told_so_is_counted_out_as_a_reader(shared, redis, serve, fake, windows):
-    windows("redis_shard.AWAY", 0.05)
+    windows("redis.shard.AWAY", 0.05)
     one, other = await serve(redis_urls=shared.url, resume_window=0.05), await serve(redis_urls=shared.url)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with other.socket() as elsewhere:

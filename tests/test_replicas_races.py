@@ -39,7 +39,7 @@ def lose_the_answer(link, script: str) -> None:
 
 
 async def test_a_start_whose_answer_was_lost_can_be_sent_to_another_replica(shared, serve, fake, windows):
-    windows("redis_following.TOLD", 0.2)
+    windows("redis.subscription.TOLD", 0.2)
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     lose_the_answer(shard_of(one)._link, redis_journal.CREATE)
     assert (await one.post({"messages": HELLO, "id": "r1"})).status_code == 503
@@ -61,7 +61,7 @@ async def test_of_two_sends_whose_start_was_lost_none_is_a_bug_of_ours(shared, s
 
 
 async def test_the_end_of_a_lost_generation_can_be_resumed_at(shared, redis, serve, fake, windows):
-    windows("redis_link.STEADY", 0.0)
+    windows("redis.connection.STEADY", 0.0)
     other = await serve(redis_urls=shared.url)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with replica(fake, shared) as (running, url), other.socket() as elsewhere:
@@ -77,15 +77,15 @@ async def test_the_end_of_a_lost_generation_can_be_resumed_at(shared, redis, ser
 
 
 async def test_a_lease_that_is_not_renewed_lapses(shared, windows):
-    windows("redis_link.STEADY", 0.0)
-    windows("redis_lease.LEASE", 50)
+    windows("redis.connection.STEADY", 0.0)
+    windows("redis.lease.LEASE", 50)
     one, other = RedisStore([shared.url]), RedisStore([shared.url])
     await one.open(Nothing())
     log = await one.create(K1, Start("r1", 0, "m"), b"{}")
     log.append([{"content": "a"}])
     await until(lambda: log.journalled, "the delta to be in the journal")
     await cancel(one._shards[0]._tasks)  # as if it were dead
-    windows("redis_lease.LEASE", 600_000)
+    windows("redis.lease.LEASE", 600_000)
     await other.open(Nothing())
     lost = await other.get(K1)
     if lost.terminal is None:
@@ -142,7 +142,7 @@ async def test_readers_elsewhere_count_again_after_redis_has_forgotten_everythin
 
 
 async def test_who_leaves_while_redis_is_away_is_counted_out_later(shared, serve, fake, windows):
-    windows("redis_following.LINGER", 0.05)
+    windows("redis.subscription.LINGER", 0.05)
     settings = {"redis_urls": shared.url, "resume_window": 0.05}
     one, other = await serve(**settings), await serve(**settings)
     fake.default = Reply([*text("a")[:2], Hang()])
@@ -162,7 +162,7 @@ async def test_who_leaves_while_redis_is_away_is_counted_out_later(shared, serve
 
 
 async def test_interrupting_elsewhere_waits_for_the_end_however_slow_redis_is(shared, serve, fake, windows):
-    windows("redis_following.LINGER", 0.05)
+    windows("redis.subscription.LINGER", 0.05)
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     fake.reply([*text("a")[:2], Hang()])
     following = shard_of(other)._following
@@ -253,7 +253,7 @@ async def test_nothing_is_kept_of_what_ends_while_an_entry_cannot_be_written(sto
 
 
 async def test_a_log_of_a_dead_replica_that_stands_nowhere_else_is_lost(stores, redis, windows):
-    windows("redis_link.STEADY", 0.0)
+    windows("redis.connection.STEADY", 0.0)
     _, other = stores
     start = b'{"type":"start","id":"r1","seq":0,"model":"m"}'
     await redis.hset(f"ws_chat:{{0}}:{K1}", mapping={"replica": "dead", "start": start, "request": b"{}"})
@@ -262,7 +262,7 @@ async def test_a_log_of_a_dead_replica_that_stands_nowhere_else_is_lost(stores, 
 
 
 async def test_a_journal_that_cannot_be_read_keeps_no_other_replica_unburied(stores, redis, windows):
-    windows("redis_link.STEADY", 0.0)
+    windows("redis.connection.STEADY", 0.0)
     _, other = stores
     prefix = "ws_chat:{0}:"
     for dead, entry in (
