@@ -1,19 +1,19 @@
 """Everything that can go wrong, on one page: code, type, HTTP status, and whether trying again can help.
 
-The same error object goes out at both doors. Its shape follows the OpenAI reference (`type`, `code`, `message`,
-`param`), with `status` and `retryable` added. Knows no framework; a door turns an error into bytes.
+The same error object goes out over every transport. Its shape follows the OpenAI reference (`type`, `code`, `message`,
+`param`), with `status`, `retryable` and `retry_after` added. Knows no framework; a transport turns an error into bytes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Final, NamedTuple, Self, TypedDict
+from typing import Annotated, Final, NamedTuple, Self
 
+import msgspec
 from msgspec import Meta
 
 
 class Kind(NamedTuple):
-    """What a code always means: its type, its HTTP status and whether the same request may succeed later."""
+    """What a code always means."""
 
     type: str
     status: int
@@ -45,61 +45,48 @@ CODES: Final[dict[str, Kind]] = {
 }
 
 
-class ErrorObject(TypedDict):
-    """What went wrong, the same at both doors. `message` is for people; `param` names the field at fault."""
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """What went wrong, the same over every transport. `message` is for people; `param` names the field at fault."""
 
+    # For `message`: no keys, no stack traces, nothing of another client.
     type: Annotated[str, Meta(extra_json_schema={"enum": sorted({kind.type for kind in CODES.values()})})]
     code: Annotated[str, Meta(extra_json_schema={"enum": list(CODES)})]
     message: str
     param: str | None
     status: Annotated[int, Meta(ge=400, le=599, description="As of an HTTP response.")]
     retryable: Annotated[bool, Meta(description="Whether the same request may succeed later.")]
+    retry_after: Annotated[float | None, Meta(description="Seconds to wait before that, where they are known.")]
+
+    @classmethod
+    def of(
+        cls,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> ErrorInfo:
+        """Build the error for a code, with the code's own status where none is given."""
+        kind = CODES[code]
+        return cls(kind.type, code, message, param, status or kind.status, kind.retryable, retry_after)
 
 
-class ErrorBody(TypedDict):
+class ErrorBody(msgspec.Struct, frozen=True):
     """An error as the body of an HTTP response."""
 
-    error: ErrorObject
+    error: ErrorInfo
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorInfo:
-    """One error as a value: what a log keeps and a frame carries.
-
-    `message` is for people: no keys, no stack traces, nothing of another client. `param` names the field at fault.
-    `retry_after` (seconds) becomes the `Retry-After` header where there is one.
-    """
-
-    code: str
-    message: str
-    param: str | None = None
-    status: int = 0
-    retry_after: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.status:
-            object.__setattr__(self, "status", CODES[self.code].status)
-
-    @property
-    def retryable(self) -> bool:
-        """Whether the same request may succeed later."""
-        return CODES[self.code].retryable
-
-    def as_dict(self) -> ErrorObject:
-        """Return the error object of the contract."""
-        kind = CODES[self.code]
-        return {
-            "type": kind.type,
-            "code": self.code,
-            "message": self.message,
-            "param": self.param,
-            "status": self.status,
-            "retryable": kind.retryable,
-        }
+CONNECTION_LIMIT: Final = ErrorInfo.of("overloaded", "Connection limit reached.", retry_after=1)
+DRAINING: Final = ErrorInfo.of("draining", "The server is shutting down.", retry_after=1)
+INTERNAL: Final = ErrorInfo.of("internal_error", "Internal server error.")
+LOST: Final = ErrorInfo.of("generation_lost", "The replica that produced this answer was lost.")
+UNREACHABLE: Final = ErrorInfo.of("overloaded", "The shared log cannot be reached.", retry_after=1)
 
 
 class ChatError(Exception):
-    """An error on its way to the caller. `info` is all there is to tell.
+    """An error on its way to the caller, as `info`.
 
     Foreign exceptions are translated to it at the boundary where they appear, and nowhere else.
     """
@@ -110,13 +97,13 @@ class ChatError(Exception):
         message: str,
         *,
         param: str | None = None,
-        status: int = 0,
+        status: int | None = None,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.info = ErrorInfo(code, message, param, status, retry_after)
+        self.info = ErrorInfo.of(code, message, param=param, status=status, retry_after=retry_after)
 
     @classmethod
     def of(cls, info: ErrorInfo) -> Self:
-        """Return the exception for an error that is there as a value."""
+        """Build the exception for `info`."""
         return cls(info.code, info.message, param=info.param, status=info.status, retry_after=info.retry_after)

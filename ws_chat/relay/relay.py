@@ -9,12 +9,12 @@ import time
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from ws_chat.protocol.errors import ChatError
+from ws_chat.protocol.errors import DRAINING, UNREACHABLE, ChatError
 from ws_chat.protocol.frames import Failed, Start
 from ws_chat.relay.access import Quota
 from ws_chat.relay.conversation import conversation_of, is_same, write
 from ws_chat.relay.events import Followed, Observers, ReadingEnded
-from ws_chat.relay.runner import DRAINING, Producers, ending
+from ws_chat.relay.runner import Producers, ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ class Relay:
         """Raise ChatError while nothing new should come here: `draining`, or `overloaded` without the store."""
         self._check_drain()
         if not self._store.available:
-            raise ChatError("overloaded", "The shared log cannot be reached now.", retry_after=1)
+            raise ChatError.of(UNREACHABLE)
 
     async def open(self) -> None:
         """Begin to serve other processes, where the store is shared."""

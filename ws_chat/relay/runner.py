@@ -12,9 +12,9 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from ws_chat.protocol.errors import ChatError, ErrorInfo
+from ws_chat.protocol.errors import DRAINING, INTERNAL_ERROR, ChatError
 from ws_chat.protocol.frames import Done, Failed
 from ws_chat.relay.conversation import conversation_of
 from ws_chat.relay.events import GenerationEnded, GenerationStarted
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from ws_chat.upstreams.base import Upstream
 
 logger = logging.getLogger("ws_chat.producers")
-
-DRAINING: Final = ErrorInfo("draining", "The server is about to stop.", retry_after=1)
 
 
 @dataclass(slots=True)
@@ -194,7 +192,7 @@ class Producers:
         if isinstance(error, ChatError):
             return generation.fail(last, error.info, now)
         logger.error("Generation %s failed", generation.id, exc_info=error)
-        return generation.fail(last, ErrorInfo("internal_error", "Something went wrong inside the server."), now)
+        return generation.fail(last, INTERNAL_ERROR, now)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError, ResponseError
 
-from ws_chat.protocol.errors import ChatError, ErrorInfo
+from ws_chat.protocol.errors import UNREACHABLE, ChatError
 from ws_chat.stores.redis.names import Names
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ BLOCK: Final = 1.0
 """Seconds that a read waits for something to come."""
 STEADY: Final = 4.0
 """Seconds after which, when Redis is back, everybody who lives has said so."""
-UNREACHABLE: Final = ErrorInfo("overloaded", "The shared log cannot be reached now.", retry_after=1)
 PATIENCE: Final = 2.0
 """Seconds that Redis may take to answer, and to be connected to."""
 FAULTS: Final = (RedisError, RedisClusterException, OSError)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ws_chat.protocol.errors import ChatError, ErrorInfo
+from ws_chat.protocol.errors import LOST, ChatError
 from ws_chat.protocol.frames import Failed
 from ws_chat.stores.base import LogEndedError
 from ws_chat.stores.memory import MemoryLog
@@ -43,7 +43,6 @@ KEPT: Final = 10 * 1000
 END_PATIENCE: Final = 10.0
 """Seconds in which an end must be logged."""
 RETRY: Final = 0.5
-LOST: Final = ErrorInfo("generation_lost", "The replica that produced this answer was lost.")
 
 
 class OwnLog(MemoryLog):

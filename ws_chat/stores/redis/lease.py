@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ws_chat.protocol.errors import ChatError
+from ws_chat.protocol.errors import LOST, ChatError
 from ws_chat.protocol.frames import Failed
-from ws_chat.stores.redis.journal import LOST
 from ws_chat.stores.redis.names import BURY, LOSE, start_of, terminal_bytes
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ws_chat.protocol.errors import ChatError
+from ws_chat.protocol.errors import UNREACHABLE, ChatError
 from ws_chat.stores.memory import MemoryLog
-from ws_chat.stores.redis.connection import UNREACHABLE, cancel
+from ws_chat.stores.redis.connection import cancel
 from ws_chat.stores.redis.journal import Journal
 from ws_chat.stores.redis.lease import RENEWAL, Lease
 from ws_chat.stores.redis.names import DISOWN, FOLLOW, start_of, terminal_of

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ws_chat.protocol.errors import ChatError, ErrorInfo
+from ws_chat.protocol.errors import LOST, ChatError, ErrorInfo
 from ws_chat.protocol.frames import Failed
 from ws_chat.stores.memory import MemoryLog
-from ws_chat.stores.redis.journal import LOST
 from ws_chat.stores.redis.names import ASK, terminal_of
 
 if TYPE_CHECKING:
