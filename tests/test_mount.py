@@ -234,7 +234,7 @@ async def test_a_principal_of_no_use_is_an_error_of_the_server(fake, caplog):
         response = await below(around).post()
 
     assert response.json()["error"]["code"] == "internal_error"
-    assert "not dict" in caplog.text
+    assert "got dict" in caplog.text
 
 
 async def test_the_docs_are_those_of_the_part(site):

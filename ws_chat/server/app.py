@@ -23,10 +23,11 @@ from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.relay.access import Keys, Origins, Quota
 from ws_chat.relay.events import Observers
 from ws_chat.relay.relay import Relay
+from ws_chat.server.auth import by_key
 from ws_chat.server.chat.sender import DRAIN, WRITE_TIMEOUT
 from ws_chat.server.chat.sse import SSEDoor
 from ws_chat.server.chat.websocket import WebSocketDoor
-from ws_chat.server.connections import Connections, by_key
+from ws_chat.server.connections import Connections
 from ws_chat.server.describe.asyncapi import document as asyncapi_document
 from ws_chat.server.describe.openapi import describe
 from ws_chat.server.http_errors import error_response, install_error_handlers
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
     from ws_chat.relay.events import Observer
-    from ws_chat.server.connections import Authenticate
+    from ws_chat.server.auth import Authenticate
     from ws_chat.stores.base import Store
     from ws_chat.upstreams.base import Upstream
 
@@ -227,12 +228,12 @@ def _tracing() -> list[Observer]:
 
 
 async def _no_socket_here(websocket: WebSocket) -> None:
-    await websocket.send_denial_response(error_response(ErrorInfo("not_found", "There is no WebSocket here.")))
+    await websocket.send_denial_response(error_response(ErrorInfo.of("not_found", "There is no WebSocket here.")))
 
 
 async def _only_a_socket_here(_: Request) -> Response:
     message = "A WebSocket is opened here. The request, or a proxy on its way, lacks `Upgrade: websocket`."
-    return error_response(ErrorInfo("invalid_request", message))
+    return error_response(ErrorInfo.of("invalid_request", message))
 
 
 def _new_id() -> str:

@@ -1,10 +1,10 @@
-"""Who asks, told by a dependency of the application around: whatever FastAPI's `Depends` takes."""
+"""Authentication: which principal a request belongs to, by API key or by a dependency of the surrounding application."""
 
 from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 from uuid import UUID
 
@@ -22,50 +22,83 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from ws_chat.relay.access import Keys
+
 logger = logging.getLogger("ws_chat.dependency")
 
-_TOLD: Final = "ws_chat.principal"
+_PRINCIPALS: Final = "ws_chat.principals"
 _CODES: Final = {400: "invalid_request", 422: "invalid_request", 429: "rate_limited", 503: "overloaded"}
 
 
-class Dependency:
-    """Asks a dependency who is there, as a GET request at the same path with the same headers would.
-
-    So whatever guards the other routes of `around` guards sockets too, and what the dependency holds (a database
-    session) is let go of before the first frame, not after the hours of a socket. The key that a browser offers as a
-    subprotocol is there as an Authorization header.
-    """
-
-    def __init__(self, around: FastAPI, dependency: Callable[..., Any]) -> None:
-        async def who(request: Request, principal: Any = Depends(dependency)) -> Response:  # noqa: B008  (its own way)
-            request.scope[_TOLD].append(principal)
-            return Response()
-
-        self._around = around
-        # It sees the application around as `request.app`, and what it raises meets that one's exception handlers.
-        # What all of its routes depend on is asked as well.
-        everywhere = around.router.dependencies
-        self._app = FastAPI(openapi_url=None, dependencies=everywhere, middleware=[Middleware(_In, around)])
-        self._app.exception_handlers = around.exception_handlers
-        self._app.add_api_route("/{ws_chat_path:path}", who, methods=["GET"], response_model=None)
+class Authenticate(Protocol):
+    """Authenticates a request or a WebSocket handshake."""
 
     async def __call__(self, scope: Scope) -> str:
-        """Return the principal of a request or handshake.
+        """Return the principal: a name without `/`. Raises ChatError (`unauthorized`)."""
 
-        Raises ChatError: `unauthorized` for what the dependency refuses, with its message; `invalid_request` where it
-        misses something (400, 422), `rate_limited` (429), `overloaded` (503), and `internal_error`.
+
+def by_key(keys: Keys) -> Authenticate:
+    """Authenticate by the API key in the Authorization header, or in the subprotocols that a browser offers."""
+
+    async def authenticate(scope: Scope) -> str:
+        authorization = Headers(scope=scope).get("authorization")
+        return keys.principal(bearer(authorization, scope.get("subprotocols", ())))
+
+    return authenticate
+
+
+class Dependency:
+    """Authenticates by a FastAPI dependency, called as for a GET request with the same path and headers.
+
+    So what guards the other routes of `app` guards WebSockets too. What the dependency keeps open (a database session)
+    is closed before the first frame, not after the hours of a socket. A key that a browser offers as a subprotocol is
+    passed as an Authorization header.
+    """
+
+    def __init__(self, app: FastAPI, dependency: Callable[..., Any]) -> None:
+        async def found(request: Request, principal: Any = Depends(dependency)) -> Response:  # noqa: B008  (FastAPI's way)
+            request.scope[_PRINCIPALS].append(principal)
+            return Response()
+
+        self._outer = app
+        # `request.app` is the outer application, whose exception handlers and global dependencies apply too.
+        self._app = FastAPI(openapi_url=None, dependencies=app.router.dependencies, middleware=[Middleware(_As, app)])
+        self._app.exception_handlers = app.exception_handlers
+        self._app.add_api_route("/{ws_chat_path:path}", found, methods=["GET"], response_model=None)
+
+    async def __call__(self, scope: Scope) -> str:
+        """Return the principal.
+
+        Raises ChatError with the message of the dependency's response: `invalid_request` (400, 422), `rate_limited`
+        (429), `overloaded` (503), `internal_error` (other 5xx, and exceptions), else `unauthorized`.
         """
-        told: list[Any] = []
-        answer = _Answer()
-        self._app.dependency_overrides = self._around.dependency_overrides
+        principals: list[Any] = []
+        response: list[Message] = []
+
+        async def send(message: Message) -> None:
+            response.append(message)
+
+        self._app.dependency_overrides = self._outer.dependency_overrides
         try:
-            await self._app({**_as_get(scope), _TOLD: told}, _no_body, answer.send)
-            if told:
-                return _name(told[0])
+            await self._app({**_as_get(scope), _PRINCIPALS: principals}, _no_body, send)
+            if principals:
+                return _name(principals[0])
         except Exception as error:
-            logger.exception("The dependency that tells principals failed")
+            logger.exception("The principal= dependency failed")
             raise ChatError("internal_error", "Something went wrong inside the server.") from error
-        raise answer.error()
+        raise _refusal(*response)
+
+
+class _As:
+    """Middleware that makes another application `request.app`."""
+
+    def __init__(self, app: ASGIApp, outer: FastAPI) -> None:
+        self._app = app
+        self._outer = outer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self._outer
+        await self._app(scope, receive, send)
 
 
 def _as_get(scope: Scope) -> dict[str, Any]:
@@ -78,48 +111,24 @@ def _as_get(scope: Scope) -> dict[str, Any]:
 
 
 def _name(principal: Any) -> str:
-    """Return a principal as one word of a key: a text or number, with what a key cannot hold percent-encoded."""
+    """Return a principal as text for keys of logs, in which `/` separates: anything special is percent-encoded."""
     if isinstance(principal, bool) or not isinstance(principal, str | int | UUID) or principal == "":
-        raise TypeError(f"a principal is a str, int or UUID, and not empty, not {type(principal).__name__}")
+        raise TypeError(
+            f"the principal= dependency must return a non-empty str, an int or a UUID, got {type(principal).__name__}"
+        )
     return quote(str(principal), safe="@:+,=")
 
 
-class _In:
-    """Lets a request be one of another application."""
-
-    def __init__(self, app: ASGIApp, around: FastAPI) -> None:
-        self._app = app
-        self._around = around
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"] = self._around
-        await self._app(scope, receive, send)
-
-
-class _Answer:
-    """What was answered in place of a principal."""
-
-    def __init__(self) -> None:
-        self._status = 500
-        self._headers = Headers()
-        self._body = b""
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            self._headers = Headers(raw=message["headers"])
-        else:
-            self._body += message.get("body", b"")
-
-    def error(self) -> ChatError:
-        code = _CODES.get(self._status, "internal_error" if self._status >= 500 else "unauthorized")
-        try:
-            detail = json.loads(self._body)["detail"]
-        except (ValueError, KeyError, TypeError):
-            detail = None
-        message = detail if isinstance(detail, str) and detail else "This request was not let in."
-        wait = self._headers.get("retry-after", "")
-        return ChatError(code, message, retry_after=float(wait) if wait.isdecimal() else None)
+def _refusal(start: Message, *rest: Message) -> ChatError:
+    status = start["status"]
+    code = _CODES.get(status, "internal_error" if status >= 500 else "unauthorized")
+    try:
+        detail = json.loads(b"".join(message.get("body", b"") for message in rest))["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = None
+    message = detail if isinstance(detail, str) and detail else "Authentication failed."
+    wait = Headers(raw=start["headers"]).get("retry-after", "")
+    return ChatError(code, message, retry_after=float(wait) if wait.isdecimal() else None)
 
 
 async def _no_body() -> Message:

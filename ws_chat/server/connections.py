@@ -5,47 +5,26 @@ from __future__ import annotations
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from starlette.datastructures import Headers
 
-from ws_chat.protocol.errors import ChatError, ErrorInfo
+from ws_chat.protocol.errors import CONNECTION_LIMIT, DRAINING, ChatError
 from ws_chat.protocol.frames import GoAway
-from ws_chat.relay.access import Caller, bearer
+from ws_chat.relay.access import Caller
 from ws_chat.relay.events import ConnectionClosed, ConnectionOpened, Observers, Refused
-from ws_chat.relay.runner import DRAINING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from starlette.types import Scope
 
-    from ws_chat.relay.access import Keys, Origins
+    from ws_chat.relay.access import Origins
     from ws_chat.relay.events import Observer
+    from ws_chat.server.auth import Authenticate
     from ws_chat.server.chat.sender import Outlet
 
 
-FULL: Final = ErrorInfo("overloaded", "The server has as many connections as it can.", retry_after=1)
-
-
-class Authenticate(Protocol):
-    """Tells who asks."""
-
-    async def __call__(self, scope: Scope) -> str:
-        """Return the principal of a request or handshake, by its ASGI scope: a name that holds no `/`.
-
-        Raises ChatError where nobody is let in (`unauthorized`).
-        """
-
-
-def by_key(keys: Keys) -> Authenticate:
-    """Tell it by the API key that the request carries."""
-
-    async def principal(scope: Scope) -> str:
-        authorization = Headers(scope=scope).get("authorization")
-        return keys.principal(bearer(authorization, scope.get("subprotocols", ())))
-
-    return principal
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +60,7 @@ class Connections:
         headers = Headers(scope=scope)
         self._origins.check(headers.get("origin"), headers.get("host"))
         if self._asking >= self._limit:
-            raise ChatError.of(FULL)
+            raise ChatError.of(CONNECTION_LIMIT)
         self._asking += 1
         try:
             principal = await self._principal(scope)
@@ -102,7 +81,7 @@ class Connections:
         if self._draining:
             raise ChatError.of(DRAINING)
         if self.open >= self._limit:
-            raise ChatError.of(FULL)
+            raise ChatError.of(CONNECTION_LIMIT)
         connection = Connection(caller)
         self._open.add(connection)
         self.observe(ConnectionOpened(transport))
