@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ws_chat.client import chat
+from ws_chat.client.backoff import Backoff
 
 if TYPE_CHECKING:
     import pytest
@@ -18,31 +18,31 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         self._monkeypatch = monkeypatch
-        for module in ("chat", "link", "patience"):
+        for module in ("chat", "connection", "backoff"):
             monkeypatch.setattr(f"ws_chat.client.{module}.time", self)
         self.looks_for_life_every(FOREVER[0])
-        monkeypatch.setattr("ws_chat.client.network.HANDSHAKE", FOREVER)
+        monkeypatch.setattr("ws_chat.client.network.HANDSHAKE_TIMEOUT", FOREVER)
 
     def monotonic(self) -> float:
         return self.now
 
     def looks_for_life_every(self, seconds: float) -> None:
         """Let the client ping its next sockets so often; a peer is lost after twice that, in real time."""
-        self._monkeypatch.setattr("ws_chat.client.chat.HEARTBEAT", (seconds, seconds))
+        self._monkeypatch.setattr("ws_chat.client.chat.HEARTBEAT_INTERVAL", (seconds, seconds))
 
     def handshakes_take_at_most(self, seconds: float) -> None:
         """Let the client give up the next handshakes after so many seconds of real time."""
-        self._monkeypatch.setattr("ws_chat.client.network.HANDSHAKE", (seconds, seconds))
+        self._monkeypatch.setattr("ws_chat.client.network.HANDSHAKE_TIMEOUT", (seconds, seconds))
 
 
 def recorded_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return a list of the pauses that the client makes from now on, each of which it then leaves out."""
     pauses: list[float] = []
-    pause = chat._pause
+    pause = Backoff.pause
 
     def left_out(*given):
         pauses.append(pause(*given))
         return 0
 
-    monkeypatch.setattr("ws_chat.client.chat._pause", left_out)
+    monkeypatch.setattr(Backoff, "pause", left_out)
     return pauses

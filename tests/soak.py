@@ -22,7 +22,7 @@ from dropping import DroppingProxy
 from soak_mixed import check, mixed, resident
 
 from ws_chat import Settings, create_app
-from ws_chat.client import Chat, connect, patience
+from ws_chat.client import Chat, backoff, connect
 from ws_chat.testing import DONE, FakeOpenAI, Reply, chunk, sse, usage_chunk
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -53,7 +53,7 @@ def cut(chance: random.Random, whole: Any, most: int) -> list[Any]:
 
 async def drops(generations: int, wanted: int, seed: int) -> None:
     """Ask until there were so many generations and drops; end the program at the first fault."""
-    patience.FIRST_PAUSE, patience.LONGEST_PAUSE = 0.005, 0.05  # thousands of pauses for people would take hours
+    backoff.FIRST_PAUSE, backoff.LONGEST_PAUSE = 0.005, 0.05  # thousands of pauses for people would take hours
     chance = random.Random(seed)
     fake = FakeOpenAI()
     await fake.start()

@@ -20,7 +20,7 @@ from dropping import DroppingProxy
 from processes import Running, program
 from websockets.asyncio.client import connect as connect_socket
 
-from ws_chat.client import Chat, UpstreamError, connect, patience
+from ws_chat.client import Chat, UpstreamError, backoff, connect
 from ws_chat.testing import FakeOpenAI, Hang, Pause, Recorded, Reply, text
 
 PIECES = [f"{number} やっほ\n" for number in range(300)]
@@ -129,7 +129,7 @@ class Mixed:
 
 async def mixed(seconds: float, seed: int) -> None:
     """Run all actors for so long, print a table, and look for what is left behind."""
-    patience.FIRST_PAUSE, patience.LONGEST_PAUSE = 0.005, 0.05
+    backoff.FIRST_PAUSE, backoff.LONGEST_PAUSE = 0.005, 0.05
     chance = random.Random(seed)
     upstream = Upstream(chance)
     await upstream.start()

@@ -23,7 +23,7 @@ from replicas import SHARD, Cluster, Counting, Reading, cluster, counted
 from soak import ARGUMENTS, HELLO, TEXT, answer
 from soak_mixed import check
 
-from ws_chat.client import connect, patience
+from ws_chat.client import backoff, connect
 from ws_chat.testing import FakeOpenAI, Pause, Reply
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ async def drops(generations: int, seed: int, *, readers: int = 16, seconds: floa
 
     An answer takes `seconds`, and a connection holds for `size` bytes, both more or less.
     """
-    patience.FIRST_PAUSE, patience.LONGEST_PAUSE = 0.005, 0.05
+    backoff.FIRST_PAUSE, backoff.LONGEST_PAUSE = 0.005, 0.05
     chance = random.Random(seed)
     fake = FakeOpenAI()
     began = time.monotonic()

@@ -10,7 +10,7 @@ from conftest import HELLO
 from waiting import until
 
 from ws_chat.client import ConnectionLostError, NotFoundError, connect
-from ws_chat.client.answer import Answer
+from ws_chat.client.reply import Reply as Answered
 from ws_chat.testing import DONE, Hang, Reply, Wait, chunk, sse, text, usage_chunk
 
 pytestmark = pytest.mark.anyio
@@ -154,12 +154,12 @@ async def _texts(reply) -> list[str]:
 
 
 def test_a_frame_that_comes_twice_counts_once():
-    answer = Answer("r1", "{}")
+    reply = Answered("r1", "{}")
     for seq, content in ((1, "a"), (1, "a"), (2, "b"), (1, "a")):
-        answer.take({"type": "token", "id": "r1", "seq": seq, "content": content})
-    assert (answer.said("content"), answer.seq, len(answer.frames)) == ("ab", 2, 2)
-    answer.finish()
-    assert not answer.request, "an answer that is kept does not keep its request, which may be large"
+        reply._receive({"type": "token", "id": "r1", "seq": seq, "content": content})
+    assert (reply.text, reply.seq, len(reply._frames)) == ("ab", 2, 2)
+    reply._finish()
+    assert not reply._request, "an answer that is kept does not keep its request, which may be large"
 
 
 async def test_a_block_that_is_left_early_cancels(service, fake):

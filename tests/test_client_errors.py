@@ -23,7 +23,7 @@ from ws_chat.client import (
     UpstreamError,
     connect,
 )
-from ws_chat.client.errors import history_gone, told
+from ws_chat.client.errors import error_from, history_gone
 from ws_chat.testing import Cut, Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
@@ -63,7 +63,7 @@ async def test_errors_say_what_they_are(service, fake):
     ],
 )
 def test_errors_have_one_base_and_can_be_pickled(kind, code, expected):
-    error = told(refusal(code, kind, retryable=False)["error"], 1.5)
+    error = error_from({**refusal(code, kind, retryable=False)["error"], "retry_after": 1.5})
     assert isinstance(error, expected)
     assert issubclass(ConnectionLostError, ClientError)
     assert issubclass(ReplyError, ClientError)
@@ -155,6 +155,6 @@ async def test_whatever_goes_wrong_ends_the_reply(service, monkeypatch):
         raise ZeroDivisionError
 
     async with connect(service.url) as chat:
-        monkeypatch.setattr("ws_chat.client.link.Link.carry", broken)
+        monkeypatch.setattr("ws_chat.client.connection.ChatConnection.carry", broken)
         with pytest.raises(ZeroDivisionError):
             await chat.ask(HELLO).end()

@@ -274,7 +274,7 @@ async def test_a_silence_that_ends_in_time_loses_nothing(service, fake, clock, p
     async with dropping(service.url) as proxy, connect(proxy.url) as chat:
         reply = chat.ask(HELLO)
         await anext(aiter(reply))
-        link = chat._link
+        link = chat._connection
         proxy.fall_silent()
         more.set()
         await until(lambda: link.lost, "the silence to be noticed")
@@ -284,10 +284,10 @@ async def test_a_silence_that_ends_in_time_loses_nothing(service, fake, clock, p
 
 
 async def test_silence_is_noticed_well_within_patience(service, monkeypatch):
-    monkeypatch.setattr("ws_chat.client.network.HANDSHAKE", FOREVER)
+    monkeypatch.setattr("ws_chat.client.network.HANDSHAKE_TIMEOUT", FOREVER)
     for patience, heartbeat in ((0, 0.5), (1, 0.5), (8, 2), (60, 15), (3600, 15)):
         async with connect(service.url, patience=patience) as chat:
-            assert chat._link._heartbeat == heartbeat, "half of the time after which it counts as lost"
+            assert chat._connection._heartbeat == heartbeat, "half of the time after which it counts as lost"
 
 
 async def test_a_server_that_was_killed_has_lost_its_answers(serve, fake):

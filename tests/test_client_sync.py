@@ -83,7 +83,7 @@ async def test_a_block_that_is_left_early_cancels(service, fake):
     await asyncio.to_thread(use)
 
 
-WAITS = {"Event.wait", "Answer.more"}
+WAITS = {"Event.wait", "ReplyState._more"}
 """What is awaited where somebody waits for an answer."""
 
 

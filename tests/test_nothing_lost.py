@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_reader import Tap
 
-from ws_chat.client import patience
-from ws_chat.client.answer import Answer as Received
-from ws_chat.protocol.frames import Start, encode, encode_token
+from ws_chat.client import backoff
+from ws_chat.client.reply import Reply as Received
+from ws_chat.protocol.frames import Start, encode
 from ws_chat.relay.generation import Generation
 from ws_chat.relay.reader import Reader
 from ws_chat.stores.memory import MemoryLog
@@ -35,7 +35,7 @@ ANSWERS = st.lists(st.one_of(TEXT_DELTA, TEXT_DELTA, CALL_DELTA, NUMBER_DELTA), 
 )
 CUTS = st.lists(st.integers(1, 800), min_size=10, max_size=60)
 DROPS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=10, max_size=60)
-"""How many frames the outlet takes before it drops its reader, and how many of those are still received."""
+"""How many frames the sender takes before it drops its reader, and how many of those are still received."""
 
 
 @given(ANSWERS, CUTS, DROPS)
@@ -53,14 +53,14 @@ def test_any_cut_of_the_upstream_and_any_drop_of_a_reader(deltas, cuts, drops):
         answer.feed(read)
         follower.live(next(fates, None))
     answer.end()
-    generation.begin(0.0)
+    generation.record_first_delta(0.0)
     log.end(generation.finish(log.last, 1.0))
     for fate in fates:
         follower.live(fate)
     follower.live(None)
 
     whole = [delta for delta in deltas if delta.get("content") != ""]
-    assert received.said("content") == "".join(delta.get("content", "") for delta in whole)
+    assert received.text == "".join(delta.get("content", "") for delta in whole)
     assert arguments(received.tool_calls) == arguments_of(whole)
     assert [frame["place"] for frame in seen if "place" in frame] == [d["place"] for d in deltas if "place" in d]
     seqs = [frame["seq"] for frame in seen if frame["type"] == "token"]
@@ -81,7 +81,7 @@ class Follower:
     def connect(self) -> None:
         self.tap = Tap(0)
         self.received = 0
-        self.reader = Reader(self.log, json.loads(self.answer.opening).get("after", 0), self.tap, on_end=lambda: None)
+        self.reader = Reader(self.log, json.loads(self.answer._opening).get("after", 0), self.tap, on_end=lambda: None)
         self.reader.open()
 
     def live(self, fate: tuple[int, int] | None) -> None:
@@ -96,8 +96,8 @@ class Follower:
 
     def receive(self, most: int | None) -> None:
         for frame in self.tap.frames[self.received : most]:
-            told = json.loads(encode_token(frame) if isinstance(frame, dict) else encode(frame))
-            self.answer.take(told)
+            told = json.loads(encode(frame))
+            self.answer._receive(told)
             self.seen.append(told)
         self.received = len(self.tap.frames)
 
@@ -125,5 +125,5 @@ def arguments_of(deltas: list) -> dict:
 @pytest.mark.anyio
 async def test_connections_that_are_reset_at_random(monkeypatch):
     for name in ("FIRST_PAUSE", "LONGEST_PAUSE"):  # which the soak sets
-        monkeypatch.setattr(patience, name, getattr(patience, name))
+        monkeypatch.setattr(backoff, name, getattr(backoff, name))
     await soak.drops(generations=30, wanted=100, seed=1)

@@ -7,14 +7,14 @@ import asyncio
 import pytest
 import soak_replicas
 
-from ws_chat.client import patience
+from ws_chat.client import backoff
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_connections_that_are_reset_at_random_and_go_on_elsewhere(monkeypatch):
     for name in ("FIRST_PAUSE", "LONGEST_PAUSE"):  # which the soak sets
-        monkeypatch.setattr(patience, name, getattr(patience, name))
+        monkeypatch.setattr(backoff, name, getattr(backoff, name))
     await soak_replicas.drops(40, seed=1, readers=20, seconds=0.7, size=2500)
 
 

@@ -75,7 +75,7 @@ async def test_ctrl_c_stops_the_answer_and_not_the_program(service, fake, chat):
         await shown.until("^Hello$")
         await shown.prompt(3)
         shown.type(CTRL_C)
-        await shown.until("Ctrl-D leaves.\n\n›$")
+        await shown.until("Ctrl-D exits.\n\n›$")
 
         assert shown.process.returncode is None
     assert messages(fake) == [("user", "one"), ("assistant", "Hel"), ("user", "two")]
@@ -177,20 +177,20 @@ async def test_commands(service, fake, chat, tmp_path):
             shown.type(line + ENTER)
             await shown.until(told)
 
-        await command("/retry", "Nothing has been asked yet")
+        await command("/retry", "no question to ask again")
         await command("/save", "nothing to save yet")
-        await command("/frob", "There is no command /frob; /help shows them")
-        await command("/modle x", "/model is one")
+        await command("/frob", "Unknown command /frob: /help lists them")
+        await command("/modle x", "did you mean /model")
         await command("/help", "(?s)/system TEXT.*Alt-Enter")
-        await command("/model", "The server chooses the model")
-        await command("/model m2", "The model is m2")
-        await command("/system Be kind.", "The system message: Be kind.")
+        await command("/model", "Model: the server's default")
+        await command("/model m2", "Model: m2")
+        await command("/system Be kind.", "System message: Be kind.")
         await command("/stats", "Figures after each answer: on")
         await command("hi", "(?s)Hello.*s to the first token.*5 tokens in, 2 out")
         assert fake.requests[0].body["model"] == "m2"
         await command("/retry", "(?s)› hi\n\nHello.*› hi\n\nHello.*s to the first")
         assert messages(fake) == messages(fake, 0) == [("system", "Be kind."), ("user", "hi")]
-        await command("/system -", "There is no system message")
+        await command("/system -", "System message: none")
         await command("/usr/bin is what?", "is what.\n\nHello")
         assert messages(fake) == [("user", "hi"), ("assistant", "Hello"), ("user", "/usr/bin is what?")]
         await command(f"/save {tmp_path}/it.md", "Written to")
@@ -198,9 +198,9 @@ async def test_commands(service, fake, chat, tmp_path):
         await command("/new", "A new conversation")
         await command("anew", "anew\n\nHello")
         assert messages(fake) == [("user", "anew")]
-        await command(f"/save {tmp_path}/it.md", "is there already")
+        await command(f"/save {tmp_path}/it.md", "exists already")
         await command(f"/save {tmp_path}/no/it.md", "cannot be written: No such file")
-        await command("/save ~nobody-of-that-name/it.md", "no name for a file")
+        await command("/save ~nobody-of-that-name/it.md", "is not a file name")
         shown.type("/quit" + ENTER)
         assert await shown.end() == 0
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ws_chat.terminal.growing import KEPT, Growing
-from ws_chat.terminal.markdown import last_block, lines_of, markdown
-from ws_chat.terminal.visible import visible
+from ws_chat.terminal.markdown import last_block, markdown, render_lines
+from ws_chat.terminal.messages import visible
+from ws_chat.terminal.screen import LIVE_LINES, GrowingText
 
 PIECES = ["word ", "\n", "\n\n", "# ", "- ", "1. ", "    ", "```", "```py\n", "> ", "|", "x | y\n- | -\n", "---\n"]
 PIECES += [
@@ -44,22 +44,22 @@ def shown(lines):
 
 
 def drawn(text, width=40):
-    return shown(lines_of(markdown(text), console(width), width))
+    return shown(render_lines(markdown(text), console(width), width))
 
 
 def grown(pieces, width=40, room=100):
-    growing, lines = Growing(console(width), markdown), []
+    growing, lines = GrowingText(console(width), markdown), []
     for piece in pieces:
         growing.add(piece)
         lines += growing.settle()
-        lines += growing.growing(room)[0]
+        lines += growing.live(room)[0]
     return shown(lines + growing.end())
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=25), st.sampled_from([1, 10, 40]))
 @settings(max_examples=60, deadline=None)
 def test_however_it_comes_the_same_is_shown(pieces, width):
-    with patch("ws_chat.terminal.growing.KEPT", 1000):  # what is given up earlier may have changed by the end
+    with patch("ws_chat.terminal.screen.LIVE_LINES", 1000):  # what is given up earlier may have changed by the end
         whole = grown(["".join(pieces)], width, room=1000)
         lines = grown(pieces, width, room=1000)
 
@@ -97,19 +97,19 @@ def test_the_last_block_is_all_that_may_change(text, before):
 
 
 def test_a_long_block_gives_up_its_first_lines():
-    growing = Growing(console(), markdown)
-    growing.add("".join(f"- {number}\n" for number in range(KEPT + 5)))
-    given_up, left = growing.growing(100)
+    growing = GrowingText(console(), markdown)
+    growing.add("".join(f"- {number}\n" for number in range(LIVE_LINES + 5)))
+    given_up, left = growing.live(100)
 
-    assert (len(given_up), len(left)) == (5, KEPT)
-    assert growing.growing(100) == ([], left)
+    assert (len(given_up), len(left)) == (5, LIVE_LINES)
+    assert growing.live(100) == ([], left)
     assert growing.end() == left
 
 
 def test_a_table_is_kept_as_its_columns_may_still_widen():
-    growing = Growing(console(), markdown)
+    growing = GrowingText(console(), markdown)
     growing.add("|a|b|\n|-|-|\n" + "|c|d|\n" * 50)
-    given_up, left = growing.growing(10)
+    given_up, left = growing.live(10)
 
     assert (given_up, len(left)) == ([], 10)
     assert len(growing.end()) == 52

@@ -204,7 +204,7 @@ async def test_without_a_server_it_says_what_to_do():
 
 async def test_a_server_that_wants_a_key_is_told_of(serve):
     service = await serve(api_keys=("k1",))
-    for key, told in (("", "wants a key"), ("k2", "not one of the server's")):
+    for key, told in (("", "requires a key"), ("k2", "does not accept this key")):
         status, out, err = await ask("hi", url=service.url, WS_CHAT_API_KEY=key)
         assert (status, out) == (1, "")
         assert told in err
@@ -214,12 +214,12 @@ async def test_a_server_that_wants_a_key_is_told_of(serve):
 @pytest.mark.parametrize(
     ("arguments", "stdin", "told"),
     [
-        ([], b"", "Nothing is asked"),
-        ([" "], b" \n", "Nothing is asked"),
+        ([], b"", "question is empty"),
+        ([" "], b" \n", "question is empty"),
         ([], b"\xff", "not UTF-8"),
         (["hi", "--url=http://"], b"", "no URL"),
-        (["hi", "--key=a b"], b"", "An API key is"),
-        ([b"\xff"], b"", "not UTF-8"),
+        (["hi", "--key=a b"], b"", "An API key must"),
+        ([b"\xff"], b"", "must be UTF-8"),
         (["--frob"], b"", "--frob"),
         (["--local", "--url=ws://x"], b"", "not allowed with"),
     ],

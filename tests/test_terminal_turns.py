@@ -7,8 +7,8 @@ import json
 import pytest
 
 from ws_chat.client import ClientError, connect
-from ws_chat.client.reply import answer_of
-from ws_chat.terminal.turns import Conversation, is_forgotten
+from ws_chat.terminal.conversation import Conversation
+from ws_chat.terminal.messages import is_forgotten
 from ws_chat.testing import chunk, sse, text
 
 pytestmark = pytest.mark.anyio
@@ -17,11 +17,11 @@ pytestmark = pytest.mark.anyio
 async def said(conversation, chat, question, *, whole=False):
     """Ask and hear; return the frame that was sent."""
     reply = conversation.ask(chat, question, whole=whole)
-    sent = json.loads(answer_of(reply).opening)
+    sent = json.loads(reply._opening)
     try:
         await reply
     finally:
-        conversation.hear(question, reply)
+        conversation.record(question, reply)
     return sent
 
 
@@ -67,12 +67,12 @@ async def test_what_was_taken_back_is_no_part_of_it(service, fake):
     async with connect(service.url) as chat:
         first = await said(conversation, chat, "one")
         await said(conversation, chat, "two")
-        assert conversation.take_back() == "two"
+        assert conversation.pop_question() == "two"
         sent = await said(conversation, chat, "two again")
 
     assert sent["previous_id"] == first["id"]
     assert [message["content"] for message in fake.requests[-1].body["messages"]] == ["one", "Hello", "two again"]
-    assert [Conversation().take_back(), conversation.take_back(), conversation.take_back()] == [
+    assert [Conversation().pop_question(), conversation.pop_question(), conversation.pop_question()] == [
         None,
         "two again",
         "one",
@@ -87,7 +87,7 @@ async def test_what_failed_with_no_word_is_no_part_of_it(service, fake):
         with pytest.raises(ClientError):
             await said(conversation, chat, "one")
         assert conversation.messages() == []
-        assert conversation.take_back() == "one"
+        assert conversation.pop_question() == "one"
         with pytest.raises(ClientError):
             await said(conversation, chat, "two")
         assert [message["content"] for message in conversation.messages()] == ["two", "Hel"]

@@ -1,4 +1,4 @@
-"""Talk to a ws_chat server from Python. An answer arrives whole, once, whatever the network does.
+"""A Python client for a ws_chat server. Each answer arrives complete and once, whatever the network does.
 
     async with connect("ws://127.0.0.1:8000") as chat:
         async for text in chat.stream("Why is the sky blue?"):
@@ -25,8 +25,7 @@ from ws_chat.client.errors import (
     UntrustedServerError,
     UpstreamError,
 )
-from ws_chat.client.frames import Frame, Message, Status
-from ws_chat.client.reply import Reply
+from ws_chat.client.reply import Frame, Message, Reply, Status
 from ws_chat.client.sync import SyncChat, SyncReply, connect_sync
 from ws_chat.protocol.types import Function, Timing, ToolCall, Usage
 

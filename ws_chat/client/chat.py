@@ -1,8 +1,8 @@
 """A connection to a ws_chat server that repairs itself.
 
-Every request is named with a UUID, so nothing is lost or paid for twice when the socket breaks: what was never
-acknowledged is sent again, and what was is resumed after its last seq. One task for each answer does just that, in a
-loop; one for each socket hands out its frames.
+Every request is named with a UUID, so nothing is lost or paid for twice when a socket breaks: a request that was never
+acknowledged is sent again, and an answer that was is resumed after its last seq. Each answer has a task that does just
+that, in a loop; each socket has one that dispatches its frames.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeAlias, TypeVar
 
-from ws_chat.client.answer import Answer
+from ws_chat.client.backoff import Backoff
+from ws_chat.client.connection import ChatConnection
 from ws_chat.client.errors import ClientError, ConnectionLostError
-from ws_chat.client.link import Link
-from ws_chat.client.network import HANDSHAKE, Address
-from ws_chat.client.patience import Patience
-from ws_chat.client.reply import Known, Reply
-from ws_chat.client.request import asking, is_same, valid_id
+from ws_chat.client.network import HANDSHAKE_TIMEOUT, Address
+from ws_chat.client.reply import Reply, ReplyState
+from ws_chat.client.request import chat_frame, same_request, valid_id
 
 if TYPE_CHECKING:
     import uuid
@@ -30,29 +30,42 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ws_chat.client")
 
-HEARTBEAT: Final = (0.5, 15.0)
-"""Seconds between two looks for life at least and at most; in between it is a quarter of the patience."""
+R = TypeVar("R", bound=ReplyState)
+OnRetry: TypeAlias = Callable[[ClientError, float], None]
+"""Called before each pause with its reason and its length in seconds, in the thread of the client's event loop."""
+
+HEARTBEAT_INTERVAL: Final = (0.5, 15.0)
+"""Seconds between two pings, at least and at most; in between it is a quarter of the patience."""
 
 
-class Chat:
-    """Answers from one server. `connect` returns it; `async with` or `close` ends it."""
+class ChatCore(Generic[R]):
+    """What `Chat` and `SyncChat` have in common. `new_reply` makes their kind of reply."""
 
-    def __init__(self, url: str, *, api_key: str | None = None, patience: float = 60.0) -> None:
-        """See `connect`."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None,
+        patience: float,
+        on_retry: OnRetry | None,
+        new_reply: Callable[[str, str | None, int], R],
+    ) -> None:
         self._address = Address(url, api_key)
         self._patience = patience
-        self._link: Link | None = None  # the one to ask on
-        self._links: set[Link] = set()  # and those that still carry something
+        self._on_retry = on_retry
+        self._new_reply = new_reply
+        self._connection: ChatConnection | None = None  # for new requests
+        self._connections: set[ChatConnection] = set()  # and those that still carry something
         self._connecting = asyncio.Lock()
         self._unreachable: ClientError | None = None
-        self._running: dict[str, tuple[Answer, Reply]] = {}
+        self._running: dict[str, R] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def __aenter__(self) -> Self:
         """Connect. Raises ClientError when the server refuses or cannot be reached, RuntimeError after closing."""
         self._check_open()
-        await self._ready(Patience(self._patience))
+        await self._connect(Backoff(self._patience))
         return self
 
     async def __aexit__(
@@ -61,213 +74,210 @@ class Chat:
         await self.close()
 
     async def open(self) -> None:
-        """Connect with one attempt, which takes 10 seconds at most; `async with` goes on trying instead.
+        """Connect in one attempt of at most 10 seconds, where `async with` goes on trying.
 
-        So a person hears at once that there is no server. Raises ClientError, RuntimeError after closing.
+        So a person sees at once that there is no server. Raises ClientError, RuntimeError after closing.
         """
         self._check_open()
         async with self._connecting:
-            if self._link is None:
-                self._link = await self._open(HANDSHAKE[1])
+            if self._connection is None:
+                self._connection = await self._open(HANDSHAKE_TIMEOUT[1])
 
     async def close(self) -> None:
-        """Close; once is enough. The server goes on with answers that have not ended for its resume window."""
+        """Close; calling it again does nothing. The server keeps running answers for its resume window."""
         self._closed = True
         await asyncio.sleep(0)  # an iteration of `stream` that was left a moment ago sends its cancel
-        # First those who would connect again.
-        tasks, links = list(self._tasks), list(self._links)
-        for task in tasks:
+        tasks, connections = list(self._tasks), list(self._connections)
+        for task in tasks:  # first those that would connect again
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(link.close() for link in links))
+        await asyncio.gather(*(connection.close() for connection in connections))
 
     def ask(
         self,
         messages: Messages,
         *,
         model: str | None = None,
-        previous: Known | str | uuid.UUID | None = None,
+        previous: ReplyState | str | uuid.UUID | None = None,
         request_id: str | uuid.UUID | None = None,
         **parameters: Any,
-    ) -> Reply:
+    ) -> R:
         """Start an answer and return it at once.
 
         `messages` is a list of chat messages, or one user message as a string. `previous` continues from an answer with
-        the new messages only; one that still runs is interrupted. `parameters` are the other fields of the
+        the new messages only; one that is still running is interrupted. `parameters` are the other fields of the
         chat-completions request (the OpenAI reference). The same request with the `request_id` of one that is running
-        is that one.
+        returns that one.
 
-        Raises TypeError and ValueError for what cannot be sent as JSON, a bad id and the id of another running request;
-        RuntimeError after closing.
+        Raises TypeError and ValueError for what cannot be sent as JSON, an invalid id, and an id that another running
+        request has; RuntimeError after closing.
         """
         self._check_open()
         request_id = valid_id(request_id)
-        previous_id = previous.id if isinstance(previous, Known) else previous
+        previous_id = previous.id if isinstance(previous, ReplyState) else previous
         if previous_id is not None:
             previous_id = valid_id(previous_id)
-        request = asking(messages, request_id, model=model, previous_id=previous_id, parameters=parameters)
-        if running := self._find(request_id):
-            answer, reply = running
-            if answer.request is None or not is_same(answer.request, request):
-                raise ValueError(f"The id {request_id} is that of another answer that is still running.")
+        request = chat_frame(messages, request_id, model=model, previous_id=previous_id, parameters=parameters)
+        if reply := self._find(request_id):
+            if reply._request is None or not same_request(reply._request, request):
+                raise ValueError(f"another answer with the id {request_id} is still running")
             return reply
-        return self._begin(Answer(request_id, request), self._find(previous_id))
+        return self._start(self._new_reply(request_id, request, 0), self._find(previous_id))
 
-    def resume(self, request_id: str | uuid.UUID, *, after: int = 0) -> Reply:
-        """Follow an answer that was asked for elsewhere, or before this program started, from after a seq on.
+    def resume(self, request_id: str | uuid.UUID, *, after: int = 0) -> R:
+        """Follow an answer that was asked for elsewhere, or before this program started, from after a seq.
 
-        The reply holds what came after that. It fails with NotFoundError when the server has no such answer (any more).
-        Raises TypeError and ValueError for a bad id or seq, RuntimeError after closing.
+        The reply holds what comes after that. It fails with NotFoundError when the server does not have such an answer.
+        Raises TypeError and ValueError for an invalid id or seq, RuntimeError after closing.
         """
         self._check_open()
         request_id = valid_id(request_id)
         if type(after) is not int:
-            raise TypeError(f"A seq is a whole number, not {type(after).__name__}.")
+            raise TypeError(f"after must be an int, got {type(after).__name__}")
         if after < 0:
-            raise ValueError(f"A seq is a whole number from 0, not {after}.")
-        if running := self._find(request_id):
-            answer, reply = running
-            if answer.after != after:
-                raise ValueError(f"The answer {request_id} is followed from after seq {answer.after} already.")
+            raise ValueError(f"after must be 0 or more, got {after}")
+        if reply := self._find(request_id):
+            if reply._after != after:
+                raise ValueError(f"the answer {request_id} is already followed from after seq {reply._after}")
             return reply
-        return self._begin(Answer(request_id, None, after))
+        return self._start(self._new_reply(request_id, None, after))
 
     async def cancel(self, request_id: str | uuid.UUID) -> None:
-        """Stop an answer by its id, wherever it was asked for. One that has ended is left as it is.
+        """Stop an answer by its id, wherever it was asked for. Does nothing when it has ended.
 
-        Raises NotFoundError when the server has no such answer (any more), ClientError, RuntimeError after closing.
+        Raises NotFoundError when the server does not have such an answer, ClientError, RuntimeError after closing.
         """
         self._check_open()
         request_id = valid_id(request_id)
-        if running := self._find(request_id):
-            return await running[1].cancel()
-        patience = Patience(self._patience)
+        if reply := self._find(request_id):
+            return await reply._cancel()
+        backoff = Backoff(self._patience)
         while True:
-            link = await self._ready(patience)
+            connection = await self._connect(backoff)
             try:
-                return await link.cancel_other(request_id)
+                return await connection.cancel_other(request_id)
             except ConnectionLostError as error:
-                await asyncio.sleep(_pause(patience, error))
-
-    async def stream(
-        self,
-        messages: Messages,
-        *,
-        model: str | None = None,
-        previous: Known | str | uuid.UUID | None = None,
-        request_id: str | uuid.UUID | None = None,
-        **parameters: Any,
-    ) -> AsyncGenerator[str, None]:
-        """Yield the text of an answer as it comes; all else is as with `ask`. Leaving early cancels it."""
-        reply = self.ask(messages, model=model, previous=previous, request_id=request_id, **parameters)
-        async with reply:
-            async for text in reply.texts():
-                yield text
+                await asyncio.sleep(backoff.pause(error))
 
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("This connection was closed; `connect` makes another.")
 
-    def _find(self, request_id: str | None) -> tuple[Answer, Reply] | None:
-        running = self._running.get(request_id or "")
-        return None if running is None or running[0].ended else running
+    def _find(self, request_id: str | None) -> R | None:
+        reply = self._running.get(request_id or "")
+        return None if reply is None or reply.ended else reply
 
-    def _begin(self, answer: Answer, previous: tuple[Answer, Reply] | None = None) -> Reply:
+    def _start(self, reply: R, previous: R | None = None) -> R:
         def settle(task: asyncio.Task[None]) -> None:
-            closed = ConnectionLostError("The client was closed before the answer had ended.")
-            answer.finish(closed if task.cancelled() else task.exception())
-            if self._running[answer.id] is running:
-                del self._running[answer.id]
+            closed = ConnectionLostError("The client was closed before the answer ended.")
+            reply._finish(closed if task.cancelled() else task.exception())
+            if self._running.get(reply.id) is reply:
+                del self._running[reply.id]
 
-        reply = Reply(answer, self._send_cancel)
-        self._running[answer.id] = running = (answer, reply)
-        # Told from outside: a task that is cancelled before its first step never runs a line of its own.
-        self._start(self._drive(answer, previous and previous[0])).add_done_callback(settle)
+        self._running[reply.id] = reply
+        # A callback, because a task that is cancelled before its first step never runs a line of its own.
+        self._create_task(self._follow(reply, previous)).add_done_callback(settle)
         return reply
 
-    async def _drive(self, answer: Answer, previous: Answer | None) -> None:
+    async def _follow(self, reply: R, previous: R | None) -> None:
         """Ask for an answer, and for the rest of it, until it has ended."""
         if previous:
-            await previous.begun.wait()  # which the server must know before this one
-        patience = Patience(self._patience)
-        while not answer.ended:
-            link = await self._ready(patience)
-            if answer.ended:
+            await previous._begun.wait()  # the server has to know it before this one
+        backoff = Backoff(self._patience)
+        while not reply.ended:
+            connection = await self._connect(backoff)
+            if reply.ended:
                 return
-            seq, began = answer.seq, time.monotonic()
-            refusal = await link.carry(answer)
-            if answer.ended:
+            seq, began = reply.seq, time.monotonic()
+            refusal = await connection.carry(reply)
+            if reply.ended:
                 return
-            if answer.cancelling:
-                answer.cancel()  # one that was refused is not asked for again
-            if answer.seq > seq or (link.lost and patience.counts_as_held(link.alive - began)):
-                patience.renew(link.alive)
+            if reply._cancelling:
+                reply._end_unsent()  # one that was refused is not asked for again
+            if reply.seq > seq or (connection.lost and backoff.counts_as_held(connection.alive - began)):
+                backoff.renew(connection.alive)
                 continue
-            # A server that is there, and gives nothing, is not to be asked again and again at once.
-            broken = ConnectionLostError(f"{self._address} breaks off every connection: {link.ending}")
-            pause = _pause(patience, refusal or broken)
+            # A server that accepts connections and breaks them must not be asked again at once, over and over.
+            broken = ConnectionLostError(f"{self._address} breaks off every connection: {connection.close_reason}")
+            pause = backoff.pause(refusal or broken)
             if refusal:
-                logger.info("%s; asking again in %.1f s", refusal, pause)
+                self._report(refusal, pause)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(answer.over.wait(), pause)
+                await asyncio.wait_for(reply._over.wait(), pause)
 
-    async def _send_cancel(self, answer: Answer) -> None:
-        for link in list(self._links):
-            await link.cancel(answer)
-
-    async def _ready(self, patience: Patience) -> Link:
-        """Return the socket to ask on, connecting if need be. Raises ClientError, ValueError."""
+    async def _connect(self, backoff: Backoff) -> ChatConnection:
+        """Return the connection for new requests; make one if there is none. Raises ClientError, ValueError."""
         async with self._connecting:
-            while self._link is None or self._link.leaving or self._link.lost:
+            while self._connection is None or self._connection.leaving or self._connection.lost:
                 self._check_open()
-                if self._unreachable and not patience.left:
-                    raise self._unreachable  # while this one waited for its turn
+                if self._unreachable and not backoff.left:
+                    raise self._unreachable  # it was used up while waiting for the lock
                 try:
-                    self._link = await self._open(patience.left)
+                    self._connection = await self._open(backoff.left)
                     self._unreachable = None
                 except ClientError as error:
                     self._unreachable = error
-                    pause = _pause(patience, error)
-                    logger.info("%s; trying again in %.1f s", error, pause)
+                    pause = backoff.pause(error)
+                    self._report(error, pause)
                     await asyncio.sleep(pause)
-            return self._link
+            return self._connection
 
-    async def _open(self, patience: float) -> Link:
-        shortest, longest = HEARTBEAT
-        socket = await self._address.open(patience)
+    async def _open(self, timeout: float) -> ChatConnection:
+        shortest, longest = HEARTBEAT_INTERVAL
+        socket = await self._address.open(timeout)
         if self._closed:
             await socket.close()
             self._check_open()
-        link = Link(socket, heartbeat=min(longest, max(shortest, self._patience / 4)))
-        self._links.add(link)
-        self._start(link.run()).add_done_callback(lambda _: self._links.discard(link))
-        return link
+        connection = ChatConnection(socket, heartbeat=min(longest, max(shortest, self._patience / 4)))
+        self._connections.add(connection)
+        self._create_task(connection.run()).add_done_callback(lambda _: self._connections.discard(connection))
+        return connection
 
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _report(self, reason: ClientError, pause: float) -> None:
+        logger.info("%s; trying again in %.1f s", reason, pause)
+        if self._on_retry:
+            self._on_retry(reason, pause)
+
+    def _create_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
 
-def connect(url: str, *, api_key: str | None = None, patience: float = 60.0) -> Chat:
+class Chat(ChatCore[Reply]):
+    """Answers from one server. `connect` returns it; `async with` or `close` ends it."""
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, patience: float = 60.0, on_retry: OnRetry | None = None
+    ) -> None:
+        super().__init__(url, api_key=api_key, patience=patience, on_retry=on_retry, new_reply=Reply)
+
+    async def stream(
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        previous: ReplyState | str | uuid.UUID | None = None,
+        request_id: str | uuid.UUID | None = None,
+        **parameters: Any,
+    ) -> AsyncGenerator[str, None]:
+        """Yield the text of an answer as it arrives. Takes what `ask` takes. Leaving early cancels the answer."""
+        async with self.ask(messages, model=model, previous=previous, request_id=request_id, **parameters) as reply:
+            async for text in reply.texts():
+                yield text
+
+
+def connect(url: str, *, api_key: str | None = None, patience: float = 60.0, on_retry: OnRetry | None = None) -> Chat:
     """Return a connection to the server at `url` (`ws://`, `wss://`, `http://` or `https://`).
 
-    `async with connect(…) as chat` connects at once and closes at the end; `chat = connect(…)` connects when it is
-    first asked, and is closed with `await chat.close()`.
+    `async with connect(…) as chat` connects at once and closes at the end; `chat = connect(…)` connects with the first
+    request, and `await chat.close()` closes it.
 
     A connection that cannot be made, is lost or falls silent is made again, and a request that the server has no room
-    for is sent again, for `patience` seconds at most, counted from when all was last well (silence is noticed after a
-    second at the earliest). Every answer goes on where it was.
+    for is sent again, for at most `patience` seconds after the last sign of life (silence is noticed after a second at
+    the earliest). Every answer continues where it was. `on_retry(reason, seconds)` is called before each pause.
 
-    Raises ValueError when `url` or `api_key` cannot be one.
+    Raises ValueError for an invalid `url` or `api_key`.
     """
-    return Chat(url, api_key=api_key, patience=patience)
-
-
-def _pause(patience: Patience, error: ClientError) -> float:
-    """Return how many seconds to wait before the next attempt. Raises the error of the last one when there is none."""
-    pause = patience.pause(error.retry_after) if error.retryable else None
-    if pause is None:
-        raise error
-    return pause
+    return Chat(url, api_key=api_key, patience=patience, on_retry=on_retry)

@@ -1,4 +1,4 @@
-"""What can go wrong for a caller of the client. All of it is a ClientError, but for mistakes in the call itself."""
+"""What a caller of the client has to expect. Each is a ClientError, except for mistakes in the call itself."""
 
 from __future__ import annotations
 
@@ -9,43 +9,41 @@ if TYPE_CHECKING:
 
 
 class ClientError(Exception):
-    """An answer that could not be had. `retryable` says whether asking again later may help."""
+    """An answer could not be had. `retryable` says whether the same request may succeed later."""
 
     retryable: bool = False
     retry_after: float | None = None
-    """Seconds to wait before that, where the server said so."""
+    """Seconds to wait before the next attempt, where the server named them."""
 
 
 class ConnectionLostError(ClientError):
-    """The server could not be reached (again) within the patience of the client, or the client was closed."""
+    """The server could not be reached (again) within the client's `patience`, or the client was closed."""
 
     retryable = True
 
 
 class UntrustedServerError(ConnectionLostError):
-    """The certificate of the server is not to be trusted."""
+    """The server's certificate could not be verified."""
 
     retryable = False
 
 
 class ProtocolError(ClientError):
-    """What answers there does not speak the protocol of ws_chat."""
+    """The peer does not speak the protocol of ws_chat."""
 
 
 class ReplyError(ClientError):
-    """An error that the server told: `code`, `message`, `param`, `status` and `retryable` as in docs/protocol.md.
+    """An error object of the server: `code`, `message`, `param`, `status`, … as in docs/protocol.md."""
 
-    `retry_after` (seconds) is known only where the server refused the connection and said so.
-    """
-
-    def __init__(self, error: Mapping[str, Any], retry_after: float | None = None) -> None:
-        super().__init__(error, retry_after)  # what it is unpickled from
+    def __init__(self, error: Mapping[str, Any]) -> None:
+        super().__init__(error)  # unpickling passes `args` to the constructor
         self.code: str = error["code"]
         self.message: str = error["message"]
         self.param: str | None = error.get("param")
         self.status: int = error.get("status", 500)
         self.retryable = error.get("retryable", False)
-        self.retry_after = retry_after
+        retry_after = error.get("retry_after")
+        self.retry_after = retry_after if isinstance(retry_after, int | float) else None
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
@@ -60,33 +58,33 @@ class PermissionDeniedError(ReplyError):
 
 
 class InvalidRequestError(ReplyError):
-    """The request cannot be served as it is (`param` names the field), or is larger than the server takes."""
+    """The request is malformed (`param` names the field), conflicts with another one, or is too large."""
 
 
 class NotFoundError(InvalidRequestError):
-    """There is no such generation (any more)."""
+    """The server does not have this generation, or no longer has it."""
 
 
 class RateLimitError(ReplyError):
-    """Too much, too fast: here or at the upstream."""
+    """A rate limit was reached: the server's or the upstream's."""
 
 
 class UpstreamError(ReplyError):
-    """The model's server failed, or the server that asked it did."""
+    """The model's server failed, or the replica that was asking it."""
 
 
 class ServerError(ReplyError):
-    """The server failed, is full, or is about to stop."""
+    """The server failed, is full, or is shutting down."""
 
 
 class HistoryGoneError(ReplyError):
-    """The connection was lost, and so is what was missed of the answer: it cannot be made whole.
+    """The connection was lost, and the server no longer has the rest of the answer: it restarted, or forgot it.
 
-    The server was restarted meanwhile, or did not keep it for so long. Ask again; `previous` cannot continue from it.
+    Ask again; `previous` cannot continue from this answer.
     """
 
 
-_KINDS: Final[dict[str, type[ReplyError]]] = {
+_CLASSES: Final[dict[str, type[ReplyError]]] = {
     "authentication_error": AuthenticationError,
     "permission_error": PermissionDeniedError,
     "invalid_request_error": InvalidRequestError,
@@ -95,30 +93,29 @@ _KINDS: Final[dict[str, type[ReplyError]]] = {
 }
 
 
-def told(error: Mapping[str, Any], retry_after: float | None = None) -> ReplyError:
-    """Return the exception for an error object of the server."""
+def error_from(error: Mapping[str, Any]) -> ReplyError:
+    """Build the exception for an error object of the server."""
     if error["code"] == "not_found":
-        return NotFoundError(error, retry_after)
-    return _KINDS.get(error.get("type", ""), ServerError)(error, retry_after)
+        return NotFoundError(error)
+    return _CLASSES.get(error.get("type", ""), ServerError)(error)
 
 
 def history_gone(error: Mapping[str, Any]) -> HistoryGoneError:
-    """Return the exception for a resume that was refused with this error object."""
+    """Build the exception for a resume that the server refused with this error object."""
     message = (
         "The connection was lost, and the server no longer has this answer: it was restarted meanwhile, or did not "
-        "keep it for so long. What had come of it is still in `text`. Ask again; `previous` cannot continue from this."
+        "keep it for so long. What was received is still in `text`. Ask again; `previous` cannot continue from this."
     )
     return HistoryGoneError({**error, "message": message, "param": None})
 
 
 def too_large(size: int) -> InvalidRequestError:
-    """Return the exception for a request of `size` bytes on which the server closed the connection (code 1009)."""
-    message = f"The request is larger than the server takes: {size} bytes."
-    error = {"code": "too_large", "message": message, "status": 413, "retryable": False}
-    return InvalidRequestError(error)
+    """Build the exception for a request of `size` bytes that made the server close the connection (code 1009)."""
+    message = f"The request is larger than the server accepts: {size} bytes."
+    return InvalidRequestError({"code": "too_large", "message": message, "status": 413})
 
 
-def against_policy(reason: str) -> PermissionDeniedError:
-    """Return the exception for a request on which the server closed the connection (code 1008), with its reason."""
-    message = f"The server closed the connection on this request: {reason or 'it is against its policy'}."
-    return PermissionDeniedError({"code": "policy_violation", "message": message, "status": 403, "retryable": False})
+def policy_violation(reason: str) -> PermissionDeniedError:
+    """Build the exception for a request that made the server close the connection (code 1008), with its reason."""
+    message = f"The server closed the connection on this request: {reason or 'it violates its policy'}."
+    return PermissionDeniedError({"code": "policy_violation", "message": message, "status": 403})

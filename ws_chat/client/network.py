@@ -1,4 +1,4 @@
-"""Where a server is, and how a socket to it is opened. What goes wrong there is told in our own exceptions."""
+"""The address of a server, and the handshake with it. Foreign exceptions are translated to ours here."""
 
 from __future__ import annotations
 
@@ -12,60 +12,58 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
-from ws_chat.client.errors import ClientError, ConnectionLostError, ReplyError, UntrustedServerError, told
+from ws_chat.client.errors import ConnectionLostError, ReplyError, UntrustedServerError, error_from
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
-HANDSHAKE: Final = (1.0, 10.0)
-"""Seconds that a handshake may take at least, however little patience is left, and at most: then it is tried again."""
-_LATER: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+HANDSHAKE_TIMEOUT: Final = (1.0, 10.0)
+"""Seconds for one handshake: at least, however small the rest of the budget, and at most."""
+_RETRYABLE: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class Address:
-    """A server and the key for it. Raises ValueError when either cannot be one."""
+    """A server and the key for it. Raises ValueError for an invalid URL or key."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
         if api_key and not re.fullmatch(r"[!-~]+", api_key):
-            raise ValueError("An API key is printable ASCII without spaces.")
+            raise ValueError("An API key must be printable ASCII without spaces.")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self.url = _socket_url(url)
+        self.url = _websocket_url(url)
 
     def __str__(self) -> str:
         scheme, host, path, *_ = urlsplit(self.url)
         return urlunsplit((scheme, host.rpartition("@")[2], path, "", ""))
 
-    async def open(self, patience: float) -> ClientConnection:
-        """Open a socket within `patience` seconds, or about as long.
+    async def open(self, timeout: float) -> ClientConnection:
+        """Open a WebSocket within `timeout` seconds, bounded by HANDSHAKE_TIMEOUT.
 
-        Raises ReplyError where the server refuses, ConnectionLostError where there is none, ValueError where it
-        redirects to what is no URL.
+        Raises ReplyError for a refusal, ConnectionLostError when there is no server, ValueError for a redirect to an
+        invalid URL.
         """
-        shortest, longest = HANDSHAKE
+        shortest, longest = HANDSHAKE_TIMEOUT
         try:
             return await connect(
                 self.url,
                 additional_headers=self._headers,
                 max_size=None,
                 compression=None,
-                open_timeout=min(longest, max(shortest, patience)),
+                open_timeout=min(longest, max(shortest, timeout)),
                 close_timeout=1,
-                ping_interval=None,  # the link has a heart of its own, which beats under a full write buffer too
+                ping_interval=None,  # ChatConnection pings: it tells a full write buffer from a dead peer
             )
         except InvalidStatus as error:
             raise _refusal(error) from error
         except InvalidURI as error:
             raise ValueError(str(error)) from error
         except (OSError, EOFError, WebSocketException) as error:
-            raise self._unreachable(error) from error
-
-    def _unreachable(self, error: Exception) -> ClientError:
-        kind = UntrustedServerError if isinstance(error, ssl.SSLCertVerificationError) else ConnectionLostError
-        return kind(f"{self} cannot be reached: {error}")
+            untrusted = isinstance(error, ssl.SSLCertVerificationError)
+            kind = UntrustedServerError if untrusted else ConnectionLostError
+            raise kind(f"{self} cannot be reached: {error}") from error
 
 
-def _socket_url(url: str) -> str:
+def _websocket_url(url: str) -> str:
     shown = repr(re.sub(r"^(\w+://)?.*@", r"\1", url).partition("?")[0])  # without a password or a token
     try:
         scheme, host, path, query, _ = urlsplit(url if "://" in url else f"ws://{url}")
@@ -74,10 +72,10 @@ def _socket_url(url: str) -> str:
         parse_uri(given)
     except InvalidURI as error:
         raise ValueError(f"{shown} is no URL of a server: {error.msg}") from None
-    except ValueError:  # whose message repeats what may belong to a password
-        raise ValueError(f"{shown} is no URL of a server: its host or port is none") from None
+    except ValueError:  # its message may repeat a part of a password
+        raise ValueError(f"{shown} is no URL of a server: invalid host or port") from None
     if re.search(r"\s", url):
-        raise ValueError(f"{shown} is no URL of a server: there is a space in it")
+        raise ValueError(f"{shown} is no URL of a server: it contains a space")
     return given
 
 
@@ -90,7 +88,7 @@ def _refusal(refused: InvalidStatus) -> ReplyError:
         "code": "refused",
         "message": f"the server answered with status {status}",
         "status": status,
-        "retryable": status in _LATER,
+        "retryable": status in _RETRYABLE,
     }
     try:
         given = json.loads(response.body or b"")["error"]
@@ -98,4 +96,6 @@ def _refusal(refused: InvalidStatus) -> ReplyError:
         given = None
     if isinstance(given, dict) and isinstance(given.get("code"), str) and isinstance(given.get("message"), str):
         error |= given
-    return told(error, float(retry_after) if retry_after.isdecimal() else None)
+    if error.get("retry_after") is None and retry_after.isdecimal():
+        error["retry_after"] = float(retry_after)
+    return error_from(error)

@@ -1,72 +1,89 @@
-"""What a caller holds of an answer: what has come of it, and how to follow, await or cancel it."""
+"""An answer: what its caller holds, and what the connection that carries it fills in."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, cast
+
+from ws_chat.client.errors import error_from, history_gone
+from ws_chat.client.request import resume_frame
+from ws_chat.protocol.types import TokenFrame
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
     from types import TracebackType
 
-    from ws_chat.client.answer import Answer
-    from ws_chat.client.frames import Frame, Message, Status
+    from ws_chat.client.connection import ChatConnection
     from ws_chat.protocol.types import Timing, ToolCall, Usage
 
+Status: TypeAlias = Literal["running", "completed", "cancelled", "failed"]
+Frame: TypeAlias = TokenFrame
+Message: TypeAlias = dict[str, Any]
+"""A chat message. A dict, so that it can be appended to a message list of the caller's own."""
 
-class Known:
-    """What is known of an answer by now."""
+_TEXTS: Final = ("content", "reasoning_content", "refusal")
+_SHOWN: Final = 40
+"""Characters of an answer in its repr."""
 
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
 
-    @property
-    def id(self) -> str:
-        """The id of the request, by which the answer can be resumed and continued from."""
-        return self._answer.id
+class ReplyState:
+    """What is known of an answer, and its transitions: the client calls the methods that begin with an underscore.
 
-    @property
-    def seq(self) -> int:
-        """The seq of the last frame that has come, to resume after."""
-        return self._answer.seq
+    All of it happens in the client's event loop; attributes may be read from any thread.
+    """
+
+    def __init__(self, request_id: str, request: str | None, after: int = 0) -> None:
+        """`request` is the encoded chat frame; None follows an answer that was asked for elsewhere."""
+        self.id = request_id
+        self.seq = after
+        """The seq of the last frame received: `resume` continues after it."""
+        self.status: Status = "running"
+        self.error: BaseException | None = None
+        """Why it failed."""
+        self.tool_calls: list[ToolCall] = []
+        self.model: str | None = None
+        """The model that was asked; at the end, the name that the upstream gave."""
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.timing: Timing | None = None
+        self.start_frame: Mapping[str, Any] | None = None
+        """The first start frame."""
+        self.end_frame: Mapping[str, Any] | None = None
+        """The terminal frame, or the error frame that refused the request."""
+        self._request = request
+        self._after = after
+        self._frames: list[Frame] = []
+        self._texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
+        self._sent = False  # the server may have the request, and has not refused it
+        self._accepted = False
+        self._cancelling = False
+        self._carrier: ChatConnection | None = None
+        self._begun = asyncio.Event()  # the server has accepted it, or never will
+        self._over = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
-        return self._answer.ended
-
-    @property
-    def status(self) -> Status:
-        """`running`, or how it ended: `completed`, `cancelled` or `failed`."""
-        return self._answer.status
-
-    @property
-    def error(self) -> BaseException | None:
-        """What it failed with."""
-        return self._answer.error
+        return self._over.is_set()
 
     @property
     def text(self) -> str:
-        """The text that has come so far."""
-        return self._answer.said("content")
+        """The text received so far."""
+        return "".join(self._texts["content"])
 
     @property
     def reasoning(self) -> str:
-        """The reasoning (`reasoning_content`) that has come so far, where the model shows it."""
-        return self._answer.said("reasoning_content")
+        """The reasoning (`reasoning_content`) received so far, where the model shows it."""
+        return "".join(self._texts["reasoning_content"])
 
     @property
     def refusal(self) -> str:
-        """The words with which the model refuses to answer, as far as they have come."""
-        return self._answer.said("refusal")
-
-    @property
-    def tool_calls(self) -> list[ToolCall]:
-        """The tool calls that have come so far, each joined from its pieces."""
-        return self._answer.tool_calls
+        """The model's refusal to answer, as far as it was received."""
+        return "".join(self._texts["refusal"])
 
     @property
     def message(self) -> Message:
-        """What was said so far as an assistant's message, for a message list of one's own."""
+        """What was received so far as an assistant's message, for a message list of the caller's own."""
         message: Message = {"role": "assistant", "content": self.text}
         if self.refusal:
             message["refusal"] = self.refusal
@@ -78,103 +95,146 @@ class Known:
             ]
         return message
 
-    @property
-    def finish_reason(self) -> str | None:
-        """Why the model stopped (`stop`, `length`, `tool_calls`, …), known at the end."""
-        return self._answer.finish_reason
-
-    @property
-    def model(self) -> str | None:
-        """The model that was asked; at the end, what it called itself."""
-        return self._answer.model
-
-    @property
-    def usage(self) -> Usage | None:
-        """The tokens used, known at the end, where the upstream tells."""
-        return self._answer.usage
-
-    @property
-    def timing(self) -> Timing | None:
-        """How long it took, in milliseconds, known at the end."""
-        return self._answer.timing
-
     def __repr__(self) -> str:
         text = self.text
         text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
         return f"<{type(self).__name__} {self.id} {self.status}, seq {self.seq}: {text!r}>"
 
+    @property
+    def _opening(self) -> str:
+        """The frame that asks for what is missing. Sent twice, it is paid for once: the id is the same."""
+        if self._accepted or self._request is None:
+            return resume_frame(self.id, self.seq)
+        return self._request
 
-_SHOWN = 40
-"""Characters of an answer in its repr."""
+    def _receive(self, frame: Mapping[str, Any]) -> None:
+        """Apply a frame of this answer. A token frame whose seq is not above the last one is a repetition."""
+        match frame["type"]:
+            case "start":
+                self.start_frame = self.start_frame or frame
+                self._accepted = True
+                self.model = frame["model"]
+                self._begun.set()
+            case "token" if frame["seq"] > self.seq:
+                self.seq = frame["seq"]
+                for name, pieces in self._texts.items():
+                    if isinstance(piece := frame.get(name), str):
+                        pieces.append(piece)
+                _join_calls(cast("list[dict[str, Any]]", self.tool_calls), frame.get("tool_calls") or [])
+                self._frames.append(cast("Frame", frame))
+                self._changed.set()
+            case "done":
+                self.end_frame = frame
+                for name in ("seq", "status", "finish_reason", "model", "usage", "timing"):
+                    setattr(self, name, frame.get(name))
+                self._finish()
+            case "error":
+                self.end_frame = frame
+                self.seq = frame["seq"]
+                self._finish(error_from(frame["error"]))
+
+    def _refuse(self, error: Mapping[str, Any]) -> None:
+        """End with the error object of a refusal."""
+        self.end_frame = {"type": "error", "id": self.id, "error": error}
+        gone = error["code"] == "not_found" or error.get("param") == "after"
+        self._finish(history_gone(error) if self._accepted and gone else error_from(error))
+
+    async def _cancel(self) -> None:
+        if not self.ended:
+            self._cancelling = True
+            self._end_unsent()
+            if self._carrier:
+                await self._carrier.cancel(self)
+
+    def _end_unsent(self) -> None:
+        """End a cancelled answer that the server does not know of."""
+        if not (self._sent or self._accepted or self._request is None or self.ended):
+            self.status = "cancelled"
+            self._finish()
+
+    def _finish(self, error: BaseException | None = None) -> None:
+        if not self.ended:
+            if error:
+                self.error, self.status = error, "failed"
+            self._request = ""  # it may be large, and a reply may be kept for long
+            self._begun.set()
+            self._over.set()
+            self._changed.set()
+
+    async def _more(self, count: int) -> None:
+        """Wait until there are more token frames than `count`, or the end."""
+        while len(self._frames) <= count and not self.ended:
+            self._changed.clear()
+            await self._changed.wait()
 
 
-class Reply(Known):
-    """An answer. Iterate it for its token frames as they come, `texts` for their text, or await it for its end.
+class Reply(ReplyState):
+    """An answer. Iterate it for its token frames as they arrive, `texts` for their text, or await it for its end.
 
-    Every iteration begins at the beginning of the answer, so any number of them see all of it. What has come so far is
-    always in `text`, `tool_calls` and so on. Raises ReplyError and its kinds when the answer failed,
-    ConnectionLostError when the server could not be reached again. A block of `async with` cancels it when it is left
-    early.
+    Every iteration starts at the beginning, so any number of them see all of it. Raises ReplyError and its kinds when
+    the answer failed, ConnectionLostError when the server could not be reached again. Leaving its `async with` block
+    early cancels it.
     """
 
-    def __init__(self, answer: Answer, cancel: Callable[[Answer], Awaitable[None]]) -> None:
-        super().__init__(answer)
-        self._cancel = cancel
-
-    def __aiter__(self) -> AsyncIterator[Frame]:
+    async def __aiter__(self) -> AsyncIterator[Frame]:
         """Yield the token frames from the first one on."""
-        return self._frames()
+        count = 0
+        while True:
+            while count < len(self._frames):
+                count += 1
+                yield self._frames[count - 1]
+            if self.error:
+                raise self.error
+            if self.ended:
+                return
+            await self._more(count)
 
     async def texts(self) -> AsyncGenerator[str, None]:
-        """Yield the text of the answer from its beginning, piece by piece."""
+        """Yield the text from its beginning, piece by piece."""
         async for frame in self:
             if text := frame.get("content"):
                 yield text
 
     async def begin(self) -> Self:
-        """Wait until the server has the request, or never will, and return it; then `model` is known."""
-        await self._answer.begun.wait()
+        """Wait until the server has accepted the request, or never will; from then on `model` is known."""
+        await self._begun.wait()
         return self
 
     async def end(self) -> Self:
-        """Wait for the end of the answer, and return it. Waiting no longer does not cancel it."""
-        await self._answer.over.wait()
-        if self._answer.error:
-            raise self._answer.error
+        """Wait for the end of the answer. Giving up the wait does not cancel the answer."""
+        await self._over.wait()
+        if self.error:
+            raise self.error
         return self
 
     def __await__(self) -> Generator[None, None, Self]:
-        """Wait for the end of the answer, as `end` does."""
         return self.end().__await__()
 
     async def cancel(self) -> None:
-        """Stop the answer: it ends soon after with the status `cancelled`. One that has ended is left as it is."""
-        if not self.ended:
-            self._answer.cancel()
-            await self._cancel(self._answer)
+        """Stop the answer: it ends soon after with the status `cancelled`. Does nothing when it has ended."""
+        await self._cancel()
 
     async def __aenter__(self) -> Self:
-        """Return the answer, which is cancelled when the block is left before its end."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.cancel()
-
-    async def _frames(self) -> AsyncGenerator[Frame, None]:
-        frames, count = self._answer.frames, 0
-        while True:
-            while count < len(frames):
-                count += 1
-                yield frames[count - 1]
-            if self._answer.error:
-                raise self._answer.error
-            if self.ended:
-                return
-            await self._answer.more(count)
+        await self._cancel()
 
 
-def answer_of(reply: Known) -> Answer:
-    """Return what a reply shows."""
-    return reply._answer
+def _join_calls(calls: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> None:
+    """Join pieces of tool calls to those that have come, by their `index` (the OpenAI streaming reference)."""
+    for piece in pieces:
+        index = piece.get("index")
+        call = next((call for call in reversed(calls) if index is not None and call.get("index") == index), None)
+        if call is None or (piece.get("id") and call.get("id") and piece["id"] != call["id"]):
+            calls.append({**piece, "function": dict(piece.get("function") or {})})
+            continue
+        for name, value in (piece.get("function") or {}).items():
+            old = call["function"].get(name)
+            if name == "arguments" and old and value:
+                call["function"][name] = old + value
+            elif value:  # servers repeat what is given once, or send it empty
+                call["function"][name] = value
+        call.update({key: value for key, value in piece.items() if key != "function" and value})

@@ -1,4 +1,4 @@
-"""What the client sends, checked and encoded when it is asked for: a mistake in a call is told where it is made."""
+"""The frames that the client sends, checked and encoded in the call that asks for them, so that mistakes raise there."""
 
 from __future__ import annotations
 
@@ -8,82 +8,81 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from ws_chat.protocol.types import ID_PATTERN
+
 Messages: TypeAlias = str | Sequence[Mapping[str, Any]]
 """Chat messages, or the text of one message of the user."""
 
-_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
-_GIVEN_OTHERWISE: Final = {"id": "request_id", "previous_id": "previous", "type": None}
+_ARGUMENTS: Final = {"id": "request_id", "previous_id": "previous", "type": None}
+"""Fields of the frame that are no chat-completions parameters, and the arguments that set them."""
 
 
-def encode(frame: Mapping[str, Any]) -> str:
-    """Return a frame as JSON. Raises TypeError or ValueError for what is no JSON: NaN, lone surrogates, objects."""
-    try:
-        text = json.dumps(frame, ensure_ascii=False, allow_nan=False)
-        text.encode()
-    except RecursionError:
-        raise ValueError("This is nested too deeply to be sent.") from None
-    except UnicodeEncodeError as error:
-        surrogate = error.object[error.start]
-        raise ValueError(f"A text holds half of a character, {surrogate!a}, which cannot be sent.") from None
-    return text
-
-
-def is_same(one: str, other: str) -> bool:
-    """Whether two encoded frames say the same, in whatever order."""
-    return one == other or _ordered(one) == _ordered(other)
-
-
-def _ordered(text: str) -> str:
-    return json.dumps(json.loads(text), sort_keys=True)
-
-
-def valid_id(given: str | uuid.UUID | None) -> str:
-    """Return the id of a request as text; None: a new one. Raises TypeError, ValueError."""
-    if given is None or isinstance(given, uuid.UUID):
-        return str(given or uuid.uuid4())
-    if not isinstance(given, str):
-        raise TypeError(f"An id is text or a UUID, not {type(given).__name__}.")
-    if not _ID.match(given):
-        raise ValueError(f"An id is 1 to 128 characters of A-Z a-z 0-9 . _ : - and not {given!a}.")
-    return given
-
-
-def asking(
+def chat_frame(
     messages: Messages, request_id: str, *, model: str | None, previous_id: str | None, parameters: Mapping[str, Any]
 ) -> str:
-    """Return the frame that asks for an answer, encoded. Raises TypeError, ValueError."""
-    for name, instead in _GIVEN_OTHERWISE.items():
+    """Return an encoded chat frame. Raises TypeError, ValueError."""
+    for name, argument in _ARGUMENTS.items():
         if name in parameters:
-            hint = f"; it is given as {instead}" if instead else ""
-            raise TypeError(f"{name} is no parameter of a chat-completions request{hint}.")
-    request = {"messages": _messages(messages), "id": request_id, **parameters}
+            hint = f"; use {argument}=" if argument else ""
+            raise TypeError(f"{name} is not a chat-completions parameter{hint}")
+    request = {"messages": _message_list(messages), "id": request_id, **parameters}
     if model is not None:
         request["model"] = model
     if previous_id is not None:
         request["previous_id"] = previous_id
-    return encode(request)
+    return _encode(request)
 
 
-def resuming(request_id: str, after: int) -> str:
-    """Return the frame that asks for what comes after a seq, encoded."""
-    return encode({"type": "resume", "id": request_id, "after": after})
+def resume_frame(request_id: str, after: int) -> str:
+    return _encode({"type": "resume", "id": request_id, "after": after})
 
 
-def cancelling(request_id: str) -> str:
-    """Return the frame that asks for the end of an answer, encoded."""
-    return encode({"type": "cancel", "id": request_id})
+def cancel_frame(request_id: str) -> str:
+    return _encode({"type": "cancel", "id": request_id})
 
 
-PING: Final = encode({"type": "ping"})
+PING: Final = '{"type":"ping"}'
 
 
-def _messages(given: Messages) -> list[dict[str, Any]]:
+def same_request(one: str, other: str) -> bool:
+    """Whether two encoded frames are equal as JSON values. (For Python's `==`, true is 1.)"""
+    return one == other or _sorted(one) == _sorted(other)
+
+
+def _sorted(text: str) -> str:
+    return json.dumps(json.loads(text), sort_keys=True)
+
+
+def valid_id(given: str | uuid.UUID | None) -> str:
+    """Return the id of a request as text; a new one for None. Raises TypeError, ValueError."""
+    if given is None or isinstance(given, uuid.UUID):
+        return str(given or uuid.uuid4())
+    if not isinstance(given, str):
+        raise TypeError(f"an id must be a str or a UUID, got {type(given).__name__}")
+    if not re.fullmatch(ID_PATTERN, given):
+        raise ValueError(f"an id must be 1 to 128 characters of A-Z a-z 0-9 . _ : - , got {given!a}")
+    return given
+
+
+def _encode(frame: Mapping[str, Any]) -> str:
+    """Encode a frame. Raises TypeError or ValueError for what is no JSON: NaN, lone surrogates, objects."""
+    try:
+        text = json.dumps(frame, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except RecursionError:
+        raise ValueError("the request is nested too deeply") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the request contains a lone surrogate, {error.object[error.start]!a}") from None
+    return text
+
+
+def _message_list(given: Messages) -> list[dict[str, Any]]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
-        raise TypeError(f"Messages are text or a list of messages, not {type(given).__name__}.")
+        raise TypeError(f"messages must be a str or a list of messages, got {type(given).__name__}")
     messages = list(given)
     for place, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise TypeError(f"messages[{place}] is not a mapping but {type(message).__name__}.")
+            raise TypeError(f"messages[{place}] must be a mapping, got {type(message).__name__}")
     return [dict(message) for message in messages]

@@ -15,7 +15,7 @@ _CLOSED: Final = "This connection was closed; `connect_sync` makes another."
 
 
 class LoopThread:
-    """Runs coroutines for any number of threads. It starts with the first, and never again once it was stopped."""
+    """Runs coroutines for any number of threads. It starts with the first one; once stopped, it never starts again."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -24,9 +24,9 @@ class LoopThread:
         self._stopped = False
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine and return its result. Raises RuntimeError after stopping, when all has ended."""
+        """Run a coroutine and return its result. After `stop`, waits for the thread to end and raises RuntimeError."""
         with self._lock:
-            future = None if self._stopped else self._begin(coroutine)
+            future = None if self._stopped else self._submit(coroutine)
         if future is None:
             coroutine.close()
             if self._thread:
@@ -37,10 +37,10 @@ class LoopThread:
         except concurrent.futures.CancelledError:
             raise RuntimeError(_CLOSED) from None
         except BaseException:
-            future.cancel()  # a Ctrl-C here must not leave it running there
+            future.cancel()  # Ctrl-C in this thread must not leave it running in the other
             raise
 
-    def _begin(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="ws_chat client", daemon=True)
@@ -48,7 +48,7 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def stop(self, last: Coroutine[Any, Any, None]) -> None:
-        """Run a last coroutine, end all that still runs, and stop; once is enough."""
+        """Run a last coroutine, cancel all other tasks, and stop. Calling it again does nothing."""
         with self._lock:
             stopped, self._stopped = self._stopped, True
         if stopped or self._loop is None or self._thread is None:

@@ -1,61 +1,180 @@
-"""`ws-chat chat`: one plain answer when something is asked, a chat when nothing is and a person is there."""
+"""`ws-chat chat`: its options, the question, and which of the two ways to chat: one plain answer, or interactively."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
+import os
 import sys
-from typing import TYPE_CHECKING, TextIO, cast
+import termios
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final, TextIO, cast
 
-from ws_chat.terminal.faults import INTERRUPTED, WRONG
-from ws_chat.terminal.options import read_options
-from ws_chat.terminal.plain import answer, tell
-from ws_chat.terminal.question import read_question
-from ws_chat.terminal.quiet import keys_unseen
+from ws_chat.client.network import Address
+from ws_chat.terminal.messages import INTERRUPTED, UNREACHABLE, USAGE, report
+from ws_chat.terminal.plain import answer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from io import TextIOWrapper
 
-    from ws_chat.terminal.options import Options
+DEFAULT_URL: Final = "ws://127.0.0.1:8000"
+EXIT_STATUSES: Final = """\
+exit status: 0 the answer is complete, 1 it failed or was refused, 2 wrong usage, 3 no server could be reached,
+130 Ctrl-C, 141 the output was closed.
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """How to chat. `question` is that of the command line."""
+
+    question: str | None = None
+    url: str = DEFAULT_URL
+    key: str | None = None
+    model: str | None = None
+    system: str | None = None
+    local: bool = False
+    json: bool = False
+    stats: bool = False
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Chat as the command line says; return the exit status."""
+    """Run the command; return the exit status."""
     options = read_options(arguments)
-    if sys.stdout is None or sys.stderr is None:  # a shell has closed it
-        return WRONG
+    if sys.stdout is None or sys.stderr is None:  # closed by the shell
+        return USAGE
     for stream in (sys.stdout, sys.stderr):
-        _never_fail(stream)
+        _replace_unencodable(stream)
     try:
-        return _chat(options)
+        with contextlib.ExitStack() as stack:
+            return _chat(options, stack)
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
-def _chat(options: Options) -> int:
-    with contextlib.ExitStack() as stack:
-        where = options.url
+def _chat(options: Options, stack: contextlib.ExitStack) -> int:
+    server = options.url
+    try:
+        question = read_question(options.question)
+        if question is None:
+            stack.enter_context(hidden_keys())
+        if options.local:
+            from ws_chat.terminal.local import local_server
+
+            local = stack.enter_context(local_server())
+            options = dataclasses.replace(options, url=local.url, key=local.key)
+            server = local.description
+    except ValueError as error:
+        report(str(error))
+        return USAGE
+    except RuntimeError as error:
+        report(str(error))
+        return UNREACHABLE
+    if question is not None:
+        return answer(options, question)
+    from ws_chat.terminal.chat import chat
+
+    return chat(options, server)
+
+
+def read_options(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Options:
+    """Read the command line and the environment. Exits with status 2 and a message when either is invalid."""
+    environ = os.environ if environ is None else environ
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    options = Options(
+        question=" ".join(given.question) if given.question else None,
+        url=given.url or environ.get("WS_CHAT_URL") or DEFAULT_URL,
+        key=given.key or environ.get("WS_CHAT_API_KEY") or None,
+        model=given.model or environ.get("WS_CHAT_MODEL") or None,
+        system=given.system or environ.get("WS_CHAT_SYSTEM") or None,
+        local=given.local,
+        json=given.json,
+        stats=given.stats,
+    )
+    try:
+        Address(options.url, options.key)
+        for text in (options.question, options.model, options.system):
+            (text or "").encode()
+    except UnicodeEncodeError:
+        parser.error("the question, the model and the system message must be UTF-8")
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def read_question(given: str | None) -> str | None:
+    """Return the question: that of the command line, of standard input, or both, in this order.
+
+    None when there is no question yet and a person at a terminal to ask one. Raises ValueError for an empty question,
+    and for input that is not UTF-8.
+    """
+    if sys.stdin is None or (sys.stdin.isatty() and given is not None):
+        piped = ""
+    elif sys.stdin.isatty() and sys.stdout.isatty():
+        return None
+    else:
+        if sys.stdin.isatty():
+            print("Type a question; Ctrl-D on a line of its own ends it.", file=sys.stderr)
         try:
-            question = read_question(options.question)
-            if question is None:
-                stack.enter_context(keys_unseen())
-            if options.local:
-                from ws_chat.terminal.local import local_server
-
-                server = stack.enter_context(local_server())
-                options = dataclasses.replace(options, url=server.url, key=server.key)
-                where = server.answers
-        except ValueError as error:
-            tell(str(error))
-            return WRONG
-        if question is not None:
-            return answer(options, question)
-        from ws_chat.terminal.interactive import chat
-
-        return chat(options, where)
+            piped = sys.stdin.buffer.read().decode("utf-8-sig").strip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"Standard input is not UTF-8: {error}.") from None
+    question = "\n\n".join(part for part in (given, piped) if part and part.strip())
+    if not question:
+        raise ValueError("The question is empty: give one as an argument or on standard input.")
+    return question
 
 
-def _never_fail(stream: TextIO) -> None:
-    """Let a terminal or a locale that lacks a character show a question mark."""
+@contextlib.contextmanager
+def hidden_keys() -> Iterator[None]:
+    """Do not echo keys until the block ends, and keep them for the next prompt; Ctrl-C is still a signal (termios(3)).
+
+    The line editor changes the terminal itself while it reads. Before and after that, keys would be echoed into what is
+    drawn, and Enter would become the Ctrl-J that breaks a line.
+    """
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    changed = termios.tcgetattr(descriptor)
+    changed[0] &= ~termios.ICRNL
+    changed[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(descriptor, termios.TCSANOW, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+def _replace_unencodable(stream: TextIO) -> None:
+    """Print a question mark for a character that the terminal's encoding lacks."""
     cast("TextIOWrapper", stream).reconfigure(errors="replace")
+
+
+def _parser() -> argparse.ArgumentParser:
+    chat = argparse.ArgumentParser(
+        prog="ws-chat chat",
+        description="A chat in the terminal. With a question as an argument or on standard input (or both: the "
+        "argument comes first), it prints the answer as plain text and exits.",
+        epilog=EXIT_STATUSES,
+    )
+    chat.add_argument("--version", action="version", version=f"ws_chat {version('ws-chat')}")
+    chat.add_argument("question", nargs="*", help="the question")
+    server = chat.add_mutually_exclusive_group()
+    server.add_argument("--url", help=f"the server: ws, wss, http or https (WS_CHAT_URL, else {DEFAULT_URL})")
+    server.add_argument(
+        "--local",
+        action="store_true",
+        help="start a server inside this program, with the model of OPENAI_API_KEY or OPENAI_BASE_URL, else the "
+        "built-in demo",
+    )
+    chat.add_argument("--model", help="the model (WS_CHAT_MODEL, else the server's)")
+    chat.add_argument("--system", metavar="TEXT", help="a system message (WS_CHAT_SYSTEM)")
+    chat.add_argument(
+        "--key",
+        help="the API key; other users of this computer can see it here, so prefer WS_CHAT_API_KEY",
+    )
+    chat.add_argument("--json", action="store_true", help="print frames, one per line, instead of text")
+    chat.add_argument("--stats", action="store_true", help="print time to the first token, tokens per second, usage")
+    return chat

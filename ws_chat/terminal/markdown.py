@@ -1,6 +1,6 @@
-"""Markdown as lines for a terminal, and where in a text that still grows its last block begins.
+"""Markdown as lines for a terminal, and where the last block of a growing text starts.
 
-A block of CommonMark is settled when the next one has begun, so each is drawn for the last time then, and never again.
+A block of CommonMark is final once the next one has started: it is drawn for the last time then.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
 
-from ws_chat.terminal.visible import visible
+from ws_chat.terminal.messages import visible
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -22,40 +22,40 @@ if TYPE_CHECKING:
 
 Line = list[Segment]
 
-# HTML would be left out of what is shown; it is text, as everything is that a terminal cannot do.
+# Without HTML: rich would leave it out. It is shown as text, like everything that a terminal cannot display.
 _PARSER: Final = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
 
 
 def last_block(text: str) -> int:
-    """Return where the last block of a text begins, in characters; what stands before it does not change any more."""
-    complete = text[: text.rfind("\n") + 1]  # a line that is not over may still turn out to go on with the block before
-    begins = [
+    """Return the index where the last block of a text starts; what is before it is final."""
+    complete = text[: text.rfind("\n") + 1]  # an incomplete line may still turn out to continue the block before it
+    starts = [
         token.map[0] for token in _PARSER.parse(complete) if token.level == 0 and token.map and token.nesting >= 0
     ]
-    if len(begins) < 2:
+    if len(starts) < 2:
         return 0
-    return sum(map(len, complete.splitlines(keepends=True)[: begins[-1]]))
+    # Not `splitlines`: it also splits at U+2028 and others, which end no line for the parser.
+    return sum(len(line) + 1 for line in complete.split("\n")[: starts[-1]])
 
 
 def ends_in_table(text: str) -> bool:
-    """Whether the last block is a table, whose lines may all change with its next row."""
+    """Whether the last block is a table: its next row may change all of its lines."""
     tokens = _PARSER.parse(text)
     return bool(tokens) and tokens[-1].type == "table_close"
 
 
 def markdown(text: str) -> RenderableType:
-    """Return Markdown as what rich draws."""
     return _Markdown(text)
 
 
 def thoughts(text: str) -> RenderableType:
-    """Return the reasoning of a model as what rich draws."""
+    """Return the reasoning of a model: dimmed, and not as Markdown."""
     return Text(text.strip("\n"), style="dim italic")
 
 
-def lines_of(drawn: RenderableType, console: Console, width: int) -> list[Line]:
-    """Return the lines that something takes at a width, in cells. Nothing in them moves the cursor."""
-    lines = console.render_lines(drawn, console.options.update(width=max(width, 1), height=None), pad=False)
+def render_lines(content: RenderableType, console: Console, width: int) -> list[Line]:
+    """Return lines of `width` cells, without control codes, trailing spaces, and blank lines at either end."""
+    lines = console.render_lines(content, console.options.update(width=max(width, 1), height=None), pad=False)
     clean = [_clean(line) for line in lines]
     while clean and not clean[0]:
         del clean[0]
@@ -75,7 +75,7 @@ def _clean(line: Line) -> Line:
 
 
 class _Code(CodeBlock):
-    """Code between two rules, with nothing beside it that would be copied along."""
+    """Code between two rules. Nothing is beside it, so that it can be copied."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Rule(self.lexer_name if self.lexer_name != "text" else "", style="dim", align="left")
@@ -86,7 +86,7 @@ class _Code(CodeBlock):
 
 
 class _Heading(Heading):
-    """A heading, which stands at the left as all else does."""
+    """A heading, aligned left as everything else is."""
 
     LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = {}
 
@@ -100,7 +100,7 @@ class _Markdown(Markdown):
     }
 
     def __init__(self, text: str) -> None:
-        super().__init__("", hyperlinks=False)  # a link shows where it leads to
+        super().__init__("", hyperlinks=False)  # so that a link shows its address
         self.parsed = _PARSER.parse(text)
         for token in self.parsed:
             for child in token.children or ():
@@ -109,7 +109,7 @@ class _Markdown(Markdown):
 
 def _as_text(token: Token) -> None:
     if token.type == "softbreak":
-        token.type = "hardbreak"  # models break lines where they mean to
+        token.type = "hardbreak"  # models break lines on purpose
     elif token.type == "image":
         token.type, token.tag = "text", ""
         token.content, token.children = f"[{token.content}] ({token.attrs.get('src')})", None

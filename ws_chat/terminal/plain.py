@@ -1,7 +1,7 @@
-"""One answer for a pipe, a file or a script: text or frames on standard output, all else on standard error.
+"""One answer for a pipe, a file or a script: text or frames on standard output, everything else on standard error.
 
-Standard output may be slow, so it is written without an event loop that would wait for it. Control characters are
-shown when a terminal reads; anything else gets exactly what the model said.
+Standard output may be slow, so it is written in this thread, not in the client's event loop. A terminal gets control
+characters made visible; anything else gets exactly what the model wrote.
 """
 
 from __future__ import annotations
@@ -11,128 +11,131 @@ import json
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from ws_chat.client.errors import ClientError
-from ws_chat.client.reply import answer_of
-from ws_chat.client.sync import SyncChat, connect_sync
-from ws_chat.terminal.faults import (
+from ws_chat.client import ClientError, SyncChat, connect_sync
+from ws_chat.terminal.messages import (
+    BROKEN_PIPE,
     FAILED,
     INTERRUPTED,
-    READER_GONE,
     UNREACHABLE,
+    Stopwatch,
+    connection_failure,
     exit_status,
-    no_server,
-    went_with_its_server,
+    lost_with_server,
+    remarks,
+    report,
+    visible,
 )
-from ws_chat.terminal.stats import Stopwatch
-from ws_chat.terminal.visible import visible
-from ws_chat.terminal.waiting import telling_of_waits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import FrameType
 
-    from ws_chat.client.sync import SyncReply
-    from ws_chat.terminal.options import Options
+    from ws_chat.client import Frame, SyncReply
+    from ws_chat.terminal.main import Options
 
-ATTEMPTS = 3
-"""How often something is asked of servers that go away before they have said anything."""
+ATTEMPTS: Final = 3
+"""How often a question is asked when servers go away before they have answered anything."""
 
 
 def answer(options: Options, question: str) -> int:
     """Print the answer to a question; return the exit status."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)  # by way of what cancels the answer
-    chat = connect_sync(options.url, api_key=options.key)
+        signal.signal(number, _exit)
+    chat = connect_sync(options.url, api_key=options.key, on_retry=_Reporter())
     try:
-        with contextlib.closing(chat), telling_of_waits(lambda reason: tell(f"{reason}; trying again")):
+        with contextlib.closing(chat):
             try:
                 chat.open()
             except ClientError as error:
-                tell(no_server(error, options))
+                report(connection_failure(error, key=options.key))
                 return exit_status(error)
             return _ask(chat, options, question)
     except KeyboardInterrupt:
         if sys.stdout.isatty():
-            print()  # the next prompt gets a line of its own
+            print()  # the shell's prompt gets its own line
         return INTERRUPTED
     except BrokenPipeError:
-        # What is still in the buffer would be written, and fail again, at the exit of the interpreter.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
+        _discard_output()
+        return BROKEN_PIPE
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        tell(f"The answer cannot be written: {error.strerror}.")
+        _discard_output()
+        report(f"The answer cannot be written: {error.strerror}.")
         return FAILED
 
 
-def tell(message: str) -> None:
-    """Say something on standard error."""
-    print(visible(f"ws-chat: {message}"), file=sys.stderr, flush=True)
+class _Reporter:
+    """Reports why the client waits, once per reason."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, reason: ClientError, _: float) -> None:
+        if str(reason) != self._last:
+            self._last = str(reason)
+            report(f"{reason}; trying again")
 
 
 def _ask(chat: SyncChat, options: Options, question: str) -> int:
     messages = [{"role": "system", "content": options.system}] if options.system else []
     messages.append({"role": "user", "content": question})
-    printed = _Printed(as_frames=options.json)
+    output = _Output(as_frames=options.json)
     for attempt in range(1, ATTEMPTS + 1):
         watch = Stopwatch()
         with chat.ask(messages, model=options.model) as reply:
             try:
-                printed.start(reply)
+                output.start(reply)
                 for frame in reply:
                     watch.token()
-                    printed.token(frame)
+                    output.token(frame)
             except ClientError as error:
-                if went_with_its_server(error) and not printed.something and attempt < ATTEMPTS:
+                if lost_with_server(error) and not output.has_tokens and attempt < ATTEMPTS:
                     continue
-                printed.end(reply)
-                tell(str(error))
+                output.end(reply)
+                report(str(error))
                 return exit_status(error)
-        printed.end(reply)
+        output.end(reply)
         if options.stats:
-            tell(watch.line(reply))
-        return _judged(reply)
+            report(watch.summary(reply))
+        return _finish(reply)
     return UNREACHABLE
 
 
-def _judged(reply: SyncReply) -> int:
-    """Tell what is not in the text of an answer; return the exit status."""
+def _finish(reply: SyncReply) -> int:
+    """Report what is not in the text of an answer that has ended; return the exit status."""
     if reply.refusal:
-        tell(f"The model refuses: {reply.refusal}")
+        report(f"The model refuses: {reply.refusal}")
         return FAILED
     if reply.status == "cancelled":
-        tell("The answer was cancelled from elsewhere.")
+        report("The answer was cancelled by another client.")
         return FAILED
-    if reply.finish_reason not in (None, "stop", "tool_calls"):
-        tell(f"The answer was cut short: {reply.finish_reason}.")
-    for call in reply.tool_calls:
-        function = call.get("function", {})
-        tell(f"The model calls {function.get('name')}({function.get('arguments', '')}), and there are no tools here.")
+    for remark in remarks(reply):
+        report(remark)
     return 0
 
 
-class _Printed:
-    """Standard output, and whether anything of an answer stands on it already."""
+class _Output:
+    """Standard output. `has_tokens`: a part of an answer was written."""
 
     def __init__(self, *, as_frames: bool) -> None:
-        self.something = False
+        self.has_tokens = False
         self._as_frames = as_frames
         self._to_terminal = sys.stdout.isatty()
         self._last = "\n"
 
     def start(self, reply: SyncReply) -> None:
-        self._frame(answer_of(reply.begin()).first)
+        self._frame(reply.begin().start_frame)
 
-    def token(self, frame: Any) -> None:
-        self.something = True
-        self._frame(frame)
-        if not self._as_frames:
+    def token(self, frame: Frame) -> None:
+        self.has_tokens = True
+        if self._as_frames:
+            self._frame(frame)
+        else:
             self._write(frame.get("content") or "")
 
     def end(self, reply: SyncReply) -> None:
-        self._frame(answer_of(reply).last)
+        self._frame(reply.end_frame)
         if self._last != "\n":
             self._write("\n")
 
@@ -147,5 +150,10 @@ class _Printed:
             sys.stdout.flush()
 
 
-def _leave(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+def _discard_output() -> None:
+    """Drop what is still buffered: the interpreter would write it when it exits, and fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # leaves the `with` blocks, which cancels the answer

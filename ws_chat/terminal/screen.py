@@ -1,4 +1,8 @@
-"""An answer on the screen while it comes: above what is settled, below what is not, drawn 15 times a second at most."""
+"""An answer on a terminal while it arrives: on a screen whose last lines are redrawn, or typed onto a dumb terminal.
+
+Lines that are final go into the scrollback, once. The others have to stay on the screen, because nothing above it can
+be drawn again.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +16,85 @@ from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.text import Text
 
-from ws_chat.terminal.growing import Growing
-from ws_chat.terminal.markdown import Line, lines_of, markdown, thoughts
-from ws_chat.terminal.visible import visible
+from ws_chat.terminal.markdown import Line, ends_in_table, last_block, markdown, render_lines, thoughts
+from ws_chat.terminal.messages import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
-    from ws_chat.client.frames import Frame
+    from ws_chat.client import Frame
 
-INTERVAL: Final = 1 / 15
+DRAW_INTERVAL: Final = 1 / 15
 """Seconds between two drawings, at least."""
-SHARE: Final = 0.2
-"""Of the time, at most this goes into drawing, so that a long block does not hold up what comes."""
+MAX_DRAW_SHARE: Final = 0.2
+"""Share of the time that drawing may take: a long block must not delay the frames that arrive."""
+LIVE_LINES: Final = 12
+"""Lines that are redrawn, except in a table: few, so that they fit into a window that is made smaller."""
+
+
+class GrowingText:
+    """A text that grows at its end, rendered by `render`: which of its lines are final, and which may still change."""
+
+    def __init__(self, console: Console, render: Callable[[str], RenderableType]) -> None:
+        self._console = console
+        self._render = render
+        self._text = ""  # of the blocks that may still change
+        self._given_up = 0  # how many of their lines were made final all the same
+        self._width = 0
+        self._has_lines = False
+
+    def add(self, text: str) -> None:
+        self._text += visible(text)
+
+    def settle(self) -> list[Line]:
+        """Return the lines of the blocks that have become final."""
+        if not (end := last_block(self._text)):
+            return []
+        lines = self._lines(self._text[:end])
+        self._text = self._text[end:]
+        return self._rest(lines)
+
+    def live(self, room: int) -> tuple[list[Line], list[Line]]:
+        """Return lines that are made final because there are too many, and those to redraw, which are at most `room`."""
+        lines = self._lines(self._text)[self._given_up :]
+        if ends_in_table(self._text):
+            return [], lines[-room:]
+        over = max(0, len(lines) - min(room, LIVE_LINES))
+        self._given_up += over
+        return lines[:over], lines[over:]
+
+    def end(self) -> list[Line]:
+        """Return the lines that are left."""
+        return self._rest(self._lines(self._text))
+
+    def _rest(self, lines: list[Line]) -> list[Line]:
+        left = lines[self._given_up :]
+        self._given_up = 0
+        self._has_lines = self._has_lines or bool(lines)
+        return left
+
+    def _lines(self, text: str) -> list[Line]:
+        if not self._given_up:  # else the block keeps the width of its first lines, though the window was resized
+            self._width = self._console.width
+        if not text.strip():
+            return []
+        lines = render_lines(self._render(text), self._console, self._width)
+        return [[], *lines] if self._has_lines else lines
 
 
 class Screen:
-    """One answer. It is drawn by a task of its own until the block ends."""
+    """Draws one answer in a task of its own until the block ends."""
 
     def __init__(self, console: Console) -> None:
         self.notice = ""
-        """What is waited for, if it is not the model."""
+        """What the client waits for, if not for the model."""
         self._console = console
-        self._growing = _Lines([])
+        self._live_lines = _Lines([])
         self._live = Live(
-            self._growing,
+            self._live_lines,
             console=console,
             auto_refresh=False,
             transient=True,
@@ -46,29 +102,27 @@ class Screen:
             redirect_stderr=False,
         )
         self._spinner = Spinner("dots", style="dim")
-        self._part: Growing | None = None
+        self._part: GrowingText | None = None
         self._kind = ""
         self._drawing: asyncio.Task[None] | None = None
         self._changed = False
 
     async def __aenter__(self) -> Self:
-        """Begin to draw."""
         self._live.start()
-        self._drawing = asyncio.create_task(self._draw_on())
+        self._drawing = asyncio.create_task(self._keep_drawing())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._drawing  # noqa: S101  (it was entered)
+        assert self._drawing  # noqa: S101  (for the type checker)
         self._drawing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._drawing
-        self._finish()
+        self._end_part()
         self._live.stop()
 
-    def take(self, frame: Frame) -> None:
-        """Take a token frame."""
+    def show(self, frame: Frame) -> None:
         self.notice = ""
         self._add("reasoning", frame.get("reasoning_content") or "")
         self._add("content", frame.get("content") or frame.get("refusal") or "")
@@ -76,59 +130,102 @@ class Screen:
     def _add(self, kind: str, text: str) -> None:
         if not text:
             return
-        if kind != self._kind:
-            self._finish()
+        if self._part is None or kind != self._kind:
+            self._end_part()
             self._kind = kind
-            self._part = Growing(self._console, markdown if kind == "content" else thoughts)
-        assert self._part  # noqa: S101  (just made)
+            self._part = GrowingText(self._console, markdown if kind == "content" else thoughts)
         self._part.add(text)
         self._changed = True
 
-    def _finish(self) -> None:
+    def _end_part(self) -> None:
         lines = self._part.end() if self._part else []
         if lines and self._kind == "reasoning":
             lines.append([])
         self._part, self._kind = None, ""
-        self._show(lines, [])
+        self._print(lines, [])
 
-    async def _draw_on(self) -> None:
+    async def _keep_drawing(self) -> None:
         while True:
-            began = time.monotonic()
+            start = time.monotonic()
             if self._changed or self.notice or not self._part:  # the last two: the spinner turns
                 self._changed = False
                 self._draw()
-            took = time.monotonic() - began
-            await asyncio.sleep(max(INTERVAL, took / SHARE))
+            took = time.monotonic() - start
+            await asyncio.sleep(max(DRAW_INTERVAL, took / MAX_DRAW_SHARE))
 
     def _draw(self) -> None:
-        settled: list[Line] = []
-        growing: list[Line] = []
+        final: list[Line] = []
+        live: list[Line] = []
         if self._part:
-            settled = self._part.settle()
-            given, growing = self._part.growing(max(1, self._console.height - 3))
-            settled += given
+            final = self._part.settle()
+            given_up, live = self._part.live(max(1, self._console.height - 3))
+            final += given_up
         if self.notice or not self._part:
             self._spinner.update(text=Text(visible(self.notice), style="dim"))
-            growing += lines_of(self._spinner, self._console, self._console.width)[:2]
-        self._show(settled, growing)
+            live += render_lines(self._spinner, self._console, self._console.width)[:2]
+        self._print(final, live)
 
-    def _show(self, settled: list[Line], growing: list[Line]) -> None:
-        self._growing.lines = growing
-        if settled:  # which draws what grows anew below it
-            self._console.print(_Lines(settled, ended=True), end="")
+    def _print(self, final: list[Line], live: list[Line]) -> None:
+        self._live_lines.lines = live
+        if final:  # printing redraws the live lines below
+            self._console.print(_Lines(final, end_last=True), end="")
         else:
             self._live.refresh()
 
 
 class _Lines:
-    """Lines as they are."""
+    """Rendered lines, as rich prints them."""
 
-    def __init__(self, lines: list[Line], *, ended: bool = False) -> None:
+    def __init__(self, lines: list[Line], *, end_last: bool = False) -> None:
         self.lines = lines
-        self._ended = ended
+        self._end_last = end_last
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for place, line in enumerate(self.lines, 1):
+        for number, line in enumerate(self.lines, 1):
             yield from line
-            if self._ended or place < len(self.lines):
+            if self._end_last or number < len(self.lines):
                 yield Segment.line()
+
+
+class Teletype:
+    """Types one answer onto a terminal that has no cursor movement and no colours. Used as `Screen` is."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._notice = ""
+        self._in_line = False
+
+    @property
+    def notice(self) -> str:
+        """What the client waits for. Typed once."""
+        return self._notice
+
+    @notice.setter
+    def notice(self, text: str) -> None:
+        if text and text != self._notice:
+            self._end_line()
+            self._write(f"({visible(text)})\n")
+        self._notice = text
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end_line()
+
+    def show(self, frame: Frame) -> None:
+        self._notice = ""
+        if text := frame.get("content") or frame.get("refusal"):
+            self._in_line = not text.endswith("\n")
+            self._write(visible(text))
+
+    def _end_line(self) -> None:
+        if self._in_line:
+            self._in_line = False
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        self._console.file.write(text)
+        self._console.file.flush()

@@ -30,7 +30,7 @@ def ws_chat_url(fake_openai: FakeOpenAI) -> Iterator[str]:
     """Return the URL of a ws_chat server, with no setting of the environment, in front of `fake_openai`."""
     from ws_chat.server.app import create_app
     from ws_chat.server.settings import Settings
-    from ws_chat.testing.serving import serving
+    from ws_chat.server.thread import serving
 
     settings = Settings.from_environment({"OPENAI_BASE_URL": fake_openai.base_url, "WS_CHAT_DRAIN_TIMEOUT": "0"})
     with serving(create_app(settings)) as url:

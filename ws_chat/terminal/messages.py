@@ -1,0 +1,132 @@
+"""What the program says besides an answer: errors with what to do about them, remarks, figures. And exit statuses.
+
+Everything that others wrote goes through `visible` before a terminal gets it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from ws_chat.client import (
+    AuthenticationError,
+    ClientError,
+    ConnectionLostError,
+    HistoryGoneError,
+    NotFoundError,
+    ProtocolError,
+    ReplyError,
+    UntrustedServerError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ws_chat.client.reply import ReplyState
+
+FAILED: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 3
+INTERRUPTED: Final = 130
+BROKEN_PIPE: Final = 141
+
+# A terminal executes control sequences in its text (ECMA-48: ESC, and the C1 characters): they could rename its window,
+# fill the clipboard, or rewrite what is above.
+_CONTROL_PICTURES: Final = 0x2400  # Unicode's pictures of the characters 0 to 31
+_SHOWN: Final = {
+    **{code: chr(_CONTROL_PICTURES + code) for code in range(0x20) if chr(code) not in "\t\n"},
+    ord("\r"): None,  # of a CRLF, or one that would overwrite its line
+    0x7F: "\u2421",
+    **{code: f"<{code:02x}>" for code in range(0x80, 0xA0)},
+    # Bidirectional controls reorder the text around them.
+    **{code: f"<{code:04x}>" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+    **dict.fromkeys(range(0xD800, 0xE000), "�"),  # lone surrogates, which cannot be encoded
+}
+
+
+def visible(text: str) -> str:
+    """Return a text with its control characters shown. Line feeds and tabs stay; carriage returns go."""
+    return text if text.isascii() and text.isprintable() else text.translate(_SHOWN)
+
+
+def report(message: str) -> None:
+    """Print a message on standard error."""
+    print(visible(f"ws-chat: {message}"), file=sys.stderr, flush=True)
+
+
+def exit_status(error: BaseException) -> int:
+    """Return the exit status of a program that ends with `error`."""
+    return UNREACHABLE if isinstance(error, (ConnectionLostError, ProtocolError)) else FAILED
+
+
+def connection_failure(error: ClientError, *, key: str | None) -> str:
+    """Return why there is no connection, and what to do about it."""
+    match error:
+        case AuthenticationError():
+            wrong = "The server does not accept this key" if key else "The server requires a key"
+            return f"{error}\n{wrong}: set WS_CHAT_API_KEY."
+        case UntrustedServerError() | ProtocolError():
+            return str(error)
+        case ConnectionLostError():
+            return (
+                f"{error}\nStart a server with `ws-chat serve`, name another one with --url or WS_CHAT_URL, or run "
+                "without one: `ws-chat chat --local`"
+            )
+    return str(error)
+
+
+def lost_with_server(error: ClientError) -> bool:
+    """Whether an answer ended because its server did: the next server can be asked the same."""
+    return isinstance(error, HistoryGoneError) or (
+        isinstance(error, ReplyError) and error.code in ("draining", "generation_lost")
+    )
+
+
+def is_forgotten(error: ClientError) -> bool:
+    """Whether the server no longer knows the conversation that a question continues."""
+    return isinstance(error, NotFoundError) and error.param == "previous_id"
+
+
+def remarks(reply: ReplyState) -> Iterator[str]:
+    """Yield what the text of an answer that has ended does not say."""
+    if reply.finish_reason not in (None, "stop", "tool_calls"):
+        yield f"cut short: {reply.finish_reason}"
+    for call in reply.tool_calls:
+        function = call.get("function", {})
+        yield f"calls {function.get('name')}({function.get('arguments', '')}); there are no tools here"
+
+
+class Stopwatch:
+    """Times an answer, from when the stopwatch is made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._first_token: float | None = None
+
+    def token(self) -> None:
+        if self._first_token is None:
+            self._first_token = time.monotonic()
+
+    def summary(self, reply: ReplyState) -> str:
+        """Return the figures of an answer that has ended.
+
+        The time to the first token is measured here, with the network; the rate is computed from the server's times,
+        without it. Where the upstream sends no usage, deltas are counted.
+        """
+        parts = []
+        if self._first_token is not None:
+            parts.append(f"{self._first_token - self._start:.2f} s to the first token")
+        usage = reply.usage or {}
+        completion, prompt = usage.get("completion_tokens"), usage.get("prompt_tokens")
+        count, unit = (completion, "tokens") if completion is not None else (max(reply.seq - 1, 0), "deltas")
+        if reply.timing and (ttft := reply.timing["ttft_ms"]) is not None:
+            seconds = (reply.timing["total_ms"] - ttft) / 1000
+            if seconds > 0:
+                parts.append(f"{count / seconds:.1f} {unit}/s")
+        parts.append(
+            f"{count} {unit}" if prompt is None else f"{prompt} token{'' if prompt == 1 else 's'} in, {count} out"
+        )
+        if reply.model:
+            parts.append(reply.model)
+        return " · ".join(parts)
