@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ws_chat.protocol.frames import Chat, decode
-from ws_chat.relay.conversation import conversation, is_same, said, write
+from ws_chat.relay.conversation import assistant_message, conversation, encode_request, is_same_request
 
 HI = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
@@ -46,24 +46,24 @@ def chat(**request) -> Chat:
     ],
 )
 def test_what_was_said_is_one_message(deltas, message):
-    assert said(deltas) == message
+    assert assistant_message(deltas) == message
 
 
 def test_a_conversation_goes_on_from_what_was_asked_and_said():
-    first = write(chat(), [])
+    first = encode_request(chat(), [])
     second_messages = [*conversation(first, [{"content": "Hello"}])]
-    second = write(chat(messages=[{"role": "user", "content": "more"}], previous_id="r1"), second_messages)
+    second = encode_request(chat(messages=[{"role": "user", "content": "more"}], previous_id="r1"), second_messages)
 
     assert second_messages == [HI, {"role": "assistant", "content": "Hello"}]
     assert conversation(second, []) == [*second_messages, {"role": "user", "content": "more"}]
 
 
 def test_the_same_request_is_known_again():
-    kept = write(chat(temperature=1, tools=[{"x": [1, {"y": None}]}], model="m", previous_id="r1"), [])
+    kept = encode_request(chat(temperature=1, tools=[{"x": [1, {"y": None}]}], model="m", previous_id="r1"), [])
 
-    assert is_same(kept, chat(tools=[{"x": [1, {"y": None}]}], previous_id="r1", model="m", temperature=1))
-    assert is_same(kept, chat(tools=[{"x": [1, {"y": None}]}], previous_id="r1", model="m", temperature=1.0))
-    assert is_same(kept, chat(type="chat", stream=True, **json.loads(kept)["given"]))
+    assert is_same_request(kept, chat(tools=[{"x": [1, {"y": None}]}], previous_id="r1", model="m", temperature=1))
+    assert is_same_request(kept, chat(tools=[{"x": [1, {"y": None}]}], previous_id="r1", model="m", temperature=1.0))
+    assert is_same_request(kept, chat(type="chat", stream=True, **json.loads(kept)["request"]))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_same_request_is_known_again():
     ],
 )
 def test_another_request_is_told_apart(other):
-    assert not is_same(write(chat(temperature=1), []), chat(**other))
+    assert not is_same_request(encode_request(chat(temperature=1), []), chat(**other))
 
 
 JSON = st.recursive(
@@ -96,13 +96,13 @@ JSON = st.recursive(
 
 @given(JSON, JSON)
 def test_equal_as_json_means_equal_as_json(one, other):
-    kept = write(chat(metadata=one), [])
+    kept = encode_request(chat(metadata=one), [])
 
-    assert is_same(kept, chat(metadata=one))
+    assert is_same_request(kept, chat(metadata=one))
     if json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True):
-        assert is_same(kept, chat(metadata=other))
+        assert is_same_request(kept, chat(metadata=other))
     elif not _numbers(one) and not _numbers(other):
-        assert not is_same(kept, chat(metadata=other))
+        assert not is_same_request(kept, chat(metadata=other))
 
 
 def _numbers(value) -> bool:
@@ -122,7 +122,7 @@ def _leaves(value):
 def test_a_call_in_thousands_of_pieces_is_one_call():
     head = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
     pieces = [{"tool_calls": [{"index": 0, "function": {"arguments": f"{number:05} "}}]} for number in range(10_000)]
-    (call,) = said([{"tool_calls": [head]}, *pieces])["tool_calls"]
+    (call,) = assistant_message([{"tool_calls": [head]}, *pieces])["tool_calls"]
     assert call == {
         "id": "c1",
         "type": "function",
@@ -136,7 +136,7 @@ def test_what_else_a_delta_says_does_not_cut_a_call_in_two():
         {"content": "b", "n": 2, "tool_calls": [{"index": 0, "id": "", "function": {"arguments": "}"}}]},
         {"tool_calls": [{"index": 0, "id": "c2", "function": {"name": "g", "arguments": "[]"}}]},
     ]
-    assert said(deltas) == {
+    assert assistant_message(deltas) == {
         "role": "assistant",
         "content": "ab",
         "tool_calls": [

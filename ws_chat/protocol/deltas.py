@@ -49,13 +49,16 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
     if texts := _texts(deltas):
         key, parts = texts
         return {key: "".join(parts)}, len(parts)
-    joined = _Joined(deltas[0])
+    joined = _Object(deltas[0])
+    size = _size(deltas[0])
     count = 1
     for delta in deltas[1:]:
-        if joined.size > MERGE_SIZE or not joined.add(delta):
+        if size > MERGE_SIZE or not joined.fits(delta):
             break
+        joined.add(delta)
+        size += _size(delta)
         count += 1
-    return joined.result(), count
+    return (joined.result() if count > 1 else deltas[0]), count
 
 
 def _texts(deltas: Sequence[Delta]) -> tuple[str, list[str]] | None:
@@ -73,49 +76,6 @@ def _texts(deltas: Sequence[Delta]) -> tuple[str, list[str]] | None:
     return (key, parts) if len(parts) == len(deltas) or size > MERGE_SIZE else None
 
 
-class _UnjoinableError(Exception):
-    """Two values that cannot be told as one."""
-
-
-class _Joined:
-    """Deltas being joined. Text is collected and concatenated once, so that a long replay costs linear time."""
-
-    def __init__(self, first: Delta) -> None:
-        self._fields = dict(first)
-        self._texts = {key: [value] for key, value in first.items() if isinstance(value, str)}
-        self.size = _size(first)
-
-    def add(self, delta: Delta) -> bool:
-        """Join one more; False, with nothing changed, when that cannot be done exactly."""
-        texts = []
-        others = {}
-        try:
-            for key, value in delta.items():
-                if key not in self._fields:
-                    others[key] = value
-                elif isinstance(value, str) and key in self._texts:
-                    texts.append((key, value))
-                elif key == "tool_calls":
-                    others[key] = _join_calls(self._fields[key], value)
-                else:
-                    others[key] = _join(self._fields[key], value)
-        except _UnjoinableError:
-            return False
-        self.size += _size(delta)
-        for key, value in texts:
-            self._texts[key].append(value)
-        for key, value in others.items():
-            if isinstance(value, str):
-                self._texts[key] = [value]
-            self._fields[key] = value
-        return True
-
-    def result(self) -> Delta:
-        for key, parts in self._texts.items():
-            self._fields[key] = "".join(parts)
-        return self._fields
-
-
 def _size(value: Any) -> int:
     if isinstance(value, str):
         return len(value)
@@ -126,54 +86,123 @@ def _size(value: Any) -> int:
     return 8
 
 
-def _join(old: Any, new: Any) -> Any:
-    if new is None:
-        return old
-    if old is None:
-        return new
-    if isinstance(old, str) and isinstance(new, str):
-        return old + new
-    if isinstance(old, list) and isinstance(new, list):
-        return [*old, *new]
-    if isinstance(old, dict) and isinstance(new, dict):
-        return {**old, **{key: _join(old[key], value) if key in old else value for key, value in new.items()}}
-    if old == new and type(old) is type(new):
-        return old
-    raise _UnjoinableError
+class _Text:
+    """Text being joined. It is put together once, so that a long answer costs linear time."""
+
+    def __init__(self, text: str) -> None:
+        self.parts = [text]
 
 
-def _join_calls(old: Any, new: Any) -> Any:
-    """Join two lists of tool call pieces by their `index`; a piece without one only ever stands for itself."""
-    if not (isinstance(old, list) and isinstance(new, list)):
-        raise _UnjoinableError
-    calls = list(old)
-    places = {call["index"]: place for place, call in enumerate(calls) if _index(call) is not None}
-    for piece in new:
-        index = _index(piece)
-        if index in places:
-            calls[places[index]] = _join_call(calls[places[index]], piece)
-        else:
-            if index is not None:
-                places[index] = len(calls)
-            calls.append(piece)
-    return calls
+class _Object:
+    """An object being joined from its pieces; what cannot be joined is replaced by what comes later."""
+
+    def __init__(self, first: dict[str, Any], constants: frozenset[str] = frozenset()) -> None:
+        self._constants = constants
+        self._fields: dict[str, Any] = {}
+        self.add(first)
+
+    def fits(self, piece: dict[str, Any]) -> bool:
+        """Return whether a piece can be joined exactly."""
+        return all(self._fits(key, value) for key, value in piece.items())
+
+    def _fits(self, key: str, new: Any) -> bool:
+        old = self._fields.get(key)
+        if key in self._constants:
+            return not new or old == new
+        if old is None or new is None:
+            return True
+        match old:
+            case _Text():
+                return isinstance(new, str)
+            case _Object():
+                return isinstance(new, dict) and old.fits(new)
+            case ToolCalls():
+                return isinstance(new, list) and old.fits(new)
+            case list():
+                return isinstance(new, list)
+        return bool(type(old) is type(new) and old == new)
+
+    def add(self, piece: dict[str, Any]) -> None:
+        for key, value in piece.items():
+            match self._fields.get(key), value:
+                case _Text() as old, str():
+                    old.parts.append(value)
+                case (_Object() as old, dict()) | (ToolCalls() as old, list()):
+                    old.add(value)
+                case list() as old, list():
+                    old += value
+                case old, _ if old is None or (value if key in self._constants else value is not None):
+                    self._fields[key] = self._start(key, value)
+
+    def _start(self, key: str, value: Any) -> Any:
+        match value:
+            case _ if key in self._constants:
+                return value
+            case str():
+                return _Text(value)
+            case dict():
+                return _Object(value, self._constants)
+            case list():
+                return ToolCalls(value, exact=True) if key == "tool_calls" else [*value]
+        return value
+
+    def result(self) -> dict[str, Any]:
+        return {key: _result(value) for key, value in self._fields.items()}
+
+    def get(self, key: str) -> Any:
+        return _result(self._fields.get(key))
+
+
+def _result(value: Any) -> Any:
+    match value:
+        case _Text():
+            return "".join(value.parts)
+        case _Object() | ToolCalls():
+            return value.result()
+    return value
+
+
+class ToolCalls:
+    """Tool calls being joined from their pieces: those with the same `index`, until one comes with another `id`.
+
+    A piece without an index only ever stands for itself. `exact` is for a frame, which readers join to those before it:
+    there, only pieces that lose nothing by it are joined.
+    """
+
+    def __init__(self, pieces: Sequence[Any] = (), *, exact: bool = False) -> None:
+        self._exact = exact
+        self._calls: list[Any] = []
+        self._open: dict[int, _Object] = {}  # by index: the last call that was started under it
+        self.add(pieces)
+
+    def fits(self, pieces: Sequence[Any]) -> bool:
+        """Return whether no piece would start another call under an index that has one."""
+        known = [(index, piece) for piece in pieces if (index := _index(piece)) in self._open]
+        repeated = len({index for index, _ in known}) < len(known)
+        return not repeated and all(self._open[index].fits(piece) for index, piece in known if index is not None)
+
+    def add(self, pieces: Sequence[Any]) -> None:
+        for piece in pieces:
+            index = _index(piece)
+            if index is None:
+                self._calls.append(piece)
+            elif (call := self._open.get(index)) and self._continues(call, piece):
+                call.add(piece)
+            else:
+                self._open[index] = call = _Object(piece, _CALL_CONSTANTS)
+                self._calls.append(call)
+
+    def result(self) -> list[Any]:
+        """Return the calls in the order in which they started, as far as they have come."""
+        return [call.result() if isinstance(call, _Object) else call for call in self._calls]
+
+    def _continues(self, call: _Object, piece: dict[str, Any]) -> bool:
+        if self._exact:
+            return call.fits(piece)
+        known, given = call.get("id"), piece.get("id")
+        return not (known and given and known != given)
 
 
 def _index(call: Any) -> int | None:
     index = call.get("index") if isinstance(call, dict) else None
     return index if type(index) is int else None
-
-
-def _join_call(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    joined = dict(old)
-    for key, value in new.items():
-        before = old.get(key)
-        if key in _CALL_CONSTANTS:
-            # Another id under the same index is another call: only separate frames keep the two apart.
-            if value and before != value:
-                raise _UnjoinableError
-        elif isinstance(before, dict) and isinstance(value, dict):
-            joined[key] = _join_call(before, value)
-        else:
-            joined[key] = _join(before, value)
-    return joined

@@ -1,4 +1,4 @@
-"""What a generation was asked, kept beside its log: to know the same request again, and to continue from its answer.
+"""The request of a generation, stored beside its log: to recognise the same request, and to continue from its answer.
 
 Pure functions over JSON values.
 """
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ws_chat.protocol.deltas import ToolCalls
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -16,31 +18,29 @@ if TYPE_CHECKING:
     from ws_chat.protocol.frames import Chat
     from ws_chat.stores.base import Log
 
-Message = dict[str, Any]
 
+class StoredRequest(msgspec.Struct):
+    """A request as the client sent it, and the messages that its `previous_id` put in front."""
 
-class Asked(msgspec.Struct):
-    """A request as it was given, and the messages that its `previous_id` put in front."""
-
-    given: dict[str, Any]
+    request: dict[str, Any]
     before: list[Any]
 
 
-def write(chat: Chat, before: Sequence[Any]) -> bytes:
-    """Return what is kept of a request."""
-    return msgspec.json.encode({"given": _given(chat), "before": before})
+def encode_request(chat: Chat, before: Sequence[Any]) -> bytes:
+    """Encode a request to be stored."""
+    return msgspec.json.encode({"request": _request(chat), "before": before})
 
 
-def is_same(request: bytes, chat: Chat) -> bool:
-    """Whether a chat asks for what a kept request asked for: equal as JSON values."""
-    return _equal(_read(request).given, msgspec.json.decode(msgspec.json.encode(_given(chat))))
+def is_same_request(stored: bytes, chat: Chat) -> bool:
+    """Return whether a chat is the same request as a stored one: equal as JSON values."""
+    return _equal(_decode(stored).request, msgspec.json.decode(msgspec.json.encode(_request(chat))))
 
 
-def conversation(request: bytes, deltas: Sequence[Delta]) -> list[Any]:
-    """Return the messages of a kept request, those before it, and what `deltas` said as the assistant's message."""
-    asked = _read(request)
-    answer = said(deltas)
-    return [*asked.before, *asked.given["messages"], *([answer] if answer else [])]
+def conversation(stored: bytes, deltas: Sequence[Delta]) -> list[Any]:
+    """Return the messages of a stored request, those before it, and its answer, which `deltas` make up."""
+    asked = _decode(stored)
+    answer = assistant_message(deltas)
+    return [*asked.before, *asked.request["messages"], *([answer] if answer else [])]
 
 
 def conversation_of(log: Log) -> list[Any]:
@@ -51,76 +51,45 @@ def conversation_of(log: Log) -> list[Any]:
     return conversation(log.request, deltas)
 
 
-def said(deltas: Sequence[Delta]) -> Message | None:
-    """Return deltas as one assistant message (text and tool calls), None when there is nothing in them."""
+def assistant_message(deltas: Sequence[Delta]) -> dict[str, Any] | None:
+    """Return deltas as one message (text and tool calls), None when there is nothing in them."""
     texts: list[str] = []
-    calls: list[_Call] = []
-    open_calls: dict[Any, _Call] = {}  # by index: the last one that was begun under it
+    calls = ToolCalls()
     for delta in deltas:
-        content, pieces = delta.get("content"), delta.get("tool_calls")
-        if isinstance(content, str):
+        if isinstance(content := delta.get("content"), str):
             texts.append(content)
-        for piece in pieces if isinstance(pieces, list) else ():
-            if isinstance(piece, dict):
-                index = piece.get("index")
-                call = open_calls.get(index) if isinstance(index, int) else None
-                if call is None or not call.add(piece):
-                    calls.append(_Call(piece))
-                    if isinstance(index, int):
-                        open_calls[index] = calls[-1]
-    text = "".join(texts)
-    if not (text or calls):
-        return None
-    message: Message = {"role": "assistant", "content": text or None}
-    return {**message, "tool_calls": [call.result() for call in calls]} if calls else message
+        if isinstance(pieces := delta.get("tool_calls"), list):
+            calls.add(pieces)
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(texts) or None}
+    if tool_calls := [_without_index(call) for call in calls.result() if isinstance(call, dict)]:
+        message["tool_calls"] = tool_calls
+    return message if message["content"] or tool_calls else None
 
 
-class _Call:
-    """A tool call being joined from its pieces (the OpenAI streaming reference)."""
-
-    def __init__(self, piece: dict[str, Any]) -> None:
-        self._fields: dict[str, Any] = {}
-        self._function: dict[str, Any] = {}
-        self._arguments: list[str] = []
-        self.add(piece)
-
-    def add(self, piece: dict[str, Any]) -> bool:
-        """Join one more piece; False when it is of another call."""
-        known, given = self._fields.get("id"), piece.get("id")
-        if known and given and known != given:
-            return False
-        # What is given once may be repeated, or sent empty; `index` is of the stream's business only.
-        self._fields |= {key: value for key, value in piece.items() if value and key not in {"index", "function"}}
-        function = piece.get("function")
-        if isinstance(function, dict):
-            arguments = function.get("arguments")
-            if isinstance(arguments, str):
-                self._arguments.append(arguments)
-            self._function |= {key: value for key, value in function.items() if value and key != "arguments"}
-        return True
-
-    def result(self) -> dict[str, Any]:
-        """Return the call as a message has it."""
-        if self._function or self._arguments:
-            return {**self._fields, "function": {**self._function, "arguments": "".join(self._arguments)}}
-        return self._fields
+def _without_index(call: dict[str, Any]) -> dict[str, Any]:
+    """Return a joined tool call as a message has it: what servers send empty, to be filled later, is left out."""
+    function = call.get("function")
+    if isinstance(function, dict):
+        kept = {key: value for key, value in function.items() if value or key == "arguments"}
+        call = {**call, "function": {"arguments": "", **kept}}
+    return {key: value for key, value in call.items() if value and key != "index"}
 
 
-def _given(chat: Chat) -> dict[str, Any]:
-    given = dict(chat.body)
+def _request(chat: Chat) -> dict[str, Any]:
+    request = dict(chat.body)
     if chat.model is not None:
-        given["model"] = chat.model
+        request["model"] = chat.model
     if chat.previous_id is not None:
-        given["previous_id"] = chat.previous_id
-    return given
+        request["previous_id"] = chat.previous_id
+    return request
 
 
-def _read(request: bytes) -> Asked:
-    return msgspec.json.decode(request, type=Asked)
+def _decode(stored: bytes) -> StoredRequest:
+    return msgspec.json.decode(stored, type=StoredRequest)
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two JSON values are the same: for Python, True is 1."""
+    """Return whether two JSON values are the same: for Python, True is 1."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, dict) and isinstance(other, dict):
