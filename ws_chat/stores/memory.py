@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from ws_chat.stores.base import LogEndedError
+from ws_chat.stores.base import LogEndedError, LogExistsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ws_chat.protocol.deltas import Delta
     from ws_chat.protocol.frames import Start, Terminal
-    from ws_chat.stores.base import Ended, Production, Wake
+    from ws_chat.stores.base import GenerationKey, OnEnd, RunningGenerations, Wake
 
 KEPT_LIMIT: Final = 256 * 1024 * 1024
-"""Bytes of packed logs that are kept, unless a store is told otherwise."""
+"""Bytes of packed logs that a store keeps by default."""
 PART: Final = 512
 """How many deltas are packed together: a reader unpacks that many at a time."""
 OVERHEAD: Final = 2048
@@ -30,19 +30,22 @@ OVERHEAD: Final = 2048
 
 
 class MemoryLog:
-    """A log as a list: the delta with seq n stands at n - 1. `on_end` is called once, at the end."""
+    """A log as a list: the delta with seq n stands at n - 1. `on_packed` is called once, at the end."""
 
-    __slots__ = ("_deltas", "_on_end", "_parts", "_wakes", "last", "request", "start", "terminal")
+    __slots__ = ("_deltas", "_on_packed", "_parts", "_wakes", "_watchers", "last", "request", "start", "terminal")
 
-    def __init__(self, start: Start, request: bytes = b"", on_end: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, start: Start, request: bytes = b"", on_packed: Callable[[], None] = lambda: None) -> None:
         self.start = start
         self.request = request
         self.last = 0
         self.terminal: Terminal | None = None
-        self._on_end = on_end
+        self._on_packed = on_packed
         self._deltas: list[Delta] = []
         self._parts: list[bytes] = []  # the deltas, after the end
-        self._wakes: tuple[Wake, ...] = ()  # replaced, never changed: a reader may leave while it is woken
+        self._watchers: dict[Wake, None] = {}
+        # What a write goes through: readers come and go while they are woken. Made anew at the first write after
+        # that and not at each change, or the end of a log would take time quadratic in its readers.
+        self._wakes: tuple[Wake, ...] | None = ()
 
     @property
     def size(self) -> int:
@@ -61,26 +64,31 @@ class MemoryLog:
             raise LogEndedError
         self._deltas.extend(deltas)
         self.last = last = self.last + len(deltas)
-        for wake in self._wakes:
+        wakes = self._wakes
+        if wakes is None:
+            wakes = self._wakes = tuple(self._watchers)
+        for wake in wakes:
             wake(last, deltas)
 
-    def end(self, terminal: Terminal, then: Ended | None = None) -> None:
+    def end(self, terminal: Terminal, on_end: OnEnd | None = None) -> None:
         if self.terminal:
             raise LogEndedError
         self._parts = [msgspec.json.encode(self._deltas[at : at + PART]) for at in range(0, self.last, PART)]
         self._deltas = []
         self.terminal = terminal
-        self._on_end()
-        for wake in self._wakes:
+        self._on_packed()
+        for wake in tuple(self._watchers):
             wake(self.last, ())
-        if then:
-            then(terminal)
+        if on_end:
+            on_end(terminal)
 
     def watch(self, wake: Wake) -> None:
-        self._wakes = (*self._wakes, wake)
+        self._watchers[wake] = None
+        self._wakes = None
 
     def unwatch(self, wake: Wake) -> None:
-        self._wakes = tuple(other for other in self._wakes if other != wake)
+        self._watchers.pop(wake, None)
+        self._wakes = None
 
 
 class _Kept(NamedTuple):
@@ -94,31 +102,31 @@ class MemoryStore:
     def __init__(self, *, retention: float = 300.0, limit: int = KEPT_LIMIT) -> None:
         self._retention = retention
         self._limit = limit
-        self._logs: dict[str, MemoryLog] = {}
-        self._ended: OrderedDict[str, _Kept] = OrderedDict()  # the oldest end first
+        self._logs: dict[GenerationKey, MemoryLog] = {}
+        self._ended: OrderedDict[GenerationKey, _Kept] = OrderedDict()  # the oldest end first
         self._sweep: asyncio.TimerHandle | None = None
         self.kept_bytes = 0
         self.evicted = 0
-        """How many logs were forgotten before their time, for want of memory."""
+        """How many logs were removed before their time, for want of memory."""
         self.available = True
         self.counters = None
 
-    async def open(self, production: Production) -> None:
-        """Do nothing: nobody else reads."""
+    async def open(self, running: RunningGenerations) -> None:
+        """Do nothing: no other process reads."""
 
-    async def cancel(self, key: str) -> None:
-        """Do nothing: nobody else writes."""
+    async def cancel(self, key: GenerationKey) -> None:
+        """Do nothing: no other process writes."""
 
-    async def create(self, key: str, start: Start, request: bytes) -> MemoryLog:
+    async def create(self, key: GenerationKey, start: Start, request: bytes) -> MemoryLog:
         if key in self._logs:
-            raise KeyError(key)
+            raise LogExistsError
         log = self._logs[key] = MemoryLog(start, request, lambda: self._keep(key))
         return log
 
-    async def get(self, key: str, after: int = 0) -> MemoryLog | None:
+    async def get(self, key: GenerationKey, after: int = 0) -> MemoryLog | None:
         return self._logs.get(key)
 
-    def remove(self, key: str) -> None:
+    def remove(self, key: GenerationKey) -> None:
         self._logs.pop(key, None)
         if kept := self._ended.pop(key, None):
             self.kept_bytes -= kept.size
@@ -130,10 +138,10 @@ class MemoryStore:
         self._ended.clear()
         self.kept_bytes = 0
 
-    def _keep(self, key: str) -> None:
+    def _keep(self, key: GenerationKey) -> None:
         log = self._logs.get(key)
         if log is None:
-            return  # forgotten while it ran
+            return  # removed while it ran
         loop = asyncio.get_running_loop()
         size = OVERHEAD + len(log.request) + log.size
         self._ended[key] = kept = _Kept(loop.time() + self._retention, size)
@@ -142,14 +150,15 @@ class MemoryStore:
             self.remove(next(iter(self._ended)))
             self.evicted += 1
         if self._sweep is None:
-            self._sweep = loop.call_later(self._retention, self._forget_old)
+            self._sweep = loop.call_later(self._retention, self._remove_old)
 
-    def _forget_old(self) -> None:
-        """Forget what has been kept long enough, and look again when the next one will have been."""
+    def _remove_old(self) -> None:
+        """Remove what has been kept long enough, and look again when the next one will have been."""
         loop = asyncio.get_running_loop()
         self._sweep = None
-        for key, kept in list(self._ended.items()):
+        while self._ended:
+            key, kept = next(iter(self._ended.items()))
             if kept.until > loop.time():
-                self._sweep = loop.call_at(kept.until, self._forget_old)
+                self._sweep = loop.call_at(kept.until, self._remove_old)
                 return
             self.remove(key)
