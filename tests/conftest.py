@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ws_chat.relay.relay import Relay
     from ws_chat.server.connections import Connections
+    from ws_chat.stores.base import GenerationKey
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -177,7 +178,7 @@ async def running(app: FastAPI, settings: Settings, **config: Any) -> AsyncItera
         await server.shutdown(sockets=[sock])
         if hasattr(app, "state"):
             relay, connections = app.state.relay, app.state.connections
-            left = (connections.open, relay.running, relay._producers._reading, len(server.server_state.tasks))
+            left = (connections.open, relay.running, relay._runner._reading, len(server.server_state.tasks))
             assert left == (0, 0, 0, 0), f"connections, generations, readers and tasks that are left: {left}"
 
 
@@ -268,12 +269,15 @@ async def redis(shared: RedisServer) -> AsyncIterator[Redis]:
 
 
 class Nothing:
-    """Produces nothing that anybody could ask for."""
+    """Runs nothing that other processes could ask for."""
 
-    def cancel(self, key: str) -> None:
+    def cancel(self, key: GenerationKey) -> bool:
+        return False
+
+    def add_remote_reader(self, key: GenerationKey) -> None:
         pass
 
-    def watched(self, key: str, *, begins: bool) -> None:
+    def remove_remote_reader(self, key: GenerationKey) -> None:
         pass
 
 

@@ -89,12 +89,15 @@ def test_origins(origin, host, allowed):
 async def test_a_quota_is_counted_for_each_principal():
     quota = Quota(2)
     for _ in range(2):
-        await quota.take("a")
+        async with quota.counted("a"):
+            pass
     with pytest.raises(ChatError) as refused:
-        await quota.take("a")
+        async with quota.counted("a"):
+            pass
     assert refused.value.info.code == "rate_limited"
     assert 1 <= refused.value.info.retry_after <= 60
-    await quota.take("b")
+    async with quota.counted("b"):
+        pass
 
 
 def subprotocols(key: str) -> list[str]:

@@ -200,7 +200,7 @@ async def test_many_who_wait_for_the_end_wait_for_one(service, fake):
         for _ in range(16):
             await socket.send({"messages": HELLO})
         await fake.request(16)
-        producers = [producing.task for producing in service.relay._producers._running.values()]
+        producers = [producing.task for producing in service.relay._runner._running.values()]
         await asyncio.gather(*[service.relay.stop() for _ in range(100)])
         assert {producer.cancelling() for producer in producers} == {1}
         frames = [await socket.receive() for _ in range(32)]

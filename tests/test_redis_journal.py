@@ -9,6 +9,7 @@ from test_stores import DONE, K1, end
 from waiting import until
 
 from ws_chat.protocol.frames import Start
+from ws_chat.stores.redis.names import redis_name
 
 pytestmark = pytest.mark.anyio
 
@@ -66,8 +67,8 @@ async def test_what_runs_for_long_is_written_anew_and_the_old_is_let_go(stores, 
     await until_it_holds(copy, 30)
     assert list(copy.after(0, 1000)) == DELTAS[:30]
     await one._shards[0]._journal._link.close()  # it writes no more
-    lost = await other._shards[0]._lease._journalled(one.replica, {K1})
-    assert lost[K1] == DELTAS[:30]
+    lost = await other._shards[0]._lease._journalled(one.replica, {redis_name(K1)})
+    assert lost[redis_name(K1)] == DELTAS[:30]
     log.end(DONE)
 
 

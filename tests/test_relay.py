@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from waiting import until
 
 from ws_chat import ChatError
 from ws_chat.protocol.frames import Chat, Done, Failed
@@ -97,27 +98,48 @@ async def test_of_two_that_send_different_things_at_the_same_instant_one_is_refu
     await relay.close()
 
 
-@pytest.mark.parametrize("meanwhile", ["the server stops", "the last place is taken"])
-async def test_room_is_looked_for_again_after_an_interruption(meanwhile, upstream):
-    relay = Relay(upstream, MemoryStore(), max_generations=1)
+async def interrupting(relay, upstream) -> asyncio.Task:
+    """Start r1, and r2 that interrupts it; return the start of r2, which waits for the end of r1."""
     log = await relay.start(ONE, "r1", Chat({"messages": HELLO}, id="r1"))
+    await until(lambda: log.last, "r1 to run")
     upstream.closing.clear()
-    await asyncio.sleep(0)  # it runs
-    interrupting = asyncio.create_task(relay.start(ONE, "r2", Chat({"messages": HELLO}, id="r2", previous_id="r1")))
-    await asyncio.sleep(0)  # it waits for the end of r1
-    others = []
+    task = asyncio.create_task(relay.start(ONE, "r2", Chat({"messages": HELLO}, id="r2", previous_id="r1")))
+    await until(lambda: relay._runner._running[ONE.key("r1", named=True)].task.cancelling(), "r1 to be cancelled")
+    return task
 
-    def come_between(*_) -> None:
-        faster = (
-            relay.stop() if meanwhile == "the server stops" else relay.start(OTHER, "r3", Chat({"messages": HELLO}))
-        )
-        others.append(asyncio.create_task(faster))
 
-    log.watch(come_between)
+async def test_the_place_of_the_interrupted_one_goes_to_no_other(upstream):
+    relay = Relay(upstream, MemoryStore(), max_generations=1)
+    start = await interrupting(relay, upstream)
+    assert await code_of(relay.start(OTHER, "r3", Chat({"messages": HELLO}))) == "overloaded"
     upstream.closing.set()
-    assert await code_of(interrupting) == ("draining" if meanwhile == "the server stops" else "overloaded")
-    assert len(others) == 1
-    assert not [request for request in upstream.requests if len(request["messages"]) > 1]
+    upstream.go.set()
+    assert (await ended(await start)).status == "completed"
+    assert [len(request["messages"]) for request in upstream.requests] == [1, 3]
+    await relay.close()
+
+
+async def test_what_starts_while_the_server_stops_ends_at_once(upstream):
+    relay = Relay(upstream, MemoryStore())
+    start = await interrupting(relay, upstream)
+    stopping = asyncio.create_task(relay.stop())
+    await until(lambda: relay._runner._stopped, "the relay to stop")
+    upstream.closing.set()
+    assert (await ended(await start)).error.code == "draining"
+    await stopping
+    assert len(upstream.requests) == 1
+    await relay.close()
+
+
+async def test_a_drain_waits_for_what_is_being_started(upstream):
+    relay = Relay(upstream, MemoryStore())
+    start = await interrupting(relay, upstream)
+    draining = asyncio.create_task(relay.drain(60))
+    await until(lambda: relay.draining, "the relay to drain")
+    upstream.closing.set()
+    upstream.go.set()
+    assert (await ended(await start)).status == "completed"
+    await draining
     await relay.close()
 
 

@@ -9,7 +9,7 @@ from conftest import HELLO, Nothing, Socket
 from replicas import SHARD
 from test_replicas import begin, begin_elsewhere, closed, over_http, shard_of, slowly, until_read_elsewhere
 from test_replicas_lost import hold_renewals, kill, replica, until_ready
-from test_stores import K1, end
+from test_stores import K1, end, named
 from waiting import until
 from websockets.asyncio.client import connect
 
@@ -17,7 +17,7 @@ from ws_chat import ChatError
 from ws_chat.protocol.frames import Start
 from ws_chat.stores.redis import journal as redis_journal
 from ws_chat.stores.redis.connection import cancel
-from ws_chat.stores.redis.names import RESTORE
+from ws_chat.stores.redis.names import RESTORE, redis_name
 from ws_chat.stores.redis.store import RedisStore
 from ws_chat.testing import Hang, Reply, text
 
@@ -115,7 +115,7 @@ async def test_who_reads_nothing_for_a_moment_misses_no_end(stores):
     await stalling.wait()
     await end(log)
     for number in range(10):  # more than a node of a stream, which is what Redis trims by
-        another = await one.create(f"named/anonymous/x{number}", Start("x", 0, "m"), b"{}")
+        another = await one.create(named(f"x{number}"), Start("x", 0, "m"), b"{}")
         another.append([{"content": "x" * 6000}])
         await until(lambda another=another: another.journalled, "the delta to be in the journal")
         await end(another)
@@ -205,9 +205,9 @@ async def test_a_copy_that_is_left_and_followed_again_at_once_counts_as_read(sto
 async def test_nothing_is_kept_of_what_has_ended(stores):
     one, other = stores
     for number in range(20):
-        log = await one.create(f"named/anonymous/{number}", Start("r", 0, "m"), b"{}")
+        log = await one.create(named(str(number)), Start("r", 0, "m"), b"{}")
         log.append([{"content": "x"}])
-        found = asyncio.create_task(other.get(f"named/anonymous/{number}"))
+        found = asyncio.create_task(other.get(named(str(number))))
         await asyncio.sleep(number / 200)  # each end at another moment: the same must be left whichever it meets
         await end(log)
         await found
@@ -256,7 +256,7 @@ async def test_a_log_of_a_dead_replica_that_stands_nowhere_else_is_lost(stores, 
     windows("redis.connection.STEADY", 0.0)
     _, other = stores
     start = b'{"type":"start","id":"r1","seq":0,"model":"m"}'
-    await redis.hset(f"ws_chat:{{0}}:{K1}", mapping={"replica": "dead", "start": start, "request": b"{}"})
+    await redis.hset(f"ws_chat:{{0}}:{redis_name(K1)}", mapping={"replica": "dead", "start": start, "request": b"{}"})
     log = await other.get(K1)
     assert log is None or log.terminal.error.code == "generation_lost"
 
@@ -281,5 +281,5 @@ async def test_a_journal_that_cannot_be_read_keeps_no_other_replica_unburied(sto
         return not await redis.exists(f"{prefix}running:good")
 
     await until(buried, "the dead replica whose journal can be read to be buried")
-    log = await other.get("named/anonymous/good")
+    log = await other.get(named("good"))
     assert (list(log.after(0, 9)), log.terminal.error.code) == ([{"content": "a"}], "generation_lost")

@@ -6,7 +6,7 @@ import pytest
 
 from ws_chat import ChatError
 from ws_chat.protocol.frames import Cancel, Chat, Ping, Pong, Resume
-from ws_chat.relay.session import CancelGeneration, FollowGeneration, Reply, Session, StartGeneration
+from ws_chat.relay.session import CancelGeneration, FollowGeneration, SendFrame, Session, StartGeneration
 
 CHAT = Chat({"messages": [{"role": "user"}]})
 
@@ -96,4 +96,4 @@ def test_cancel_without_id_takes_the_only_one(session):
 
 
 def test_ping(session):
-    assert session.receive(Ping()) == Reply(Pong())
+    assert session.receive(Ping()) == SendFrame(Pong())

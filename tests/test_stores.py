@@ -11,7 +11,7 @@ from redis.asyncio import Redis, RedisCluster
 from waiting import until
 
 from ws_chat.protocol.frames import Done, Start
-from ws_chat.stores.base import LogEndedError
+from ws_chat.stores.base import GenerationKey, LogEndedError, LogExistsError
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.stores.redis.store import RedisStore
 
@@ -21,7 +21,11 @@ DONE = Done("r1", 4, "completed", "stop", "m", None, {"ttft_ms": None, "total_ms
 A, B, C = ({"content": letter} for letter in "abc")
 
 
-K1 = "named/anonymous/r1"
+def named(generation_id: str) -> GenerationKey:
+    return GenerationKey("anonymous", generation_id, named=True)
+
+
+K1 = named("r1")
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +150,8 @@ async def test_logs_are_found_by_key_until_removed(store):
 
     assert await store.get(K1) is log
     assert log.request == b'{"a":1}'
-    assert await store.get("r1") is None
-    with pytest.raises(KeyError):
+    assert await store.get(K1._replace(named=False)) is None
+    with pytest.raises(LogExistsError):
         await store.create(K1, Start("r1", 0, "m"), b"{}")
     store.remove(K1)
     store.remove(K1)
@@ -156,7 +160,7 @@ async def test_logs_are_found_by_key_until_removed(store):
     await store.close()
 
 
-async def gone(store, key: str) -> None:
+async def gone(store, key: GenerationKey) -> None:
     async def forgotten() -> bool:
         return await store.get(key) is None
 
@@ -165,40 +169,40 @@ async def gone(store, key: str) -> None:
 
 async def test_an_ended_log_is_forgotten_after_the_retention():
     store = MemoryStore(retention=0.01)
-    running = await store.create("running", Start("r0", 0, "m"), b"")
-    for key in ("k1", "k2"):
+    running = await store.create(named("running"), Start("r0", 0, "m"), b"")
+    for key in map(named, ("k1", "k2")):
         log = await store.create(key, Start("r1", 0, "m"), b"{}")
         log.append([A])
         log.end(DONE)
     assert store.kept_bytes > 0
 
-    await gone(store, "k1")
-    await gone(store, "k2")
+    await gone(store, named("k1"))
+    await gone(store, named("k2"))
     assert (store.kept_bytes, store.evicted) == (0, 0)
-    assert await store.get("running") is running
+    assert await store.get(named("running")) is running
     assert list(log.after(0, 10)) == [A], "whoever reads it reads on"
 
 
 async def test_memory_has_a_bound_and_the_oldest_end_goes_first():
     store = MemoryStore(limit=300_000)
-    logs = [await store.create(f"k{number}", Start("r1", 0, "m"), b"x" * 100_000) for number in range(4)]
+    logs = [await store.create(named(f"k{number}"), Start("r1", 0, "m"), b"x" * 100_000) for number in range(4)]
     for number in (1, 0, 2, 3):
         logs[number].end(DONE)
 
-    assert [await store.get(f"k{number}") is not None for number in range(4)] == [False, False, True, True]
+    assert [await store.get(named(f"k{number}")) is not None for number in range(4)] == [False, False, True, True]
     assert store.evicted == 2
     assert 200_000 < store.kept_bytes <= 300_000
-    store.remove("k2")
-    store.remove("k3")
+    store.remove(named("k2"))
+    store.remove(named("k3"))
     assert store.kept_bytes == 0
     await store.close()
 
 
 async def test_a_log_that_was_forgotten_while_it_ran_is_not_kept():
     store = MemoryStore()
-    log = await store.create("k1", Start("r1", 0, "m"), b"")
-    store.remove("k1")
+    log = await store.create(K1, Start("r1", 0, "m"), b"")
+    store.remove(K1)
     log.end(DONE)
 
-    assert await store.get("k1") is None
+    assert await store.get(K1) is None
     assert store.kept_bytes == 0

@@ -1,7 +1,7 @@
-"""Who comes in, and how much they may: keys and the principals they stand for, origins, quotas. Knows no socket.
+"""API keys and their principals, allowed origins, rate limits. Knows no socket.
 
-A principal is whoever holds one key; its name is a part of the key's hash, so that it can be logged, and is the same in
-every replica. Without configured keys there is one anonymous principal.
+A principal is the holder of one key. Its name is a part of the key's hash, which may be logged and is the same in every
+replica. Without configured keys there is one anonymous principal.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import binascii
 import hmac
 import time
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -19,18 +20,19 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
 
 from ws_chat.protocol.errors import ChatError
+from ws_chat.stores.base import GenerationKey
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from limits import RateLimitItem
     from limits.aio.storage import Storage
 
 ANONYMOUS: Final = "anonymous"
-"""The one principal there is without keys."""
+"""The principal of every request when no keys are configured."""
 
 SUBPROTOCOL: Final = "ws_chat.v1"
-"""The WebSocket subprotocol that a client offers beside its key, and the only one that is ever chosen."""
+"""The WebSocket subprotocol that clients offer beside their key, and the only one that is ever accepted."""
 
 _KEY_SUBPROTOCOL: Final = "bearer."
 
@@ -41,41 +43,40 @@ def name_of(key: str) -> str:
 
 
 class Caller(NamedTuple):
-    """Who asks: a principal, on one connection (a random token), over a transport. No name holds a `/`."""
+    """The origin of a request: a principal, one connection (a random token), a transport. No name holds a `/`."""
 
     principal: str
     connection: str
     transport: str
 
-    def key(self, generation_id: str, *, named: bool) -> str:
-        """Return the key of a generation's log: named ones belong to the principal, the others to the connection."""
-        return f"named/{self.principal}/{generation_id}" if named else f"unnamed/{self.connection}/{generation_id}"
+    def key(self, generation_id: str, *, named: bool) -> GenerationKey:
+        return GenerationKey(self.principal if named else self.connection, generation_id, named)
 
 
 class Keys:
-    """The API keys that are let in; with none, everybody is."""
+    """The valid API keys; with none, every request is accepted."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = [(key.encode(), name_of(key)) for key in keys]
 
     def principal(self, key: str | None) -> str:
-        """Return whom a key stands for. Raises ChatError (`unauthorized`)."""
+        """Return the principal of a key. Raises ChatError (`unauthorized`)."""
         if not self._keys:
             return ANONYMOUS
         if key is None:
-            raise ChatError("unauthorized", "A key is needed here: Authorization: Bearer <key>.")
-        # All of them, each in constant time: how long it takes tells nothing about any.
+            raise ChatError("unauthorized", "An API key is required: Authorization: Bearer <key>.")
+        # All of them, each in constant time: how long it takes must not depend on any key.
         given = key.encode(errors="surrogateescape")
         found = [name for known, name in self._keys if hmac.compare_digest(known, given)]
         if not found:
-            raise ChatError("unauthorized", "This key is not known here.")
+            raise ChatError("unauthorized", "Invalid API key.")
         return found[0]
 
 
 def bearer(authorization: str | None, subprotocols: Sequence[str] = ()) -> str | None:
-    """Return the key of a request: from its Authorization header (RFC 6750), or from the subprotocols of a browser.
+    """Return the key of a request: from its Authorization header (RFC 6750), or from its WebSocket subprotocols.
 
-    The latter cannot set headers; it offers `bearer.<base64url of the key>`.
+    Browsers cannot set headers; they offer `bearer.<base64url of the key>`.
     """
     scheme, _, key = (authorization or "").partition(" ")
     if scheme.lower() == "bearer" and key.strip():
@@ -91,21 +92,21 @@ def bearer(authorization: str | None, subprotocols: Sequence[str] = ()) -> str |
 
 
 class Origins:
-    """The web pages that are let in: those of the same host, and those whose origin is on the list (`*`: all)."""
+    """The allowed origins of web pages: the same host, and those on the list (`*`: all)."""
 
     def __init__(self, allowed: Sequence[str]) -> None:
         self._allowed = frozenset(allowed)
 
     def check(self, origin: str | None, host: str | None) -> None:
-        """Raise ChatError (`origin_not_allowed`) for a page of another host. Whoever is no browser names no origin."""
+        """Raise ChatError (`origin_not_allowed`) for a page of another host. Only browsers send an origin."""
         if origin is None or "*" in self._allowed or origin.lower().rstrip("/") in self._allowed:
             return
         if not host or origin.lower().partition("://")[2] != host.lower():
-            raise ChatError("origin_not_allowed", "Pages of this origin are not allowed here.")
+            raise ChatError("origin_not_allowed", "This origin is not allowed.")
 
 
 class Quota:
-    """How many generations a principal may start in a minute."""
+    """The rate limit: how many generations a principal may start in a minute."""
 
     def __init__(self, per_minute: int | None, storage: Storage | None = None) -> None:
         """Count in `storage`, which replicas may share; None: in memory."""
@@ -114,22 +115,31 @@ class Quota:
         self._limiter = SlidingWindowCounterRateLimiter(storage or MemoryStorage())
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
 
-    @property
-    def limited(self) -> bool:
-        """Whether there is a limit."""
-        return self._item is not None
+    @asynccontextmanager
+    async def counted(self, principal: str) -> AsyncIterator[None]:
+        """Count one generation; one that the block fails to start is not counted.
 
-    async def take(self, principal: str) -> None:
-        """Count one. Raises ChatError (`rate_limited`) with the seconds until the next one is allowed."""
+        Raises ChatError (`rate_limited`) with the seconds until the next one is allowed.
+        """
         if self._item is None:
+            yield
             return
+        limiter = self._limiter
         try:
-            await self._take(self._limiter, self._item, principal)
+            await _hit(limiter, self._item, principal)
         except StorageError:  # replicas cannot count together now, so each counts alone
-            await self._take(self._own, self._item, principal)
+            limiter = self._own
+            await _hit(limiter, self._item, principal)
+        try:
+            yield
+        except BaseException:
+            with suppress(StorageError):
+                await limiter.hit(self._item, principal, cost=-1)
+            raise
 
-    async def _take(self, limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, principal: str) -> None:
-        if not await limiter.hit(item, principal):
-            window = await limiter.get_window_stats(item, principal)
-            wait = max(1.0, window.reset_time - time.time())
-            raise ChatError("rate_limited", "Too many requests in a minute.", retry_after=wait)
+
+async def _hit(limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, principal: str) -> None:
+    if not await limiter.hit(item, principal):
+        window = await limiter.get_window_stats(item, principal)
+        wait = max(1.0, window.reset_time - time.time())
+        raise ChatError("rate_limited", "Too many requests in a minute.", retry_after=wait)

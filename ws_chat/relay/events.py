@@ -1,6 +1,6 @@
-"""What happened, told once: frozen events, and whoever wants to know. Knows nobody who listens.
+"""Events for observers: frozen values, one for each connection, reader and generation. Knows no observer.
 
-Events are told per connection, reader and generation, never per token: what is known at an end costs a token nothing.
+There is none per token: what is counted at an end costs a token nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class ConnectionOpened(msgspec.Struct, frozen=True):
 
 
 class ConnectionClosed(msgspec.Struct, frozen=True):
-    """It is over. `sent` counts the bytes of its frames; `dropped`: its peer took nothing, or answered no ping."""
+    """A connection has ended. `sent` counts the bytes of its frames; `dropped`: its peer read nothing, or sent no pong."""
 
     transport: str
     sent: int
     dropped: bool
 
 
-class Refused(msgspec.Struct, frozen=True):
+class RequestRefused(msgspec.Struct, frozen=True):
     """A connection, request or client frame was refused."""
 
     transport: str
@@ -46,8 +46,8 @@ class GenerationStarted(msgspec.Struct, frozen=True):
 class GenerationEnded(msgspec.Struct, frozen=True):
     """A generation has its terminal frame. Times are seconds, `size` the bytes of its deltas as JSON.
 
-    `status` is `completed`, `cancelled` or `failed`, then with the error's `code`. `content` returns the messages that
-    were asked and answered: for nobody but whom the operator allows it.
+    `status` is `completed`, `cancelled` or `failed`, then with the error's `code`. `content` returns the messages of the
+    conversation, which are private: use it only where the operator has allowed that.
     """
 
     transport: str
@@ -68,14 +68,14 @@ class GenerationEnded(msgspec.Struct, frozen=True):
 
 
 class Followed(msgspec.Struct, frozen=True):
-    """Somebody began to read a generation that was there already, from after the seq `after`."""
+    """A reader of a generation that had been started before, from after the seq `after`."""
 
     transport: str
     after: int
 
 
 class ReadingEnded(msgspec.Struct, frozen=True):
-    """A reader has got the terminal frame, or has gone. Fewer token frames than deltas: some were merged."""
+    """A reader has received the terminal frame, or has gone. Fewer token frames than deltas: some were merged."""
 
     transport: str
     deltas: int
@@ -83,25 +83,23 @@ class ReadingEnded(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    ConnectionOpened | ConnectionClosed | Refused | GenerationStarted | GenerationEnded | Followed | ReadingEnded
+    ConnectionOpened | ConnectionClosed | RequestRefused | GenerationStarted | GenerationEnded | Followed | ReadingEnded
 )
 
 
 class Observer(Protocol):
-    """Is told what happened, at once and synchronously: it must not block."""
+    """Receives events, at once and synchronously: it must not block."""
 
-    def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+    def __call__(self, event: Event) -> None: ...
 
 
 class Observers:
-    """Tells several. What one of them raises is logged, and nobody else's business."""
+    """Passes events to several observers. What one of them raises is logged, and disturbs nothing else."""
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = tuple(observers)
 
     def __call__(self, event: Event) -> None:
-        """Tell all of them."""
         for observer in self._observers:
             try:
                 observer(event)

@@ -1,7 +1,7 @@
-"""What runs: one task for each generation, from its request to its terminal frame. No task per reader.
+"""Runs generations: one task each, from the request to the terminal frame. No task per reader.
 
 A generation ends here and nowhere else: what its upstream raises, returns or leaves undone becomes exactly one terminal
-frame in its log. A named one outlives its readers for a while.
+frame in its log. A named one outlives its readers by the resume window.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,26 +27,24 @@ if TYPE_CHECKING:
     from ws_chat.protocol.frames import Terminal
     from ws_chat.relay.access import Caller
     from ws_chat.relay.events import Observer
-    from ws_chat.stores.base import Log
+    from ws_chat.stores.base import GenerationKey, Log
     from ws_chat.upstreams.base import Upstream
 
-logger = logging.getLogger("ws_chat.producers")
+logger = logging.getLogger("ws_chat.runner")
 
 
 @dataclass(slots=True)
-class _Producing:
-    """A generation that runs."""
-
+class _Run:
     task: asyncio.Task[None]
     log: Log
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     readers: int = 0
     window: asyncio.TimerHandle | None = None
-    """Cancels it, when nobody has read it for long enough."""
+    """The resume window: it cancels the generation."""
 
 
-class _Beginning:
-    """Tells a generation of its first delta. A function that takes itself off a log would be a cycle of references."""
+class _FirstDelta:
+    """Records the time to the first delta. A class, because a self-removing closure would be a reference cycle."""
 
     def __init__(self, generation: Generation, log: Log, clock: Callable[[], float]) -> None:
         self._generation = generation
@@ -56,128 +54,151 @@ class _Beginning:
     def __call__(self, _: int, deltas: Sequence[Delta]) -> None:
         self._log.unwatch(self)
         if deltas:
-            self._generation.begin(self._clock())
+            self._generation.record_first_delta(self._clock())
 
 
-class Producers:
-    """The generations that run. Without a reader for `resume_window` seconds they are cancelled."""
+class Runner:
+    """The generations that run, at most `max_generations`. Without a reader for `resume_window` seconds they end."""
 
-    def __init__(self, upstream: Upstream, resume_window: float, clock: Callable[[], float], observe: Observer) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        observe: Observer,
+        *,
+        max_generations: int,
+        max_generations_per_principal: int | None,
+        resume_window: float,
+        clock: Callable[[], float],
+    ) -> None:
         self._upstream = upstream
+        self._observe = observe
+        self._max_generations = max_generations
+        self._max_per_principal = max_generations_per_principal
         self._resume_window = resume_window
         self._clock = clock
-        self._observe = observe
-        self._running: dict[str, _Producing] = {}
-        self._of_principals: Counter[str] = Counter()
-        self._stopped: asyncio.Future[list[Any]] | None = None
-        self._quiet = asyncio.Event()
+        self._running: dict[GenerationKey, _Run] = {}
+        self._reserved = 0
+        self._of_principals: Counter[str] = Counter()  # running and reserved
         self._reading = 0
+        self._quiet = asyncio.Event()
+        self._stopped: asyncio.Future[list[Any]] | None = None
 
-    def __len__(self) -> int:
-        """Return how many run."""
+    @property
+    def running(self) -> int:
+        """How many generations run."""
         return len(self._running)
 
-    def __contains__(self, key: str) -> bool:
-        """Whether the generation with that key runs."""
-        return key in self._running
+    @contextmanager
+    def reserve(self, principal: str, replacing: GenerationKey | None) -> Iterator[None]:
+        """Hold a place for the generation that the block runs. The place of the one that it replaces counts as free.
 
-    def of(self, principal: str) -> int:
-        """Return how many of a principal run."""
-        return self._of_principals[principal]
+        Raises ChatError (`overloaded`, `too_many_generations`).
+        """
+        leaving = replacing in self._running
+        if self.running + self._reserved - leaving >= self._max_generations:
+            raise ChatError("overloaded", "The server's limit of running generations is reached.", retry_after=1)
+        limit = self._max_per_principal
+        if limit and self._of_principals[principal] - leaving >= limit:
+            raise ChatError("too_many_generations", f"At most {limit} generations may run at once.", retry_after=1)
+        self._reserved += 1
+        self._of_principals[principal] += 1
+        try:
+            yield
+        finally:
+            self._reserved -= 1
+            self._release(principal)
 
-    def produce(self, caller: Caller, key: str, log: Log, request: dict[str, Any]) -> None:
-        """Start to produce what is asked for into a log."""
+    def run(self, caller: Caller, key: GenerationKey, log: Log, request: dict[str, Any]) -> None:
+        """Start to produce the answer to `request` into a log. After `stop`, it ends at once."""
         generation = Generation(log.start.id, log.start.model, self._clock())
 
         def on_done(task: asyncio.Task[None]) -> None:
             log.end(self._terminal(generation, log.last, task), on_end)
 
         def on_end(terminal: Terminal) -> None:
-            producing = self._running.pop(key)
-            self._of_principals[caller.principal] -= 1
-            if not self._of_principals[caller.principal]:
-                del self._of_principals[caller.principal]
-            if producing.window:
-                producing.window.cancel()
-            producing.ended.set()
+            run = self._running.pop(key)
+            if run.window:
+                run.window.cancel()
+            run.ended.set()
+            self._release(caller.principal)
             self._observe(_ended(caller, key, log, terminal, generation, request))
-            self._look_if_quiet()
 
-        log.watch(_Beginning(generation, log, self._clock))
+        log.watch(_FirstDelta(generation, log, self._clock))
         task = asyncio.create_task(self._upstream.generate(request, log.append, generation.outcome))
-        # The end is told from outside: a task that is cancelled before its first step never runs a line of its own.
+        # Not inside the task: one that is cancelled before its first step never runs a line of its own.
         task.add_done_callback(on_done)
-        self._running[key] = _Producing(task, log)
+        if self._stopped:
+            task.cancel()
+        self._running[key] = _Run(task, log)
         self._of_principals[caller.principal] += 1
         self._observe(GenerationStarted(caller.transport))
 
-    def attach(self, key: str, log: Log) -> None:
-        """Count a reader of a generation, which keeps it from being cancelled."""
+    def attach(self, key: GenerationKey, log: Log) -> None:
+        """Count a reader of a log, which keeps its generation from being cancelled."""
         self._reading += 1
-        if producing := self._of_log(key, log):
-            self._count(producing, 1)
+        if run := self._run_of(key, log):
+            self._count_reader(run, 1)
 
-    def watched(self, key: str, *, begins: bool) -> None:
-        """Count the readers that a generation has in other processes as one, or count it out."""
-        if producing := self._running.get(key):
-            self._count(producing, 1 if begins else -1)
-
-    def detach(self, key: str, log: Log) -> None:
-        """Count a reader out. After the last one the resume window opens."""
+    def detach(self, key: GenerationKey, log: Log) -> None:
+        """Stop counting a reader. After the last one the resume window opens."""
         self._reading -= 1
-        self._look_if_quiet()
-        if producing := self._of_log(key, log):
-            self._count(producing, -1)
+        self._update_quiet()
+        if run := self._run_of(key, log):
+            self._count_reader(run, -1)
 
-    def _count(self, producing: _Producing, readers: int) -> None:
-        producing.readers += readers
-        if producing.window:
-            producing.window.cancel()
-            producing.window = None
-        if producing.readers == 0:
-            loop = asyncio.get_running_loop()
-            producing.window = loop.call_later(self._resume_window, producing.task.cancel)
+    def add_remote_reader(self, key: GenerationKey) -> None:
+        if run := self._running.get(key):
+            self._count_reader(run, 1)
 
-    def _of_log(self, key: str, log: Log) -> _Producing | None:
-        # One that is forgotten may still be read when another runs under its name.
-        producing = self._running.get(key)
-        return producing if producing and producing.log is log else None
+    def remove_remote_reader(self, key: GenerationKey) -> None:
+        if run := self._running.get(key):
+            self._count_reader(run, -1)
 
-    def cancel(self, key: str) -> None:
-        """Cancel a generation, if it runs: its upstream request is closed, then its log ends."""
-        if producing := self._running.get(key):
-            producing.task.cancel()
-
-    async def interrupt(self, key: str) -> None:
-        """Cancel a generation, if it runs, and wait for its end."""
-        if producing := self._running.get(key):
-            producing.task.cancel()
-            await producing.ended.wait()
+    def cancel(self, key: GenerationKey) -> bool:
+        """Cancel a generation: its upstream request is closed, then its log ends. Return whether it runs here."""
+        if run := self._running.get(key):
+            run.task.cancel()
+        return run is not None
 
     async def quiet(self, timeout: float) -> None:
-        """Wait until nothing runs and nobody reads any more, for so many seconds at most."""
-        self._look_if_quiet()
-        try:
+        """Wait until nothing runs, starts or is read any more, for at most `timeout` seconds."""
+        self._update_quiet()
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._quiet.wait()
-        except TimeoutError:
-            pass
 
     async def stop(self) -> None:
-        """End what runs with the error `draining`. Any number of callers wait for one end."""
+        """End everything with the error `draining`. Any number of callers wait for one end."""
         if self._stopped is None:
-            running = list(self._running.values())
-            for producing in running:
-                producing.task.cancel()
+            runs = list(self._running.values())
+            for run in runs:
+                run.task.cancel()
             self._stopped = asyncio.gather(
-                *(producing.task for producing in running),
-                *(producing.ended.wait() for producing in running),
-                return_exceptions=True,
+                *(run.task for run in runs), *(run.ended.wait() for run in runs), return_exceptions=True
             )
         await asyncio.shield(self._stopped)
 
-    def _look_if_quiet(self) -> None:
-        if self._running or self._reading:
+    def _release(self, principal: str) -> None:
+        self._of_principals[principal] -= 1
+        if not self._of_principals[principal]:
+            del self._of_principals[principal]
+        self._update_quiet()
+
+    def _run_of(self, key: GenerationKey, log: Log) -> _Run | None:
+        # A log that was removed may still be read while another generation runs under its key.
+        run = self._running.get(key)
+        return run if run and run.log is log else None
+
+    def _count_reader(self, run: _Run, change: int) -> None:
+        run.readers += change
+        if run.window:
+            run.window.cancel()
+            run.window = None
+        if run.readers == 0:
+            run.window = asyncio.get_running_loop().call_later(self._resume_window, run.task.cancel)
+
+    def _update_quiet(self) -> None:
+        if self._running or self._reserved or self._reading:
             self._quiet.clear()
         else:
             self._quiet.set()
@@ -195,33 +216,21 @@ class Producers:
         return generation.fail(last, INTERNAL_ERROR, now)
 
 
-@contextmanager
-def ending(log: Log) -> Iterator[asyncio.Event]:
-    """Read a log that another process writes; yield what is set at its end."""
-    over = asyncio.Event()
-
-    def wake(*_: object) -> None:
-        if log.terminal:
-            over.set()
-
-    log.watch(wake)
-    wake()
-    try:
-        yield over
-    finally:
-        log.unwatch(wake)
-
-
 def _ended(
-    caller: Caller, key: str, log: Log, terminal: Terminal, generation: Generation, request: dict[str, Any]
+    caller: Caller,
+    key: GenerationKey,
+    log: Log,
+    terminal: Terminal,
+    generation: Generation,
+    request: dict[str, Any],
 ) -> GenerationEnded:
     return GenerationEnded(
         transport=caller.transport,
-        id=log.start.id,
+        id=key.id,
         principal=caller.principal,
-        named=key.startswith("named/"),
+        named=key.named,
         requested_model=request["model"],
-        model=generation.outcome.model or log.start.model,
+        model=generation.model,
         status=terminal.status if isinstance(terminal, Done) else "failed",
         code=terminal.error.code if isinstance(terminal, Failed) else None,
         finish_reason=generation.outcome.finish_reason,

@@ -1,7 +1,7 @@
-"""One connection's conversation with us: a frame in, a decision out. Pure: it sends nothing and starts nothing.
+"""The session of one connection: a frame in, a decision out. Pure: it sends nothing and starts nothing.
 
-It knows which generations the connection follows and whether there is room for another; the door that asked carries
-out what it decided, and tells what came of it.
+It knows which generations the connection follows and whether there is room for another. The transport carries out its
+decisions and reports what came of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StartGeneration:
-    """Start `chat` as the generation `id`, or find the one that it started before, and follow it from its start."""
+    """Start `chat` as the generation `id`, or find the one that it has started before, and follow it from its start."""
 
     id: str
     chat: Chat
@@ -42,13 +42,11 @@ class CancelGeneration:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """Send one frame."""
-
+class SendFrame:
     frame: ServerFrame
 
 
-Action: TypeAlias = StartGeneration | FollowGeneration | CancelGeneration | Reply
+Action: TypeAlias = StartGeneration | FollowGeneration | CancelGeneration | SendFrame
 
 
 class Session:
@@ -62,7 +60,7 @@ class Session:
         self._following: dict[str, bool] = {}  # ids, and whether they are named
 
     def receive(self, frame: ClientFrame) -> Action:
-        """Decide what a frame asks for. Nothing changes by the decision alone.
+        """Return what to do for a frame. Nothing changes by the decision alone.
 
         Raises ChatError (`invalid_request`, `id_conflict`, `too_many_generations`).
         """
@@ -75,36 +73,38 @@ class Session:
                 self._check_room(frame.id)
                 return FollowGeneration(frame.id, frame.after)
             case Cancel():
-                return self._cancel(frame.id)
-        return Reply(Pong())
+                return self._cancel(frame.id or None)
+        return SendFrame(Pong())
 
     def follows(self, generation_id: str, *, named: bool) -> None:
-        """Take note that a generation is followed from now on."""
+        """Record that a generation is followed from now on."""
         self._following[generation_id] = named
 
     def ended(self, generation_id: str) -> None:
-        """Take note that the terminal frame of a generation that was followed is out."""
-        del self._following[generation_id]
+        """Record that the terminal frame of a followed generation has been sent."""
+        self._following.pop(generation_id, None)
 
     def _chat(self, chat: Chat) -> StartGeneration:
         generation_id = chat.id or self._new_id()
         if self._following.get(generation_id) is False:
             # Their frames could not be told apart.
-            raise ChatError("id_conflict", "This id is that of an unnamed generation on this connection.", param="id")
+            raise ChatError("id_conflict", "This id is used by an unnamed generation on this connection.", param="id")
         self._check_room(generation_id, chat.previous_id)
         return StartGeneration(generation_id, chat)
 
     def _check_room(self, *leaving: str | None) -> None:
         # One that is followed already only changes its position, and one that is interrupted makes room.
         if len(self._following.keys() - set(leaving)) >= self._limit:
-            raise ChatError("too_many_generations", f"At most {self._limit} generations run at once on a connection.")
+            raise ChatError(
+                "too_many_generations", f"At most {self._limit} generations may run at once on a connection."
+            )
 
     def _cancel(self, generation_id: str | None) -> CancelGeneration:
         if generation_id is None:
             if len(self._following) != 1:
                 raise ChatError(
                     "invalid_request",
-                    f"{len(self._following)} generations are running on this connection: say which one.",
+                    f"{len(self._following)} generations are running on this connection: name one by its id.",
                     param="id",
                 )
             (generation_id,) = self._following

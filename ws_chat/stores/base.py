@@ -1,8 +1,8 @@
-"""The seam to where generations are kept: a store of append-only logs. The log is the stream."""
+"""The interface to where generations are kept: a store of append-only logs. The log is the stream."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -12,21 +12,33 @@ if TYPE_CHECKING:
     from ws_chat.protocol.deltas import Delta
     from ws_chat.protocol.frames import Start, Terminal
 
-    Ended: TypeAlias = Callable[[Terminal], None]
-    """Takes the terminal frame that a log has ended with."""
+    OnEnd: TypeAlias = Callable[[Terminal], None]
+    """Called with the terminal frame that a log has ended with."""
     Wake: TypeAlias = Callable[[int, Sequence[Delta]], None]
-    """Takes the seq of the log's last delta, and the deltas that were just written: none with the terminal frame."""
+    """Called with the seq of the log's last delta, and the deltas just written: none with the terminal frame."""
+
+
+class GenerationKey(NamedTuple):
+    """The name of a generation inside the server. A named one belongs to its principal, any other to its connection."""
+
+    owner: str
+    id: str
+    named: bool
 
 
 class LogEndedError(Exception):
     """A write to a log that has its terminal frame. Nothing was written."""
 
 
+class LogExistsError(Exception):
+    """There is a log under this key already. Nothing was created."""
+
+
 class Log(Protocol):
     """One generation's frames: a start, deltas numbered from 1, a terminal frame.
 
-    It is written by one producer and read by any number of readers, each with a position of its own. A write wakes
-    the readers synchronously; there is no queue per reader.
+    One upstream writes it; any number of readers read it, each from its own position. A write wakes the readers
+    synchronously; there is no queue per reader.
     """
 
     @property
@@ -35,7 +47,7 @@ class Log(Protocol):
 
     @property
     def request(self) -> bytes:
-        """What was asked for, as `ws_chat.relay.conversation` writes it."""
+        """The request, as `ws_chat.relay.conversation` stores it."""
 
     @property
     def last(self) -> int:
@@ -55,35 +67,42 @@ class Log(Protocol):
     def append(self, deltas: Sequence[Delta]) -> None:
         """Add deltas and wake the readers. Raises LogEndedError after the end."""
 
-    def end(self, terminal: Terminal, then: Ended | None = None) -> None:
-        """Add the terminal frame, wake the readers, and call `then`: at once, or as soon as it is kept.
+    def end(self, terminal: Terminal, on_end: OnEnd | None = None) -> None:
+        """Add the terminal frame, wake the readers, and call `on_end`: at once, or as soon as the frame is stored.
 
         Where others may write, the log can end with another frame than the one given. Raises LogEndedError when it
         has ended or is about to.
         """
 
     def watch(self, wake: Wake) -> None:
-        """Call `wake` after every write, until `unwatch`. It must not block and must not raise."""
+        """Call `wake` after every write, until `unwatch`. It must not block and must not raise.
+
+        Both may be called while readers are woken: one that leaves then may be woken by that write all the same, one
+        that joins is not.
+        """
 
     def unwatch(self, wake: Wake) -> None:
-        """Call `wake` no more."""
+        """Stop calling `wake`; one that is not called is no error."""
 
 
-class Production(Protocol):
-    """What runs in this process, as a store asks it on behalf of others."""
+class RunningGenerations(Protocol):
+    """The generations that run in this process, as a store needs them on behalf of other processes."""
 
-    def cancel(self, key: str) -> None:
-        """Cancel a generation, if it runs."""
+    def cancel(self, key: GenerationKey) -> bool:
+        """Cancel a generation; return whether it runs here."""
 
-    def watched(self, key: str, *, begins: bool) -> None:
-        """Count those elsewhere who read a generation as one reader, or count it out."""
+    def add_remote_reader(self, key: GenerationKey) -> None:
+        """Count all readers of a generation in other processes as one."""
+
+    def remove_remote_reader(self, key: GenerationKey) -> None:
+        """Stop counting the readers in other processes."""
 
 
 class Store(Protocol):
-    """Keeps logs by key: for as long as they have no end, and for a time after it.
+    """Keeps logs by key: until their end, and for a retention time after it.
 
-    One that other processes share raises ChatError (`overloaded`) when it cannot be reached; what this process has
-    begun runs on, and logs that are not named never leave it.
+    A store that other processes share raises ChatError (`overloaded`) while it cannot be reached; generations of this
+    process run on, and logs that are not named never leave it.
     """
 
     @property
@@ -92,25 +111,25 @@ class Store(Protocol):
 
     @property
     def counters(self) -> Storage | None:
-        """Where all who share this store count requests; None: everybody alone."""
+        """Where all who share this store count requests; None: each counts alone."""
 
-    async def open(self, production: Production) -> None:
-        """Begin to pass on what other processes ask for."""
+    async def open(self, running: RunningGenerations) -> None:
+        """Start to serve the requests of other processes."""
 
-    async def create(self, key: str, start: Start, request: bytes) -> Log:
-        """Open a log. Raises KeyError when there is one under that key, also if another caller was just faster."""
+    async def create(self, key: GenerationKey, start: Start, request: bytes) -> Log:
+        """Open a log. Raises LogExistsError, also when another caller was just faster."""
 
-    async def get(self, key: str, after: int = 0) -> Log | None:
+    async def get(self, key: GenerationKey, after: int = 0) -> Log | None:
         """Return a log, or None when it is not kept (any more).
 
-        A copy of what another process writes is given a moment to come as far as the seq `after`.
+        A copy of a log that another process writes is given a moment to reach the seq `after`.
         """
 
-    async def cancel(self, key: str) -> None:
-        """Ask the process that writes a log to cancel its generation, if that is another one."""
+    async def cancel(self, key: GenerationKey) -> None:
+        """Ask the process that writes a log to cancel its generation, if that is another process."""
 
-    def remove(self, key: str) -> None:
-        """Forget a log, at once here and soon elsewhere; one that is not kept is no error."""
+    def remove(self, key: GenerationKey) -> None:
+        """Remove a log, at once here and soon elsewhere; one that is not kept is no error."""
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Stop, and forget all logs."""

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ws_chat.protocol.errors import LOST, ChatError
-from ws_chat.protocol.frames import Failed
+from ws_chat.protocol.frames import Failed, encode
 from ws_chat.stores.base import LogEndedError
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.stores.redis.connection import cancel
-from ws_chat.stores.redis.names import CREATE, END, RESTORE, terminal_bytes, terminal_of
+from ws_chat.stores.redis.names import CREATE, END, RESTORE, redis_name, terminal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ws_chat.protocol.deltas import Delta
     from ws_chat.protocol.frames import Start, Terminal
-    from ws_chat.stores.base import Ended
+    from ws_chat.stores.base import GenerationKey, OnEnd
     from ws_chat.stores.redis.connection import Link
 
 logger = logging.getLogger("ws_chat.redis")
@@ -48,13 +48,18 @@ RETRY: Final = 0.5
 class OwnLog(MemoryLog):
     """A log that is written here. Its end is handed to the journal, which shows it once it is logged."""
 
-    __slots__ = ("_hand_over", "ending", "journalled", "key", "since", "watchers")
+    __slots__ = ("_hand_over", "ending", "generation", "journalled", "key", "since", "watchers")
 
     def __init__(
-        self, key: str, start: Start, request: bytes, hand_over: Callable[[OwnLog, Terminal, Ended | None], None]
+        self,
+        generation: GenerationKey,
+        start: Start,
+        request: bytes,
+        hand_over: Callable[[OwnLog, Terminal, OnEnd | None], None],
     ) -> None:
         super().__init__(start, request)
-        self.key = key
+        self.generation = generation
+        self.key = redis_name(generation)
         self.journalled = 0
         self.since = (0, 0)  # the id of the entry that holds its first delta
         self.ending = False
@@ -66,15 +71,15 @@ class OwnLog(MemoryLog):
             raise LogEndedError
         super().append(deltas)
 
-    def end(self, terminal: Terminal, then: Ended | None = None) -> None:
+    def end(self, terminal: Terminal, on_end: OnEnd | None = None) -> None:
         if self.ending:
             raise LogEndedError
         self.ending = True
-        self._hand_over(self, terminal, then)
+        self._hand_over(self, terminal, on_end)
 
-    def show(self, terminal: Terminal, then: Ended | None) -> None:
+    def show(self, terminal: Terminal, on_end: OnEnd | None) -> None:
         """End it for the readers."""
-        super().end(terminal, then)
+        super().end(terminal, on_end)
 
 
 class Journal:
@@ -95,12 +100,12 @@ class Journal:
         """Return a log that is written here."""
         return self._logs.get(key)
 
-    async def create(self, key: str, start: Start, request: bytes) -> OwnLog | None:
+    async def create(self, generation: GenerationKey, start: Start, request: bytes) -> OwnLog | None:
         """Open a log; None when there is one already."""
-        log = OwnLog(key, start, request, self._hand_over)
+        log = OwnLog(generation, start, request, self._hand_over)
         if not await self._link.run(CREATE, *self._registration(log)):
             return None
-        self._logs[key] = log
+        self._logs[log.key] = log
         return log
 
     @property
@@ -118,12 +123,12 @@ class Journal:
         if key in self._logs:
             self._whole.add(key)
 
-    async def restore(self) -> list[str]:
-        """Write anew what may have been lost; return the keys that are not ours to write any more."""
+    async def restore(self) -> list[OwnLog]:
+        """Write anew what may have been lost; return the logs that are not ours to write any more."""
         lost = []
         for key, log in list(self._logs.items()):
             if not await self._link.run(RESTORE, *self._registration(log)):
-                lost.append(key)
+                lost.append(log)
             self.show_whole(key)
         return lost
 
@@ -197,12 +202,12 @@ class Journal:
                 room = max(0, room - len(deltas))
         return parts
 
-    def _hand_over(self, log: OwnLog, terminal: Terminal, then: Ended | None) -> None:
-        task = asyncio.create_task(self._end(log, terminal, then))
+    def _hand_over(self, log: OwnLog, terminal: Terminal, on_end: OnEnd | None) -> None:
+        task = asyncio.create_task(self._end(log, terminal, on_end))
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 
-    async def _end(self, log: OwnLog, terminal: Terminal, then: Ended | None) -> None:
+    async def _end(self, log: OwnLog, terminal: Terminal, on_end: OnEnd | None) -> None:
         """Log an end and show it. One that cannot be logged in time is shown as lost, and later logged so."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + END_PATIENCE
@@ -215,7 +220,7 @@ class Journal:
                 except ChatError:
                     if not shown and loop.time() >= deadline:
                         terminal = Failed(log.start.id, log.last + 1, LOST)
-                        log.show(terminal, then)
+                        log.show(terminal, on_end)
                         shown = True
                     await asyncio.sleep(RETRY)
         except asyncio.CancelledError:  # the process stops
@@ -223,7 +228,7 @@ class Journal:
         if self._logs.get(log.key) is log:
             self.forget(log.key)
         if not shown:
-            log.show(logged, then)
+            log.show(logged, on_end)
 
     async def _log_end(self, log: OwnLog, terminal: Terminal) -> Terminal:
         """Log an end; return the one that counts, which may be another's."""
@@ -231,10 +236,10 @@ class Journal:
         deltas = log.after(0, log.last)
         if log.terminal:  # shown as lost: packed in parts
             deltas = [delta for at in range(0, log.last, 512) for delta in log.after(at, 512)]
-        entry = {log.key: (log.journalled + 1, deltas[log.journalled :], msgspec.Raw(terminal_bytes(terminal)))}
+        entry = {log.key: (log.journalled + 1, deltas[log.journalled :], terminal)}
         arguments: list[Any] = [
             self._replica,
-            terminal_bytes(terminal),
+            encode(terminal),
             msgspec.json.encode(deltas),
             self._retention,
             log.key,
@@ -250,5 +255,5 @@ class Journal:
 
     def _registration(self, log: OwnLog) -> tuple[Any, ...]:
         names = [self._names.log(log.key), self._names.running(self._replica)]
-        start = msgspec.json.encode(log.start.as_dict())
+        start = encode(log.start)
         return names, self._replica, start, log.request, RUNNING_EXPIRY, log.key

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ws_chat.protocol.errors import LOST, ChatError
-from ws_chat.protocol.frames import Failed
-from ws_chat.stores.redis.names import BURY, LOSE, start_of, terminal_bytes
+from ws_chat.protocol.frames import Failed, encode
+from ws_chat.stores.redis.names import BURY, LOSE, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -127,7 +127,7 @@ class Lease:
             LOSE,
             [self._names.log(key), self._names.lease(replica)],
             replica,
-            terminal_bytes(terminal),
+            encode(terminal),
             msgspec.json.encode(deltas),
             self._retention,
         )

@@ -3,7 +3,7 @@
 The number tells shards apart. It is in braces, so that Redis Cluster keeps all of a shard in one slot.
 
 - `named/<principal>/<id>`: hash of a named generation: `replica`, `start`, `request`; at its end `terminal`, `deltas`.
-- `journal:<replica>`: stream; an entry holds the new deltas of all that runs at a replica (`redis_journal`).
+- `journal:<replica>`: stream; an entry holds the new deltas of all that runs at a replica (`journal`).
 - `inbox:<replica>`: stream; what other replicas ask of this one: `cancel`, `watch`, `unwatch` a key.
 - `running:<replica>`: set; the keys of what runs there.
 - `lease:<replica>`: there while the replica lives; `replicas`: set; all that are or were alive.
@@ -12,17 +12,22 @@ The number tells shards apart. It is in braces, so that Redis Cluster keeps all 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from ws_chat.protocol.errors import ErrorInfo
-from ws_chat.protocol.frames import Done, Failed, Start
+from ws_chat.protocol.frames import Done, Failed, Start, Terminal
 
 if TYPE_CHECKING:
-    from ws_chat.protocol.frames import Terminal
+    from ws_chat.stores.base import GenerationKey
+
+
+def redis_name(key: GenerationKey) -> str:
+    """Return what a named generation is called in all of these, below the shard's prefix."""
+    return f"named/{key.owner}/{key.id}"
 
 
 class Names:
@@ -60,28 +65,8 @@ class Names:
         return f"{self.prefix}burial:{replica}"
 
 
-def terminal_of(data: bytes) -> Terminal:
-    """Return a terminal frame from what `encode` made of it."""
-    frame: dict[str, Any] = msgspec.json.decode(data)
-    if frame["type"] == "done":
-        del frame["type"]
-        return Done(**frame)
-    given = frame["error"]
-    retry_after = frame.get("retry_after")
-    error = ErrorInfo(given["code"], given["message"], given["param"], given["status"], retry_after)
-    return Failed(frame["id"], frame["seq"], error)
-
-
-def terminal_bytes(terminal: Terminal) -> bytes:
-    """Return a terminal frame as it is kept: as on the wire, and with what a door says in a header."""
-    extra = {"retry_after": terminal.error.retry_after} if isinstance(terminal, Failed) else {}
-    return msgspec.json.encode({**terminal.as_dict(), **extra})
-
-
-def start_of(data: bytes) -> Start:
-    """Return a start frame from its JSON."""
-    frame = msgspec.json.decode(data)
-    return Start(frame["id"], frame["seq"], frame["model"])
+start_of: Final[Callable[[bytes], Start]] = msgspec.json.Decoder(Start).decode
+terminal_of: Final[Callable[[bytes], Terminal]] = msgspec.json.Decoder(Done | Failed).decode
 
 
 CREATE: Final = """

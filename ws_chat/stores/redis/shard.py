@@ -1,7 +1,7 @@
 """A replica's part in one shard: the logs that replicas share through one Redis, or one slot of a Redis Cluster.
 
-A replica writes what it produces (`redis_journal`) and follows what others produce (`redis_following`); leases tell who
-lives (`redis_lease`). Its own readers see deltas before Redis does, and an end only after it.
+A replica writes what it produces (`journal`) and follows what others produce (`subscription`); leases tell who
+lives (`lease`). Its own readers see deltas before Redis does, and an end only after it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ws_chat.protocol.errors import UNREACHABLE, ChatError
+from ws_chat.stores.base import LogExistsError
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.stores.redis.connection import cancel
 from ws_chat.stores.redis.journal import Journal
 from ws_chat.stores.redis.lease import RENEWAL, Lease
-from ws_chat.stores.redis.names import DISOWN, FOLLOW, start_of, terminal_of
+from ws_chat.stores.redis.names import DISOWN, FOLLOW, redis_name, start_of, terminal_of
 from ws_chat.stores.redis.subscription import FollowedLog, Following
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from ws_chat.protocol.frames import Start
-    from ws_chat.stores.base import Log, Production
+    from ws_chat.stores.base import GenerationKey, Log, RunningGenerations
     from ws_chat.stores.redis.connection import Link
     from ws_chat.stores.redis.journal import OwnLog
 
@@ -50,15 +51,15 @@ class Shard:
         self._journal = Journal(link, replica, retention)
         self._following = Following(link, replica, self._on_message, self._on_leave)
         self._lease = Lease(link, replica, retention)
-        self._production: Production | None = None
+        self._running: RunningGenerations | None = None
         self._creating: dict[str, asyncio.Event] = {}
         self._unsure: set[str] = set()  # the keys of creates whose answer never came
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._removing: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def open(self, production: Production) -> None:
-        self._production = production
+    async def open(self, running: RunningGenerations) -> None:
+        self._running = running
         try:
             await self._lease.renew()
         except ChatError:
@@ -66,14 +67,15 @@ class Shard:
         for forever in (self._live(), self._look_after(), self._journal.write(), self._following.read()):
             self._begin(forever)
 
-    async def create(self, key: str, start: Start, request: bytes) -> Log:
+    async def create(self, generation: GenerationKey, start: Start, request: bytes) -> Log:
+        key = redis_name(generation)
         if removing := self._removing.get(key):
             await removing
         if key in self._creating or self._journal.get(key):
-            raise KeyError(key)
+            raise LogExistsError
         created = self._creating[key] = asyncio.Event()
         try:
-            log = await self._journal.create(key, start, request)
+            log = await self._journal.create(generation, start, request)
         except BaseException:
             self._unsure.add(key)
             raise
@@ -81,10 +83,11 @@ class Shard:
             del self._creating[key]
             created.set()
         if log is None:
-            raise KeyError(key)
+            raise LogExistsError
         return log
 
-    async def get(self, key: str, after: int = 0) -> Log | None:
+    async def get(self, generation: GenerationKey, after: int = 0) -> Log | None:
+        key = redis_name(generation)
         try:
             async with asyncio.timeout(PATIENCE):
                 log = await self._find(key)
@@ -130,12 +133,13 @@ class Shard:
         elif self._following.get(key) is None:
             self._following.follow(key, replica, start, request, position)
 
-    async def cancel(self, key: str) -> None:
-        log = self._following.get(key)
+    async def cancel(self, generation: GenerationKey) -> None:
+        log = self._following.get(redis_name(generation))
         if log and not await self._following.ask(log, "cancel") and log.terminal is None:
             raise ChatError("overloaded", "The replica of the generation cannot be reached now.", retry_after=1)
 
-    def remove(self, key: str) -> None:
+    def remove(self, generation: GenerationKey) -> None:
+        key = redis_name(generation)
         self._journal.forget(key)
 
         async def remove() -> None:
@@ -228,9 +232,9 @@ class Shard:
             raise
 
     async def _restore(self) -> None:
-        for key in await self._journal.restore():
-            if self._production:
-                self._production.cancel(key)
+        for log in await self._journal.restore():
+            if self._running:
+                self._running.cancel(log.generation)
 
     async def _disown(self, key: str) -> None:
         """Undo what a create has left whose answer never came. Nobody else creates it meanwhile: it would be undone."""
@@ -244,26 +248,26 @@ class Shard:
     def _on_message(self, message: dict[bytes, bytes]) -> None:
         """Take what another replica asks for."""
         by = message.get(b"by", b"").decode()
-        production = self._production
-        if production is None:
+        running = self._running
+        if running is None:
             return
         if log := self._journal.get(message.get(b"watch", b"").decode()):
             self._journal.show_whole(log.key)
             if not log.watchers:
-                production.watched(log.key, begins=True)
+                running.add_remote_reader(log.generation)
             log.watchers.add(by)
         elif (key := message.get(b"watch", b"").decode()) and key not in self._creating:
             self._unsure.add(key)
         elif log := self._journal.get(message.get(b"unwatch", b"").decode()):
             self._unwatch(log, by)
         elif log := self._journal.get(message.get(b"cancel", b"").decode()):
-            production.cancel(log.key)
+            running.cancel(log.generation)
 
     def _unwatch(self, log: OwnLog, by: str) -> None:
         if by in log.watchers:
             log.watchers.remove(by)
-            if not log.watchers and self._production:
-                self._production.watched(log.key, begins=False)
+            if not log.watchers and self._running:
+                self._running.remove_remote_reader(log.generation)
 
     def _on_leave(self, log: FollowedLog) -> None:
         async def leave() -> None:

@@ -1,6 +1,6 @@
 """Logs shared through Redis: any replica serves any reader of a named generation. Those without a name stay in memory.
 
-Named logs are spread over shards by their keys; `redis_shard` is what a replica does in each. All replicas name the
+Named logs are spread over shards by their keys; `shard` is what a replica does in each. All replicas name the
 same shards in the same order.
 """
 
@@ -13,6 +13,7 @@ from zlib import crc32
 
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.stores.redis.connection import Link
+from ws_chat.stores.redis.names import redis_name
 from ws_chat.stores.redis.shard import Shard
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from limits.aio.storage import Storage
 
     from ws_chat.protocol.frames import Start
-    from ws_chat.stores.base import Log, Production
+    from ws_chat.stores.base import GenerationKey, Log, RunningGenerations
 
 
 class RedisStore:
@@ -44,26 +45,26 @@ class RedisStore:
         """Where all replicas count requests."""
         return self._links[0].counters()
 
-    async def open(self, production: Production) -> None:
-        await asyncio.gather(*(shard.open(production) for shard in self._shards))
+    async def open(self, running: RunningGenerations) -> None:
+        await asyncio.gather(*(shard.open(running) for shard in self._shards))
 
-    async def create(self, key: str, start: Start, request: bytes) -> Log:
+    async def create(self, key: GenerationKey, start: Start, request: bytes) -> Log:
         return await self._place(key).create(key, start, request)
 
-    async def get(self, key: str, after: int = 0) -> Log | None:
+    async def get(self, key: GenerationKey, after: int = 0) -> Log | None:
         return await self._place(key).get(key, after)
 
-    async def cancel(self, key: str) -> None:
+    async def cancel(self, key: GenerationKey) -> None:
         await self._place(key).cancel(key)
 
-    def remove(self, key: str) -> None:
+    def remove(self, key: GenerationKey) -> None:
         self._place(key).remove(key)
 
     async def close(self) -> None:
         await asyncio.gather(*(shard.close() for shard in self._shards))
         await self._unnamed.close()
 
-    def _place(self, key: str) -> Shard | MemoryStore:
-        if not key.startswith("named/"):
+    def _place(self, key: GenerationKey) -> Shard | MemoryStore:
+        if not key.named:
             return self._unnamed
-        return self._shards[crc32(key.encode()) % len(self._shards)]
+        return self._shards[crc32(redis_name(key).encode()) % len(self._shards)]

@@ -57,7 +57,7 @@ class FollowedLog(MemoryLog):
     @property
     def idle(self) -> bool:
         """Whether nobody reads it."""
-        return not self._wakes
+        return not self._watchers
 
     def unwatch(self, wake: Wake) -> None:
         super().unwatch(wake)
