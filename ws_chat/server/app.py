@@ -1,4 +1,4 @@
-"""The application, put together. The only file that chooses: which upstream, which store, which limits."""
+"""The application: everything is created and connected here, and only here upstream and store are chosen."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.protocol.urls import redact_url
 from ws_chat.relay.access import Keys, Origins, Quota
 from ws_chat.relay.events import Observers
 from ws_chat.relay.relay import Relay
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ws_chat")
 
-LAST_FRAMES: Final = 5.0
-"""Seconds that slow readers have for what a drain has ended."""
+LAST_FRAMES_TIMEOUT: Final = 5.0
+"""Seconds for slow readers to get the rest of the answers that the end of a drain has cut off."""
 
 
 def create_app(
@@ -63,14 +64,14 @@ def create_app(
     observers: Sequence[Observer] = (),
     principal: Authenticate | None = None,
 ) -> FastAPI:
-    """Return the ASGI application. What is not given is chosen by the settings, and they by the environment.
+    """Return the ASGI application; `ws_chat.mount` adds it to another one. Raises SettingsError.
 
-    `observers` are told what happens, besides metrics and logs. `principal` tells who asks, in place of API keys. Into
-    another application `ws_chat.server.mount` puts it. Raises SettingsError.
+    `settings` are read from the environment by default, `upstream` and `store` chosen by the settings. `observers`
+    receive events besides metrics and logs. `principal` authenticates requests in place of API keys.
     """
     settings = settings or Settings.load()
     if principal and settings.api_keys:
-        raise SettingsError("WS_CHAT_API_KEYS is set, but this application tells by itself who may come in")
+        raise SettingsError("WS_CHAT_API_KEYS conflicts with the principal= argument: use one of the two")
     metrics = Metrics()
     observe = Observers([metrics, Logs(content=settings.log_content), *_tracing(), *observers])
     store = store or choose_store(settings)
@@ -85,8 +86,8 @@ def create_app(
         resume_window=settings.resume_window,
         observe=observe,
     )
-    principal = principal or by_key(Keys(settings.api_keys))
-    connections = Connections(settings.max_connections, principal, Origins(settings.allowed_origins), observe)
+    authenticate = principal or by_key(Keys(settings.api_keys))
+    connections = Connections(settings.max_connections, authenticate, Origins(settings.allowed_origins), observe)
     sockets = WebSocketDoor(
         relay,
         connections,
@@ -101,29 +102,28 @@ def create_app(
         async def drain() -> None:
             try:
                 connections.drain(settings.drain_timeout)
-                await relay.drain(settings.drain_timeout, LAST_FRAMES)
+                await relay.drain(settings.drain_timeout, LAST_FRAMES_TIMEOUT)
             finally:
                 await relay.stop()
 
         await relay.open()
         connections.serving = True
-        with metrics.watching_the_loop():
+        with metrics.measure_lag():
             yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout}
         await relay.close()
 
     front_page = FrontPage([] if upstream else known_models(settings), needs_key=bool(settings.api_keys))
-    sockets_anywhere_else = WebSocketRoute("/{path:path}", _no_socket_here)
     app = FastAPI(
         title="ws_chat",
         version=version("ws-chat"),
         lifespan=lifespan,
-        # Plain ASGI: for each request the framework's own handling would cost as much as half of ours.
+        # Plain ASGI: FastAPI's own handling would add half of the cost of a request.
         routes=[
             WebSocketRoute("/v1/chat/ws", sockets.serve),
             Route("/v1/chat/ws", _only_a_socket_here, include_in_schema=False),
             Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
-            sockets_anywhere_else,
+            WebSocketRoute("/{path:path}", _no_socket_here),
             Route("/", front_page.answer, methods=["GET"], include_in_schema=False),
             Mount("/static", Page(directory=Path(__file__).parent / "page" / "static")),
         ],
@@ -143,19 +143,19 @@ def create_app(
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """Tell that the process lives."""
+        """Answer 200 while the process lives."""
         return {"status": "ok"}
 
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """Tell that the process takes requests."""
+        """Answer 200 while new generations are accepted."""
         relay.check_ready()
         return {"status": "ok"}
 
     @app.get("/metrics", response_class=Response)
     async def figures() -> Response:
-        """Tell what was counted and measured, in Prometheus's text format."""
+        """Return the metrics in Prometheus's text format."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     _describe(app)
@@ -179,15 +179,15 @@ def _describe(app: FastAPI) -> None:
 
 
 def choose_upstream(settings: Settings) -> Upstream:
-    """Return the upstream that the settings name, and say which."""
+    """Return the upstream that the settings name, and log which."""
     if settings.uses_demo:
-        hint = "" if settings.upstream == "demo" else " OPENAI_API_KEY or OPENAI_BASE_URL names a real model."
+        hint = "" if settings.upstream == "demo" else " Set OPENAI_API_KEY or OPENAI_BASE_URL to use a real model."
         logger.warning("Answers come from the built-in demo.%s", hint)
         return DemoUpstream(timeout=settings.upstream_timeout)
     from ws_chat.upstreams.openai import OpenAIUpstream
 
-    server = settings.openai_base_url or "OpenAI"
-    logger.info("Answers come from %s, by %s where a request names no model.", server, settings.model)
+    server = redact_url(settings.openai_base_url or "OpenAI")
+    logger.info("Answers come from %s. Default model: %s.", server, settings.model)
     return OpenAIUpstream(
         model=settings.model,
         api_key=settings.openai_api_key,
@@ -197,7 +197,7 @@ def choose_upstream(settings: Settings) -> Upstream:
 
 
 def known_models(settings: Settings) -> list[str]:
-    """Return the models that a page can offer, the default first; others may be allowed too."""
+    """Return the models for the page to offer, the default first. Patterns of WS_CHAT_MODELS may allow more."""
     if settings.uses_demo:
         return list(DEMO_MODELS)
     named = [model for model in settings.models if not set(model) & set("*?[")]
@@ -205,13 +205,12 @@ def known_models(settings: Settings) -> list[str]:
 
 
 def choose_store(settings: Settings) -> Store:
-    """Return the store that the settings name: shared through Redis, or in memory."""
     if not settings.redis_urls:
         return MemoryStore(retention=settings.retention)
     try:
         from ws_chat.stores.redis.store import RedisStore
     except ImportError as error:
-        raise SettingsError("WS_CHAT_REDIS_URL needs the extra redis: pip install 'ws-chat[redis]'") from error
+        raise SettingsError("WS_CHAT_REDIS_URL needs the redis package: pip install 'ws-chat[redis]'") from error
     try:
         return RedisStore(settings.redis_urls, retention=settings.retention)
     except (TypeError, ValueError) as error:
@@ -219,20 +218,21 @@ def choose_store(settings: Settings) -> Store:
 
 
 def _tracing() -> list[Observer]:
-    """Return what makes traces, where OpenTelemetry is installed."""
     try:
         from ws_chat.server.observers.tracing import Tracing
-    except ImportError:
+    except ImportError:  # OpenTelemetry is not installed
         return []
     return [Tracing()]
 
 
 async def _no_socket_here(websocket: WebSocket) -> None:
-    await websocket.send_denial_response(error_response(ErrorInfo.of("not_found", "There is no WebSocket here.")))
+    await websocket.send_denial_response(
+        error_response(ErrorInfo.of("not_found", "There is no WebSocket at this path."))
+    )
 
 
 async def _only_a_socket_here(_: Request) -> Response:
-    message = "A WebSocket is opened here. The request, or a proxy on its way, lacks `Upgrade: websocket`."
+    message = "This path is a WebSocket: the request needs `Upgrade: websocket`, which a proxy may have removed."
     return error_response(ErrorInfo.of("invalid_request", message))
 
 
@@ -240,8 +240,8 @@ def _new_id() -> str:
     return secrets.token_urlsafe(16)
 
 
-def _suit_collector() -> None:
-    """Let the garbage collector look less often: what lives here lives long, and is freed by its last reference."""
+def _tune_gc() -> None:
+    """Tune the garbage collector for many long-lived objects, which are freed by reference counts."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
@@ -251,13 +251,13 @@ app: FastAPI
 
 
 def __getattr__(name: str) -> FastAPI:
-    # `uvicorn ws_chat.app:app` asks for it; importing this module alone reads no environment and starts nothing.
+    # Created when `uvicorn ws_chat.app:app` looks it up: the import alone reads no environment and starts nothing.
     if name == "app":
         global app
         try:
             app = create_app()
         except SettingsError as error:
             sys.exit(f"ws_chat: {error}")
-        _suit_collector()
+        _tune_gc()
         return app
     raise AttributeError(name)

@@ -1,4 +1,4 @@
-"""A part of an application that is there already: `mount(app, "/chat", principal=current_user)`."""
+"""ws_chat inside another FastAPI application: `mount(app, "/chat", principal=current_user)`."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def mount(
     store: Store | None = None,
     observers: Sequence[Observer] = (),
 ) -> FastAPI:
-    """Serve both doors below `path` (`{path}/v1/chat/ws`, `{path}/v1/chat/stream`); return what was mounted.
+    """Serve WebSocket and SSE below `path` (`{path}/v1/chat/ws`, `{path}/v1/chat/stream`); return the mounted application.
 
-    `principal` is a dependency of the application's own, as for `Depends`: it returns who asks, as a str, int or UUID,
-    or raises an HTTPException. None: the keys of the settings, or with none of these everybody. The rest is as for
+    `principal` is a dependency, as for `Depends`: it returns the user's name or number (str, int or UUID), or raises
+    HTTPException. None: the API keys of the settings, or no authentication without any. The rest is as for
     `create_app`.
 
-    It starts and stops with `app`, also where that has a lifespan of its own: Starlette runs none of what is mounted.
-    Raises SettingsError, and RuntimeError when `app` runs already.
+    ws_chat's lifespan becomes part of that of `app`, because Starlette runs no lifespan of a mounted application.
+    Raises SettingsError, and RuntimeError when `app` is already running.
     """
     if app.middleware_stack is not None:
-        raise RuntimeError("ws_chat is mounted before the application starts, not while it runs.")
+        raise RuntimeError("ws_chat.mount() must be called before the application starts.")
     chat = create_app(
         settings,
         upstream=upstream,
@@ -50,12 +50,12 @@ def mount(
         observers=observers,
         principal=Dependency(app, principal) if principal else None,
     )
-    around = app.router.lifespan_context
+    outer_lifespan = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(outer: Any) -> AsyncIterator[Mapping[str, Any]]:
-        async with around(outer) as state, chat.router.lifespan_context(chat) as ours:
-            yield _together(state or {}, ours or {})
+        async with outer_lifespan(outer) as state, chat.router.lifespan_context(chat) as ours:
+            yield _merged(state or {}, ours or {})
 
     async def inside(scope: Scope, receive: Receive, send: Send) -> None:
         hide_wire(scope, app)
@@ -66,8 +66,8 @@ def mount(
     return chat
 
 
-def _together(state: Mapping[str, Any], ours: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state of both. Where two are mounted, both drain, at the same time."""
+def _merged(state: Mapping[str, Any], ours: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Merge the lifespan states. Two mounted applications are drained at the same time."""
     if DRAIN not in state:
         return {**state, **ours}
 

@@ -1,93 +1,100 @@
-"""The environment, read once into a frozen value. Every setting of docs/settings.md, its default and its unit."""
+"""The settings: environment variables (docs/settings.md), read once into a frozen value."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ws_chat.protocol.urls import redact_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic_core import ErrorDetails
 
-UpstreamName = Literal["auto", "openai", "demo"]
-
 
 class SettingsError(ValueError):
-    """The environment does not make sense; the message names each variable and what is wrong with it."""
+    """A setting is wrong. The message names each variable, its value (never a secret), the fault and an example."""
+
+
+def _split(value: Any) -> Any:
+    return tuple(part for part in map(str.strip, value.split(",")) if part) if isinstance(value, str) else value
+
+
+def _matches(pattern: str, fault: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(fault)
+        return value
+
+    return AfterValidator(check)
+
+
+_COMMA_SEPARATED: Final = BeforeValidator(_split)
+_STRIPPED: Final = BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value)
+_PLACE: Final = r"://([^][/?#]*@)?(\[[^]/?#]*\]|[^][/?#:@]*)(:\d*)?([/?#].*)?"
+_QUOTING: Final = "percent-encode special characters of a password"
+
+Count: TypeAlias = Annotated[int, Field(gt=0)]
+Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# A key that was read from a file ends in a line break; anything else that no header can hold is a mistake.
+Key: TypeAlias = Annotated[str, _STRIPPED, _matches(r"[!-~]+", "must consist of visible ASCII characters")]
+BaseURL: TypeAlias = Annotated[str, _matches("https?" + _PLACE, f"must be an http:// or https:// URL; {_QUOTING}")]
+RedisURL: TypeAlias = Annotated[
+    str,
+    _matches(
+        r"(rediss?(\+cluster)?|unix)" + _PLACE,
+        f"must be a redis://, rediss://, unix:// or redis+cluster:// URL; {_QUOTING}",
+    ),
+]
+Origin: TypeAlias = Annotated[
+    str,
+    _matches(r"\*|null|[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#]+/?", "must be a scheme and a host, without a path"),
+    AfterValidator(lambda origin: origin.lower().rstrip("/")),
+]
 
 
 class Settings(BaseModel):
-    """How this process runs. Sizes are bytes, times are seconds."""
+    """How this process runs. Sizes are bytes, times are seconds.
 
-    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True)
+    The variable of a field is `WS_CHAT_` and its name, unless an alias says otherwise.
+    """
 
-    openai_api_key: str | None = Field(None, alias="OPENAI_API_KEY", repr=False, pattern=r"^[!-~]+$")
-    openai_base_url: str | None = Field(None, alias="OPENAI_BASE_URL", pattern=r"^https?://")
-    upstream: UpstreamName = Field("auto", alias="WS_CHAT_UPSTREAM")
-    model: str = Field("gpt-4o-mini", alias="WS_CHAT_MODEL")
-    models: tuple[str, ...] = Field((), alias="WS_CHAT_MODELS")
-    api_keys: tuple[str, ...] = Field((), alias="WS_CHAT_API_KEYS", repr=False)
-    allowed_origins: tuple[str, ...] = Field((), alias="WS_CHAT_ALLOWED_ORIGINS")
-    resume_window: float = Field(30.0, alias="WS_CHAT_RESUME_WINDOW", ge=0, allow_inf_nan=False)
-    retention: float = Field(300.0, alias="WS_CHAT_RETENTION", ge=0, allow_inf_nan=False)
-    max_frame_bytes: int = Field(4 * 1024 * 1024, alias="WS_CHAT_MAX_FRAME_BYTES", gt=0)
-    max_connections: int = Field(20_000, alias="WS_CHAT_MAX_CONNECTIONS", gt=0)
-    max_generations: int = Field(10_000, alias="WS_CHAT_MAX_GENERATIONS", gt=0)
-    max_generations_per_connection: int = Field(16, alias="WS_CHAT_MAX_GENERATIONS_PER_CONNECTION", gt=0)
-    max_generations_per_principal: int | None = Field(None, alias="WS_CHAT_MAX_GENERATIONS_PER_PRINCIPAL", gt=0)
-    requests_per_minute: int | None = Field(None, alias="WS_CHAT_REQUESTS_PER_MINUTE", gt=0)
-    upstream_timeout: float = Field(120.0, alias="WS_CHAT_UPSTREAM_TIMEOUT", gt=0, allow_inf_nan=False)
-    write_timeout: float = Field(30.0, alias="WS_CHAT_WRITE_TIMEOUT", gt=0, le=2_000_000, allow_inf_nan=False)
-    drain_timeout: float = Field(25.0, alias="WS_CHAT_DRAIN_TIMEOUT", ge=0, allow_inf_nan=False)
-    redis_urls: tuple[str, ...] = Field((), alias="WS_CHAT_REDIS_URL", repr=False)
-    log_content: bool = Field(default=False, alias="WS_CHAT_LOG_CONTENT")
+    model_config = ConfigDict(
+        frozen=True,
+        alias_generator=lambda name: f"WS_CHAT_{name.upper()}",
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
 
-    @field_validator("models", "api_keys", "allowed_origins", "redis_urls", mode="before")
-    @classmethod
-    def _comma_separated(cls, value: Any) -> Any:
-        return tuple(part for part in map(str.strip, value.split(",")) if part) if isinstance(value, str) else value
-
-    @field_validator("api_keys")
-    @classmethod
-    def _fit_for_headers(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not re.fullmatch(r"[!-~]+", key) for key in keys):
-            raise ValueError("a key is made of visible ASCII characters")
-        return keys
-
-    @field_validator("allowed_origins")
-    @classmethod
-    def _as_browsers_write_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in origins:
-            if origin not in ("*", "null") and not re.fullmatch(
-                r"[a-z][a-z0-9+.-]*://[^/?#]+/?", origin, re.IGNORECASE
-            ):
-                raise ValueError(f"{origin!r} is no origin, such as https://chat.example.com")
-        return tuple(origin.lower().rstrip("/") for origin in origins)
-
-    @field_validator("redis_urls")
-    @classmethod
-    def _leads_to_redis(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not re.match(r"(rediss?(\+cluster)?|unix)://", url) for url in urls):
-            raise ValueError("a URL of Redis begins with redis://, rediss://, unix:// or redis+cluster://")
-        return urls
-
-    @property
-    def uses_demo(self) -> bool:
-        """Whether the built-in demo answers: asked for, or nothing else is configured."""
-        if self.upstream == "auto":
-            return not (self.openai_api_key or self.openai_base_url)
-        return self.upstream == "demo"
-
-    @field_validator("openai_api_key", mode="before")
-    @classmethod
-    def _no_line_break(cls, value: Any) -> Any:
-        # A key read from a file ends in a line break; anything else that a header cannot hold is a mistake.
-        return value.strip() if isinstance(value, str) else value
+    openai_api_key: Key | None = Field(None, alias="OPENAI_API_KEY", repr=False, examples=["your-key"])
+    openai_base_url: BaseURL | None = Field(
+        None, alias="OPENAI_BASE_URL", repr=False, examples=["http://127.0.0.1:11434/v1"]
+    )
+    upstream: Literal["auto", "openai", "demo"] = "auto"
+    model: str = "gpt-4o-mini"
+    models: Annotated[tuple[str, ...], _COMMA_SEPARATED] = ()
+    api_keys: Annotated[tuple[Key, ...], _COMMA_SEPARATED] = Field((), repr=False, examples=["a-long-random-key"])
+    allowed_origins: Annotated[tuple[Origin, ...], _COMMA_SEPARATED] = Field((), examples=["https://chat.example.com"])
+    resume_window: Seconds = 30
+    retention: Seconds = 300
+    max_frame_bytes: Count = 4 * 1024 * 1024
+    max_connections: Count = 20_000
+    max_generations: Count = 10_000
+    max_generations_per_connection: Count = 16
+    max_generations_per_principal: Count | None = Field(None, examples=[4])
+    requests_per_minute: Count | None = Field(None, examples=[60])
+    upstream_timeout: Seconds = Field(120, gt=0)
+    write_timeout: Seconds = Field(30, gt=0, le=2_000_000)
+    drain_timeout: Seconds = 25
+    redis_urls: Annotated[tuple[RedisURL, ...], _COMMA_SEPARATED] = Field(
+        (), alias="WS_CHAT_REDIS_URL", repr=False, examples=["redis://127.0.0.1:6379"]
+    )
+    log_content: bool = Field(default=False, examples=["true"])
 
     @model_validator(mode="after")
     def _has_an_upstream(self) -> Settings:
@@ -95,25 +102,26 @@ class Settings(BaseModel):
             raise ValueError("WS_CHAT_UPSTREAM=openai needs OPENAI_API_KEY or OPENAI_BASE_URL")
         return self
 
+    @property
+    def uses_demo(self) -> bool:
+        """Whether the built-in demo answers: chosen, or because no upstream is configured."""
+        if self.upstream == "auto":
+            return not (self.openai_api_key or self.openai_base_url)
+        return self.upstream == "demo"
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
-        """Read the variables; one that is set to nothing counts as not set.
-
-        Raises SettingsError.
-        """
+        """Read the variables; an empty one counts as not set. Raises SettingsError."""
         names = {field.alias for field in cls.model_fields.values()}
         given = {name: value for name, value in environ.items() if name in names and value.strip()}
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            raise SettingsError("; ".join(map(_told, error.errors()))) from None
+            raise SettingsError("; ".join(map(_message, error.errors()))) from None
 
     @classmethod
     def load(cls) -> Settings:
-        """Read the process's environment and the file `.env` of the working directory, which it goes before.
-
-        Raises SettingsError.
-        """
+        """Read the process's environment, and the file `.env` for what is not set there. Raises SettingsError."""
         try:
             file = dotenv_values(".env")
         except UnicodeDecodeError as error:
@@ -121,9 +129,13 @@ class Settings(BaseModel):
         return cls.from_environment({**{name: value for name, value in file.items() if value}, **os.environ})
 
 
-def _told(fault: ErrorDetails) -> str:
-    if not fault["loc"]:
-        return fault["msg"]
-    name = fault["loc"][0]
-    value = "" if name in ("OPENAI_API_KEY", "WS_CHAT_API_KEYS", "WS_CHAT_REDIS_URL") else f"={fault['input']!r}"
-    return f"{name}{value}: {fault['msg']}"
+def _message(error: ErrorDetails) -> str:
+    fault = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be").partition(", unable to")[0]
+    if not error["loc"]:
+        return fault
+    name, value = error["loc"][0], error["input"]
+    field = next(field for field in Settings.model_fields.values() if field.alias == name)
+    if name == "OPENAI_BASE_URL":
+        value = redact_url(value)
+    shown = f", got {value!r}" if field.repr or name == "OPENAI_BASE_URL" else ""
+    return f"{name} {fault}{shown} (example: {name}={field.examples[0] if field.examples else field.default})"

@@ -176,16 +176,19 @@ async def _drain(reads: AsyncIterator[bytes]) -> None:
 
 def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncOpenAI:
     timeouts = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None)
+    # An empty OPENAI_BASE_URL counts as none, but not for the SDK, which would read it again.
+    url = httpx2.URL(base_url or "https://api.openai.com/v1")
+    # As httpx2 would send it, but not in the URL, which its log and ours contain.
+    auth = (url.username, url.password) if url.userinfo else None
     if urllib.request.getproxies().keys() & {"http", "https", "all"}:
         # Through a proxy of the environment httpx2 finds its own way. How many run is the relay's to limit.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-        http_client = DefaultAsyncHttpxClient(limits=limits, timeout=timeouts)
+        http_client = DefaultAsyncHttpxClient(limits=limits, timeout=timeouts, auth=auth)
     else:
-        http_client = DefaultAsyncHttpxClient(transport=PushTransport(), timeout=timeouts)
+        http_client = DefaultAsyncHttpxClient(transport=PushTransport(), timeout=timeouts, auth=auth)
     # The SDK insists on a key; servers that need none ignore it.
-    # An empty OPENAI_BASE_URL counts as none, but not for the SDK, which would read it again.
-    base_url = base_url or "https://api.openai.com/v1"
-    return AsyncOpenAI(api_key=api_key or "none", base_url=base_url, timeout=timeouts, http_client=http_client)
+    url = url.copy_with(userinfo=b"")
+    return AsyncOpenAI(api_key=api_key or "none", base_url=url, timeout=timeouts, http_client=http_client)
 
 
 def _refuses_usage(error: openai.APIStatusError) -> bool:

@@ -1,4 +1,4 @@
-"""What the log says of a generation: one line at its end. Its content only where the operator has switched that on."""
+"""The log: one line for the end of each generation, without its content unless the operator has enabled that."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ logger = logging.getLogger("ws_chat.generations")
 
 
 class Logs:
-    """Logs the ends of generations; `content`: with their messages."""
+    """Logs the end of each generation, at level WARNING if it failed; `content`: with its messages."""
 
     def __init__(self, *, content: bool = False) -> None:
         self._content = content
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
         if not isinstance(event, GenerationEnded):
             return
         level = logging.WARNING if event.status == "failed" else logging.INFO
@@ -41,21 +40,20 @@ class Logs:
         }
         if self._content:
             fields["messages"] = event.content()
-        told = f"{event.code}, " if event.code else ""
+        code = f"{event.code}, " if event.code else ""
         logger.log(
             level,
             "Generation %s %s: %s%d deltas in %.0f ms",
-            *(event.id, event.status, told, event.deltas, event.total * 1000),
+            *(event.id, event.status, code, event.deltas, event.total * 1000),
             extra={"fields": fields},
         )
 
 
 class JSONFormatter(logging.Formatter):
-    """A record as one line of JSON: `time` (UTC), `level`, `logger`, `message`, and what it has of fields."""
+    """Formats a record as one line of JSON: `time` (UTC), `level`, `logger`, `message`, and its `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        told: dict[str, Any] = {
+        line: dict[str, Any] = {
             "time": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -63,8 +61,8 @@ class JSONFormatter(logging.Formatter):
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(told, enc_hook=str).decode()
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line, enc_hook=str).decode()
 
 
 @lru_cache(maxsize=1)

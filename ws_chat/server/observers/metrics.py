@@ -1,7 +1,6 @@
-"""Prometheus metrics (docs/operations.md names them all). With several workers, the sum over all of them.
+"""Prometheus metrics (docs/operations.md lists them). With several workers, the sum over all of them.
 
-The time between tokens is taken per generation, as the mean over its deltas: one observation at its end instead of one
-for each token.
+The time between tokens is the mean over a generation, observed once at its end: a token costs nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ws_chat.relay.events import (
     GenerationEnded,
     GenerationStarted,
     ReadingEnded,
-    Refused,
+    RequestRefused,
 )
 
 if TYPE_CHECKING:
@@ -32,24 +31,24 @@ if TYPE_CHECKING:
 
     from ws_chat.relay.events import Event
 
-FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Where the workers of one server keep their figures for each other."""
+DIRECTORY_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the directory in which the workers of a server keep their metrics for each other."""
 
 LAG_INTERVAL: Final = 0.5
-FIRST: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60)
-BETWEEN: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
-TOTAL: Final = (0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
-LAG: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+FIRST_TOKEN_BUCKETS: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60)
+BETWEEN_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+DURATION_BUCKETS: Final = (0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+LAG_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class Metrics:
-    """Counts what it is told in a registry of its own, so that two applications in one process do not meet."""
+    """Counts events in a registry of its own, so that two applications in one process are counted apart."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"ws_chat_{name}", text, labels, registry=registry, multiprocess_mode="livesum")
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"ws_chat_{name}", text, ["door"], registry=registry, multiprocess_mode="livesum")
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"ws_chat_{name}", text, labels, registry=registry)
@@ -57,30 +56,31 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"ws_chat_{name}_seconds", text, labels, registry=registry, buckets=buckets)
 
-        self._connections = gauge("connections", "Open connections.", "door")
-        self._running = gauge("generations_running", "Generations that run.", "door")
-        self._ended = counter("generations", "Generations that ended: completed, cancelled, failed.", "door", "status")
-        self._errors = counter("generation_errors", "Generations that failed.", "code")
-        self._refused = counter("refused", "Connections, requests and frames that were refused.", "door", "code")
-        self._follows = counter("follows", "Readers of what was there already: after a seq, or from the start.", "from")
-        self._produced = counter("deltas_produced", "Deltas that came from upstreams.")
-        self._deltas = counter("deltas_sent", "Deltas that were sent to readers.", "door")
-        self._frames = counter("frames_sent", "Token frames that carried them: fewer, where some were merged.", "door")
-        self._bytes = counter("sent_bytes", "Bytes of frames that were sent.", "door")
-        self._dropped = counter("connections_dropped", "Peers that took nothing, or answered no ping.", "door")
-        self._first = histogram("time_to_first_token", "From a request to its first delta.", FIRST, "door")
-        self._between = histogram("time_between_tokens", "Mean time between the deltas of an answer.", BETWEEN, "door")
-        self._total = histogram("generation_duration", "From a request to its end.", TOTAL, "door")
-        # What `labels` returns, kept: it costs more than the counting.
+        self._connections = gauge("connections", "Open WebSockets and running SSE requests.")
+        self._running = gauge("generations_running", "Running generations.")
+        self._ended = counter("generations", "Ended generations: completed, cancelled, failed.", "door", "status")
+        self._errors = counter("generation_errors", "Failed generations by error code.", "code")
+        self._refused = counter("refused", "Refused connections, requests and frames by error code.", "door", "code")
+        self._follows = counter("follows", "Reads of an existing generation: after a seq, or from the start.", "from")
+        self._produced = counter("deltas_produced", "Deltas received from the upstream.")
+        self._deltas = counter("deltas_sent", "Deltas sent to readers.", "door")
+        self._frames = counter("frames_sent", "Token frames sent: fewer than deltas where some were merged.", "door")
+        self._bytes = counter("sent_bytes", "Bytes of frames sent.", "door")
+        self._dropped = counter("connections_dropped", "Connections dropped by write or ping timeout.", "door")
+        self._first = histogram("time_to_first_token", "Time to the first delta.", FIRST_TOKEN_BUCKETS, "door")
+        self._between = histogram(
+            "time_between_tokens", "Mean time between deltas of a generation.", BETWEEN_BUCKETS, "door"
+        )
+        self._total = histogram("generation_duration", "Time from request to end.", DURATION_BUCKETS, "door")
+        # `labels()` costs more than counting: its results are kept.
         self._labelled = cache(lambda metric, *labels: metric.labels(*labels))
-        for code in CODES:  # a rate sees nothing of a series that begins with its first event
+        for code in CODES:  # rate() misses the first event of a series that starts with it
             self._labelled(self._errors, code)
             for transport in ("sse", "websocket"):
                 self._labelled(self._refused, transport, code)
-        self._lag = histogram("event_loop_lag", "How late the event loop comes round.", LAG)
+        self._lag = histogram("event_loop_lag", "Delay of the event loop.", LAG_BUCKETS)
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
         labelled = self._labelled
         match event:
             case GenerationStarted():
@@ -99,7 +99,7 @@ class Metrics:
                     labelled(self._dropped, event.transport).inc()
             case Followed():
                 labelled(self._follows, "seq" if event.after else "start").inc()
-            case Refused():
+            case RequestRefused():
                 labelled(self._refused, event.transport, event.code).inc()
 
     def _generation(self, event: GenerationEnded) -> None:
@@ -117,39 +117,39 @@ class Metrics:
                 labelled(self._between, event.transport).observe(mean)
 
     @contextmanager
-    def watching_the_loop(self) -> Iterator[None]:
-        """Measure how late the running event loop comes round, as long as this lasts."""
+    def measure_lag(self) -> Iterator[None]:
+        """Measure the delay of the running event loop until the block ends."""
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle
 
-        def look(due: float) -> None:
-            self._lag.observe(max(0.0, loop.time() - due))
-            look_again()
-
-        def look_again() -> None:
-            nonlocal timer
+        def schedule() -> asyncio.TimerHandle:
             due = loop.time() + LAG_INTERVAL
-            timer = loop.call_at(due, look, due)
+            return loop.call_at(due, observe, due)
 
-        look_again()
+        def observe(due: float) -> None:
+            nonlocal timer
+            self._lag.observe(max(0.0, loop.time() - due))
+            timer = schedule()
+
+        timer = schedule()
         try:
             yield
         finally:
             timer.cancel()
 
     def text(self) -> bytes:
-        """Return all of it in Prometheus's text format, with the process's own figures."""
-        if folder := os.environ.get(FOLDER_VARIABLE):
-            _forget_the_dead(Path(folder))
+        """Return all metrics in Prometheus's text format; with a single process also those of Python and the process."""
+        if directory := os.environ.get(DIRECTORY_VARIABLE):
+            _remove_dead_workers(Path(directory))
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             return generate_latest(registry)
         return generate_latest(self.registry) + generate_latest(REGISTRY)
 
 
-def _forget_the_dead(folder: Path) -> None:
-    """Take away what workers that were killed left in the gauges."""
-    for file in folder.glob("gauge_live*_*.db"):
+def _remove_dead_workers(directory: Path) -> None:
+    """Remove the gauges of workers that were killed."""
+    for file in directory.glob("gauge_live*_*.db"):
         found = re.search(r"_(\d+)\.db$", file.name)
         if found and not Path(f"/proc/{found[1]}").exists():
-            multiprocess.mark_process_dead(int(found[1]), str(folder))  # type: ignore[no-untyped-call]
+            multiprocess.mark_process_dead(int(found[1]), str(directory))  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""Traces for OpenTelemetry: one span for each generation, as its semantic conventions for generative AI name things.
+"""OpenTelemetry traces: one span for each generation, by the semantic conventions for generative AI.
 
-It needs the extra `ws-chat[otel]`. Where the spans go is the business of OpenTelemetry's own settings (`OTEL_…`).
+Needs `ws-chat[otel]`. Where spans are exported to is set by OpenTelemetry's own variables (`OTEL_…`).
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from ws_chat.relay.events import Event, GenerationEnded
 
 
 class Tracing:
-    """Makes a span of every generation when it has ended."""
+    """Records a span for each generation when it has ended, with `provider` or else the global one."""
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
-        """Give the spans to `provider`; None: to the one that is set for the process."""
         self._provider = provider
         self._tracer = trace.get_tracer("ws_chat", tracer_provider=provider)
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
         if not isinstance(event, GenerationEnded):
             return
         if isinstance(self._provider or trace.get_tracer_provider(), trace.ProxyTracerProvider):
-            return  # nobody has said where spans go
+            return  # no exporter is configured
         usage = event.usage or {}
         attributes: dict[str, Any] = {
             "gen_ai.operation.name": "chat",

@@ -1,4 +1,4 @@
-"""The web page and its files, with the headers that keep it from doing what it was not made for."""
+"""The web page and its files, with security headers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-# CSP level 3, where 'self' in connect-src covers the WebSockets of the same host. No script can turn a text into HTML:
-# a model's answer is nobody's markup (Trusted Types).
+# CSP level 3, where 'self' in connect-src includes WebSockets to the same host. Trusted Types: no script can turn text,
+# such as a model's answer, into HTML.
 HEADERS: Final = {
-    "Cache-Control": "no-cache",  # the files of one version only: a browser asks whether they are still the same
+    "Cache-Control": "no-cache",  # revalidated, so that files of two versions never mix
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'",
@@ -31,19 +31,18 @@ FACTS: Final = "{facts}"
 
 
 class Page(StaticFiles):
-    """Static files, for nobody's frame and with nobody else's scripts."""
+    """Static files with HEADERS."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """Return a file's response."""
         response = super().file_response(*args, **kwargs)
         response.headers.update(HEADERS)
         return response
 
 
 class FrontPage:
-    """The page at `/`, which loads everything else by relative URLs, so that it may stand under any prefix.
+    """The page at `/`. All of its URLs are relative, so that it works below any prefix.
 
-    It is told what a user would have to guess: the models, the first being the default, and whether a key is needed.
+    It contains the models to offer, the default first, and whether a key is needed.
     """
 
     def __init__(self, models: Sequence[str], *, needs_key: bool) -> None:
@@ -52,5 +51,4 @@ class FrontPage:
         self._html = source.replace(FACTS, facts)
 
     async def answer(self, _: Request) -> Response:
-        """Return the page."""
         return HTMLResponse(self._html, headers=HEADERS)
