@@ -10,6 +10,7 @@ from conftest import HELLO
 from waiting import until
 
 from ws_chat.client import ConnectionLostError, NotFoundError, connect_sync
+from ws_chat.protocol import deltas
 from ws_chat.testing import Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
@@ -134,3 +135,16 @@ async def test_who_begins_to_wait_while_it_closes_is_told_the_same(service, fake
         thread.join()
 
     await asyncio.to_thread(use)
+
+
+def test_tool_calls_are_read_while_another_thread_adds_to_them(monkeypatch):
+    calls = deltas.ToolCalls([{"index": 0, "id": "c1"}])
+    result = deltas._result
+
+    def interrupted(value):
+        monkeypatch.setattr(deltas, "_result", result)
+        calls.add([{"index": 0, "type": "function"}])
+        return result(value)
+
+    monkeypatch.setattr(deltas, "_result", interrupted)
+    assert calls.result()[0]["id"] == "c1"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, cast
 
 from ws_chat.client.errors import error_from, history_gone
 from ws_chat.client.request import resume_frame
+from ws_chat.protocol.deltas import ToolCalls
 from ws_chat.protocol.types import TokenFrame
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ class ReplyState:
         self.status: Status = "running"
         self.error: BaseException | None = None
         """Why it failed."""
-        self.tool_calls: list[ToolCall] = []
         self.model: str | None = None
         """The model that was asked; at the end, the name that the upstream gave."""
         self.finish_reason: str | None = None
@@ -54,6 +54,7 @@ class ReplyState:
         self._after = after
         self._frames: list[Frame] = []
         self._texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
+        self._tool_calls = ToolCalls()
         self._sent = False  # the server may have the request, and has not refused it
         self._accepted = False
         self._cancelling = False
@@ -82,16 +83,21 @@ class ReplyState:
         return "".join(self._texts["refusal"])
 
     @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The tool calls received so far, each joined from its pieces."""
+        return self._tool_calls.result()
+
+    @property
     def message(self) -> Message:
         """What was received so far as an assistant's message, for a message list of the caller's own."""
         message: Message = {"role": "assistant", "content": self.text}
         if self.refusal:
             message["refusal"] = self.refusal
-        if self.tool_calls:
+        if calls := self.tool_calls:
             message["content"] = self.text or None
             message["tool_calls"] = [
-                {"id": call.get("id", ""), "type": call.get("type", "function"), "function": call["function"]}
-                for call in self.tool_calls
+                {"id": call.get("id", ""), "type": call.get("type", "function"), "function": call.get("function", {})}
+                for call in calls
             ]
         return message
 
@@ -120,7 +126,8 @@ class ReplyState:
                 for name, pieces in self._texts.items():
                     if isinstance(piece := frame.get(name), str):
                         pieces.append(piece)
-                _join_calls(cast("list[dict[str, Any]]", self.tool_calls), frame.get("tool_calls") or [])
+                if isinstance(calls := frame.get("tool_calls"), list):
+                    self._tool_calls.add(calls)
                 self._frames.append(cast("Frame", frame))
                 self._changed.set()
             case "done":
@@ -221,20 +228,3 @@ class Reply(ReplyState):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._cancel()
-
-
-def _join_calls(calls: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> None:
-    """Join pieces of tool calls to those that have come, by their `index` (the OpenAI streaming reference)."""
-    for piece in pieces:
-        index = piece.get("index")
-        call = next((call for call in reversed(calls) if index is not None and call.get("index") == index), None)
-        if call is None or (piece.get("id") and call.get("id") and piece["id"] != call["id"]):
-            calls.append({**piece, "function": dict(piece.get("function") or {})})
-            continue
-        for name, value in (piece.get("function") or {}).items():
-            old = call["function"].get(name)
-            if name == "arguments" and old and value:
-                call["function"][name] = old + value
-            elif value:  # servers repeat what is given once, or send it empty
-                call["function"][name] = value
-        call.update({key: value for key, value in piece.items() if key != "function" and value})
