@@ -9,8 +9,8 @@ import ssl
 import httpx2
 import pytest
 from processes import need, output
+from waiting import until
 
-from ws_chat.upstreams.http import body as body_module
 from ws_chat.upstreams.http import connection as connection_module
 from ws_chat.upstreams.http import transport as transport_module
 from ws_chat.upstreams.http.transport import PUSHED, PushTransport
@@ -147,7 +147,7 @@ async def test_a_connection_that_was_given_up_is_replaced_at_once(raw, client):
 
 
 async def test_a_connection_that_was_idle_for_long_is_not_used_again(raw, client, monkeypatch):
-    monkeypatch.setattr(transport_module, "KEEPALIVE", 0.01)
+    monkeypatch.setattr(transport_module, "KEEPALIVE_TIMEOUT", 0.01)
     raw.scripts = [[LENGTH], [LENGTH]]
     await pushed(client, raw.url)
     while client._transport._open:
@@ -177,7 +177,7 @@ async def test_a_connection_whose_body_came_at_once_is_read_on_for_the_next(size
     raw.scripts = [[large], [LENGTH]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
-    while body._size <= body_module.BUFFER_LIMIT:
+    while body._size <= connection_module.BUFFER_LIMIT:
         await asyncio.sleep(0)
     got = []
     await body.push(lambda read: got.append(len(read)) or False)
@@ -272,7 +272,7 @@ async def test_a_body_that_nobody_takes_is_not_read_into_memory(raw, client):
     raw.scripts = [[OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x" * 1024 * 1024] * 64]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
-    while body._size <= body_module.BUFFER_LIMIT:
+    while body._size <= connection_module.BUFFER_LIMIT:
         await asyncio.sleep(0)
     held = body._size
     for _ in range(1000):
@@ -317,3 +317,29 @@ async def test_tls(tmp_path, monkeypatch):
     server.close()
     await raw.stop()
     await server.wait_closed()
+
+
+async def test_the_loss_of_many_idle_connections_takes_linear_time(raw, client, monkeypatch):
+    compared = 0
+
+    class Counting(connection_module.Connection):
+        __hash__ = object.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return self is other
+
+    monkeypatch.setattr(transport_module, "Connection", Counting)
+    count = 20
+    raw.scripts = [[CHUNKED, b"wait", b"0\r\n\r\n"]] * count
+    answers = [asyncio.create_task(pushed(client, raw.url)) for _ in range(count)]
+    await until(lambda: len(raw.requests) == count, "the requests")
+    raw.go.set()
+    await asyncio.gather(*answers)
+    assert sum(map(len, client._transport._idle.values())) == count
+    await raw.stop()
+    await until(lambda: not client._transport._open, "the connections to be lost")
+
+    assert not any(client._transport._idle.values())
+    assert compared <= 2 * count

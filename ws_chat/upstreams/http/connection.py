@@ -1,26 +1,46 @@
-"""One HTTP/1.1 connection to an upstream (RFC 9112): a request out, a response pushed in as it arrives.
+"""One HTTP/1.1 connection to an upstream (RFC 9112), and the body of its response, pushed as it arrives.
 
-Reading through awaits costs a wake-up of a task for every token. Here the bytes of a body go from the event loop
-through the parser into a function, in the same turn. It serves one request at a time; TLS is the transport's business.
+Reading through awaits would wake a task for every token. Here the bytes of a body go from the event loop through the
+parser into a function, in the same turn. Knows no pool and no TLS: those are the transport's.
+
+Invariants, each with its tests in tests/test_transport.py:
+
+- One request at a time. A connection is free again only when the parser has seen the whole response, the server keeps
+  it open, and nothing came after the end (test_a_connection_is_used_again_after_a_whole_body_only).
+- A body lets go of its connection at the end of the response: closing it late, or twice, cannot hit the next request
+  (test_a_late_close_hits_no_request_that_came_after). Closing it earlier closes the connection, unless its reader had
+  what it needs and the end comes within DRAIN_TIMEOUT (test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near,
+  test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far).
+- What came before a fault is delivered before the fault is raised, however the reads fall
+  (test_what_came_before_a_fault_in_the_same_read_is_said).
+- Whatever ends the connection ends the wait for the head, or for the body; a body that is cut off is never complete
+  (test_what_breaks_is_told_in_the_errors_of_httpx2, test_a_connection_that_is_lost_before_it_is_used_is_told_at_once).
+- A pushed body is never paused. One that is read piece by piece pauses the reading of the socket at BUFFER_LIMIT;
+  taking what waits resumes it, and so does the end of the response (test_a_body_that_nobody_takes_is_not_read_into_memory,
+  test_a_connection_whose_body_came_at_once_is_read_on_for_the_next).
+- Silence for the timeout, counted from the request or the last read, fails the request (test_silence_in_a_body_ends_it).
+- Interim responses (1xx) and trailers are skipped (test_a_body_arrives_whole_pushed_or_pulled).
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import sys
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import httptools
 import httpx2
 
-from ws_chat.upstreams.http.body import Body
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
-    from ws_chat.upstreams.http.body import Sink
+    Sink: TypeAlias = Callable[[bytes], bool]
+    """Receives a read; returns whether it needs no more."""
 
+BUFFER_LIMIT: Final = 256 * 1024
+"""Bytes of a body that wait for a reader before the socket is read no further."""
 DRAIN_TIMEOUT: Final = 0.05
-"""Seconds that a body may take to end after its last needed byte, so that the connection can serve another request."""
+"""Seconds in which a response must end after its last needed byte, for its connection to be kept."""
 
 
 class StaleConnectionError(Exception):
@@ -28,7 +48,7 @@ class StaleConnectionError(Exception):
 
 
 class Head(NamedTuple):
-    """A response's status line and headers."""
+    """A response's status and headers."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -37,7 +57,6 @@ class Head(NamedTuple):
 class Connection(asyncio.Protocol):
     """A connection. `on_idle` is called when it can serve another request, `on_lost` when it never can."""
 
-    deliver: Sink
     _transport: asyncio.Transport
     _parser: Any = None
 
@@ -46,7 +65,7 @@ class Connection(asyncio.Protocol):
         self._on_idle = on_idle
         self._on_lost = on_lost
         self._served = 0
-        self._last = 0.0  # loop time of the last read
+        self._last = 0.0  # loop time of the request or the last read
         self._timeout = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._head: asyncio.Future[Head] | None = None
@@ -60,12 +79,12 @@ class Connection(asyncio.Protocol):
         return self._transport.is_closing()
 
     async def exchange(self, request: bytes, timeout: float | None) -> tuple[Head, Body]:
-        """Send a request and wait for the head of its response; `timeout` (seconds) is for that and for each read.
+        """Send a request and wait for the head of its response. `timeout`: seconds of silence, here and in the body.
 
         Being cancelled closes the connection. Raises httpx2's errors, and StaleConnectionError.
         """
         if self.closing:
-            # Nothing would ever answer: its loss may have been told before anything was asked.
+            # `connection_lost` may have been called already, and would wake nobody.
             raise StaleConnectionError if self._served else httpx2.RemoteProtocolError("Server disconnected at once.")
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
@@ -85,38 +104,33 @@ class Connection(asyncio.Protocol):
             raise
 
     def close(self) -> None:
-        """Close at once, whatever is under way."""
+        """Close at once."""
         self._stop_timer()
         self._transport.abort()
 
-    def give_up(self, *, linger: bool) -> None:
-        """Stop caring about the response. With `linger` its rest is read past, for a moment, to keep the connection."""
-        if not linger:
-            self.close()
-            return
+    def close_unless_ended(self, within: float) -> None:
+        """Close, unless the response ends within so many seconds."""
         self._stop_timer()
-        self._timer = self._loop.call_later(DRAIN_TIMEOUT, self.close)
+        self._timer = self._loop.call_later(within, self.close)
 
     def pause(self) -> None:
-        """Read no further."""
         self._paused = True
         self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
         self._last = self._loop.time()
         if self._paused and not self._transport.is_closing():
             self._transport.resume_reading()
         self._paused = False
 
-    # The event loop calls these.
+    # Called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's transports are no asyncio.Transport
 
     def data_received(self, data: bytes) -> None:
         if self._body is None:
-            self.close()  # nothing was asked
+            self.close()  # a response without a request
             return
         self._last = self._loop.time()
         self._heard = True
@@ -128,12 +142,11 @@ class Connection(asyncio.Protocol):
         if self._parts:
             read = self._parts.pop() if len(self._parts) == 1 else self._join_parts()
             try:
-                if self.deliver(read):
-                    self._body.enough()
-            except Exception as error:  # noqa: BLE001  (the sink's: it belongs to whoever awaits the body)
+                if self._body.deliver(read):
+                    self._body.stop()
+            except Exception as error:  # noqa: BLE001  (the sink's: `push` raises it)
                 self._fail(error)
                 return
-        # What came before a fault was said: what it means does not depend on where the reads fall.
         if self._complete:
             self._keep_alive = self._keep_alive and fault is None
             self._release()
@@ -142,7 +155,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_lost(self)
-        self._parser = None  # it holds this object: without this, only the collector would free the two
+        self._parser = None  # it refers to this object: a cycle (as in uvicorn #1604)
         if self._head and not self._head.done():
             if not self._heard and self._served:
                 self._fail(StaleConnectionError())
@@ -158,7 +171,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._fail(httpx2.RemoteProtocolError("peer closed connection in the middle of a response"))
 
-    # The parser calls these.
+    # Called by the parser.
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
@@ -169,7 +182,7 @@ class Connection(asyncio.Protocol):
             names = {name.lower() for name, _ in self._headers}
             self._ends_with_connection = not names & {b"content-length", b"transfer-encoding"}
             self._head.set_result(Head(status, self._headers))
-        self._headers = []  # what comes next belongs to the final response, or is a trailer
+        self._headers = []  # the next ones are those of the final response, or trailers
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:
@@ -177,7 +190,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = self._head is not None and self._head.done()
-        self._keep_alive = self._parser.should_keep_alive()  # only here does the parser know
+        self._keep_alive = self._parser.should_keep_alive()  # after this call the parser has forgotten it (llhttp #147)
 
     def _join_parts(self) -> bytes:
         read = b"".join(self._parts)
@@ -185,7 +198,7 @@ class Connection(asyncio.Protocol):
         return read
 
     def _release(self) -> None:
-        """Take the end of a response: its connection may serve another, and nothing of it can hit that one."""
+        """End the body, and offer the connection for another request, or close it."""
         self._stop_timer()
         body, self._body, self._head = self._body, None, None
         self._served += 1
@@ -218,3 +231,102 @@ class Connection(asyncio.Protocol):
         if self._timer:
             self._timer.cancel()
             self._timer = None
+
+
+class Body(httpx2.AsyncByteStream):
+    """A response's body: pushed into a function, or read piece by piece as any httpx2 stream."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.deliver: Sink = self._keep
+        """Called with each read. An attribute: a method that passes it on would cost a call for every token."""
+        self.limit = sys.maxsize
+        """Bytes after which reading it piece by piece stops."""
+        self._connection = connection
+        self._read = 0
+        self._reads: list[bytes] = []
+        self._size = 0
+        self._stopped = False  # its sink needs no more
+        self._ended = False  # the response has ended: the connection is no longer this body's
+        self._error: Exception | None = None
+        self._changed: asyncio.Future[None] | None = None
+
+    async def push(self, sink: Sink) -> None:
+        """Give every read to `sink` as it arrives; return at the end, or when `sink` returns True: it needs no more.
+
+        Raises what `sink` raises, and httpx2's errors.
+        """
+        for read in self._take():
+            if not self._stopped and sink(read):
+                self.stop()
+        if not (self._stopped or self._ended):
+            self.deliver = sink
+        while not (self._stopped or self._ended):
+            await self._change()
+        if self._error and not self._stopped:
+            raise self._error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield each read, until there are `limit` bytes. Raises httpx2's errors."""
+        while True:
+            for read in self._take():
+                yield read
+                self._read += len(read)
+                if self._read > self.limit:
+                    return
+            if self._reads:
+                continue
+            if self._error:
+                raise self._error
+            if self._ended:
+                return
+            await self._change()
+
+    async def aclose(self) -> None:
+        """Give the connection back; one whose response has not ended, and does not end soon, is closed."""
+        if self._ended:
+            return
+        if self._stopped:
+            self._connection.close_unless_ended(DRAIN_TIMEOUT)
+        else:
+            self._connection.close()
+
+    def stop(self) -> None:
+        """Deliver nothing more. Called by the connection, when the sink needs no more."""
+        self._stopped = True
+        self.deliver = _discard
+        self._wake()
+
+    def end(self, error: Exception | None = None) -> None:
+        """End with the response, or with what broke it. Called by the connection."""
+        if not self._ended:
+            self._ended = True
+            self._error = error
+            self.deliver = _discard
+            self._wake()
+
+    def _keep(self, read: bytes) -> bool:
+        self._reads.append(read)
+        self._size += len(read)
+        if self._size > BUFFER_LIMIT:
+            self._connection.pause()
+        self._wake()
+        return False
+
+    def _take(self) -> list[bytes]:
+        reads, self._reads = self._reads, []
+        if self._size > BUFFER_LIMIT and not self._ended:
+            self._connection.resume()
+        self._size = 0
+        return reads
+
+    async def _change(self) -> None:
+        self._changed = asyncio.get_running_loop().create_future()
+        await self._changed
+
+    def _wake(self) -> None:
+        if self._changed and not self._changed.done():
+            self._changed.set_result(None)
+
+
+def _discard(_: bytes) -> bool:
+    return False

@@ -1,7 +1,18 @@
-"""The transport given to the SDK for direct connections: HTTP/1.1, with and without TLS, bodies pushed as they arrive.
+"""The transport that the SDK gets for direct connections: a pool of HTTP/1.1 connections, with and without TLS.
 
-It connects, keeps idle connections, and speaks httpx2's errors. Everything else about HTTP (redirects, headers,
-retries, proxies) is left to httpx2 and the SDK.
+It connects, keeps idle connections, and raises httpx2's errors. Redirects, headers, retries and proxies are the business
+of httpx2 and the SDK.
+
+Invariants, each with its tests in tests/test_transport.py:
+
+- A connection is either idle in the pool or serves one request. The pool has no limit: the relay limits how many
+  requests run. No operation costs more when more are idle (test_the_loss_of_many_idle_connections_takes_linear_time).
+- An idle connection is closed after KEEPALIVE_TIMEOUT (test_a_connection_that_was_idle_for_long_is_not_used_again).
+- A request is sent again only where the server had given an idle connection up and answered nothing, once, and on a new
+  connection (test_a_connection_that_was_given_up_is_replaced_at_once,
+  test_a_request_is_sent_again_once_and_not_on_every_idle_connection).
+- A read timeout is not retried by the SDK (test_silence_is_waited_for_once in tests/test_upstream_errors.py).
+- Certificates are checked (test_tls).
 """
 
 from __future__ import annotations
@@ -15,54 +26,48 @@ import openai
 
 from ws_chat.upstreams.http.connection import Connection, StaleConnectionError
 
-KEEPALIVE: Final = 15.0
-"""Seconds after which an idle connection is not used again: something on its way may have forgotten it silently."""
+KEEPALIVE_TIMEOUT: Final = 15.0
+"""Seconds after which an idle connection is closed: a box on its way may have forgotten it silently."""
 ERROR_LIMIT: Final = 64 * 1024
 """Bytes of an error's body that are read."""
 PUSHED: Final = "pushed_body"
-"""The response extension that holds the Body, for whoever wants it pushed."""
+"""The response extension that holds the Body, to be pushed."""
 
 Origin = tuple[bool, str, int]
 
 
 class PushTransport(httpx2.AsyncBaseTransport):
-    """An httpx2 transport with a pool that costs the same however many connections are open."""
+    """An httpx2 transport that pushes bodies."""
 
     def __init__(self) -> None:
         self._ssl = httpx2.create_ssl_context()
         self._ssl.set_alpn_protocols(["http/1.1"])
-        self._idle: dict[Origin, list[Connection]] = {}
+        self._idle: dict[Origin, dict[Connection, None]] = {}  # ordered by how long they are idle
         self._open: set[Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send one request and return its response, body to come. Raises httpx2's errors."""
+        """Send a request and return its response, whose body is still to come. Raises httpx2's errors."""
         url = request.url
         secure = url.scheme == "https"
         origin = (secure, url.host, url.port or (443 if secure else 80))
         timeouts = request.extensions.get("timeout", {})
-        message = _message(request, await request.aread())
-        connect = timeouts.get("connect")
+        connect, read = timeouts.get("connect"), timeouts.get("read")
+        message = _encode(request, await request.aread())
         connection = self._take_idle(origin) or await self._connect(origin, connect)
         try:
             try:
-                head, body = await connection.exchange(message, timeouts.get("read"))
+                head, body = await connection.exchange(message, read)
             except StaleConnectionError:
-                # It was given up while idle, most likely. Once more, on a new one; what is lost there is lost.
                 connection = await self._connect(origin, connect)
-                head, body = await connection.exchange(message, timeouts.get("read"))
+                head, body = await connection.exchange(message, read)
         except httpx2.ReadTimeout:
-            # The SDK would try again, twice, and the caller would wait three times as long. Its own errors it lets
-            # through.
+            # The SDK would retry an error of httpx2's twice, and the caller wait three times as long; not its own.
             raise openai.APITimeoutError(request=request) from None
         if head.status >= 400:
             body.limit = ERROR_LIMIT
-        return httpx2.Response(
-            head.status,
-            headers=head.headers,
-            stream=body,
-            extensions={"http_version": b"HTTP/1.1", PUSHED: body},
-        )
+        extensions = {"http_version": b"HTTP/1.1", PUSHED: body}
+        return httpx2.Response(head.status, headers=head.headers, stream=body, extensions=extensions)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -73,38 +78,37 @@ class PushTransport(httpx2.AsyncBaseTransport):
 
     def _take_idle(self, origin: Origin) -> Connection | None:
         idle = self._idle.get(origin)
-        return idle.pop() if idle else None  # the last one in is the least likely to have been given up
+        return idle.popitem()[0] if idle else None  # the last one in is the least likely to have been given up
 
     def _close_idle(self) -> None:
-        """Close what has been idle for too long, and look again as long as there is something."""
-        now = asyncio.get_running_loop().time()
+        """Close what has been idle for too long, and check again while anything is idle."""
+        loop = asyncio.get_running_loop()
         waits = [0.0]
         for idle in self._idle.values():
             for connection in list(idle):
-                wait = connection.idle_since + KEEPALIVE - now
+                wait = connection.idle_since + KEEPALIVE_TIMEOUT - loop.time()
                 if wait <= 0:
-                    idle.remove(connection)
+                    del idle[connection]
                     connection.close()
                 waits.append(wait)
-        self._sweep = asyncio.get_running_loop().call_later(max(waits), self._close_idle) if max(waits) > 0 else None
+        self._sweep = loop.call_later(max(waits), self._close_idle) if max(waits) > 0 else None
 
     async def _connect(self, origin: Origin, timeout: float | None) -> Connection:
         secure, host, port = origin
+        loop = asyncio.get_running_loop()
 
         def on_idle(connection: Connection) -> None:
-            self._idle.setdefault(origin, []).append(connection)
+            self._idle.setdefault(origin, {})[connection] = None
             if self._sweep is None:
-                self._sweep = asyncio.get_running_loop().call_later(KEEPALIVE, self._close_idle)
+                self._sweep = loop.call_later(KEEPALIVE_TIMEOUT, self._close_idle)
 
         def on_lost(connection: Connection) -> None:
             self._open.discard(connection)
-            idle = self._idle.get(origin, [])
-            if connection in idle:
-                idle.remove(connection)
+            self._idle.get(origin, {}).pop(connection, None)
 
         try:
             async with asyncio.timeout(timeout):
-                _, connection = await asyncio.get_running_loop().create_connection(
+                _, connection = await loop.create_connection(
                     lambda: Connection(on_idle, on_lost),
                     host,
                     port,
@@ -115,12 +119,12 @@ class PushTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ConnectTimeout("The server could not be reached in time.", request=None) from None
         except (OSError, ssl.SSLError) as error:
             raise httpx2.ConnectError(str(error)) from error
-        if not connection.closing:  # one that was lost already will not be discarded again
+        if not connection.closing:  # one that was lost already would never be discarded
             self._open.add(connection)
         return connection
 
 
-def _message(request: httpx2.Request, body: bytes) -> bytes:
+def _encode(request: httpx2.Request, body: bytes) -> bytes:
     lines = [b"%s %s HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
     lines += [b"%s: %s" % header for header in request.headers.raw]
     return b"\r\n".join([*lines, b"", body])
