@@ -13,7 +13,7 @@ from conftest import FALLBACK, running
 from processes import need, output
 
 from ws_chat import Settings
-from ws_chat.server.chat.sender import WIRE
+from ws_chat.server.chat.sender import direct_writer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,13 +27,13 @@ KNOWN = {"7.1.5"}
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Send every message back: text by the direct way out where there is one, as the door does."""
+    """Send every message back: text by the direct writer, where there is one."""
     await receive()
     await send({"type": "websocket.accept"})
-    wire = scope["extensions"].get(WIRE)
+    writer = direct_writer(scope, receive, send)
     while (message := await receive())["type"] == "websocket.receive":
-        if wire and "text" in message and wire.takes_bytes():
-            wire.write_direct(str.encode, message["text"])
+        if writer and "text" in message and writer.is_writable():
+            writer.write_direct(str.encode, message["text"])
         else:
             await send({**message, "type": "websocket.send"})
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+
+from msgspec.json import encode
 
 from ws_chat.protocol.errors import CODES, ChatError
 
@@ -37,11 +40,12 @@ def test_the_type_follows_the_code():
 
 
 def test_an_error_is_its_object():
-    assert ChatError("upstream_rejected", "no", status=418).info.as_dict() == {
+    assert json.loads(encode(ChatError("upstream_rejected", "no", status=418, retry_after=1.5).info)) == {
         "type": "upstream_error",
         "code": "upstream_rejected",
         "message": "no",
         "param": None,
         "status": 418,
         "retryable": False,
+        "retry_after": 1.5,
     }

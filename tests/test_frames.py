@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.frames import (
@@ -22,7 +23,6 @@ from ws_chat.protocol.frames import (
     Start,
     decode,
     encode,
-    encode_token,
 )
 
 HI = [{"role": "user", "content": "hi"}]
@@ -73,6 +73,8 @@ BAD_FRAMES = {
     "stream 1": ('{"messages":[{"role":"user"}],"stream":1}', "stream"),
     "n 2": ('{"messages":[{"role":"user"}],"n":2}', "n"),
     "n 1.5": ('{"messages":[{"role":"user"}],"n":1.5}', "n"),
+    "n as text": ('{"messages":[{"role":"user"}],"n":"8"}', "n"),
+    "n true": ('{"messages":[{"role":"user"}],"n":true}', "n"),
     "model empty": ('{"messages":[{"role":"user"}],"model":""}', "model"),
     "model null": ('{"messages":[{"role":"user"}],"model":null}', "model"),
     "model a number": ('{"messages":[{"role":"user"}],"model":4}', "model"),
@@ -186,7 +188,7 @@ def test_any_json_is_a_frame_or_an_error(value):
     try:
         frame = decode(json.dumps(value))
     except InvalidFrameError as error:
-        frame = Refused(error.info, error.id)
+        frame = Refused(id=error.id or UNSET, error=error.info)
         encode(frame)
     assert isinstance(frame, Chat | Cancel | Resume | Ping | Refused)
 
@@ -224,7 +226,7 @@ SERVER_FRAMES = [
     ),
     (Pong(), {"type": "pong"}),
     (
-        Failed("r1", 2, ErrorInfo("upstream_timeout", "slow")),
+        Failed("r1", 2, ErrorInfo.of("upstream_timeout", "slow")),
         {
             "type": "error",
             "id": "r1",
@@ -236,11 +238,12 @@ SERVER_FRAMES = [
                 "param": None,
                 "status": 504,
                 "retryable": True,
+                "retry_after": None,
             },
         },
     ),
     (
-        Refused(ErrorInfo("invalid_request", "no", "id")),
+        Refused(error=ErrorInfo.of("invalid_request", "no", param="id")),
         {
             "type": "error",
             "error": {
@@ -250,6 +253,7 @@ SERVER_FRAMES = [
                 "param": "id",
                 "status": 400,
                 "retryable": False,
+                "retry_after": None,
             },
         },
     ),
@@ -267,4 +271,4 @@ def test_a_server_frame_is_one_line_of_json_type_first(frame, value):
 
 
 def test_infinity_from_an_upstream_is_sent_as_null():
-    assert encode_token({"type": "token", "logprobs": -math.inf}) == b'{"type":"token","logprobs":null}'
+    assert encode({"type": "token", "logprobs": -math.inf}) == b'{"type":"token","logprobs":null}'

@@ -106,7 +106,7 @@ async def test_memory_for_a_peer_that_takes_nothing_is_bounded(service, fake):
         while log.last < len(LONG) - 1:
             await asyncio.sleep(0.01)
     (protocol,) = service.server.server_state.connections
-    assert not protocol.takes_bytes()
+    assert not protocol.is_writable()
     assert protocol.transport.get_write_buffer_size() < 500_000, "4 MB are waiting in the log"
     peer = protocol.transport.get_extra_info("socket")
     assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * bounds.SEND_BUFFER

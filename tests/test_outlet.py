@@ -1,4 +1,4 @@
-"""The two outlets, each at the moments when its connection goes away."""
+"""The two senders, each at the moments when its connection goes away."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import asyncio
 
 import pytest
 
-from ws_chat.protocol.frames import Pong, encode, encode_token
-from ws_chat.server.chat.sender import AwaitedOutlet, DirectOutlet, Encoding
+from ws_chat.protocol.frames import Pong, encode
+from ws_chat.server.chat.sender import AwaitedSender, DirectSender
 
 pytestmark = pytest.mark.anyio
 
-ENCODING = Encoding(encode, encode_token)
-
 
 class Connection:
-    """A wire whose peer is there, or gone."""
+    """A direct writer whose peer is there, or gone."""
 
     def __init__(self, *, gone: bool = False) -> None:
         self.gone = gone
         self.written = []
         self.sent = 0
         self.dropped = False
-        self.on_change = None
+        self.on_writable = None
 
-    def takes_bytes(self) -> bool:
+    def is_writable(self) -> bool:
         return not self.gone
 
     def is_gone(self) -> bool:
@@ -34,46 +32,49 @@ class Connection:
         self.written.append(encoding(frame))
 
 
-async def test_a_wire_that_is_gone_already_ends_an_outlet():
-    way_out = DirectOutlet(ENCODING, Connection(gone=True))
-    assert not way_out.writable
-    assert await asyncio.wait_for(way_out.ended, 30) is False
+async def test_a_connection_that_is_gone_already_ends_a_sender():
+    sender = DirectSender(encode, Connection(gone=True))
+    assert not sender.writable
+    assert await asyncio.wait_for(sender.ended, 30) is False
 
 
-async def test_a_wire_that_goes_away_ends_an_outlet():
+async def test_a_connection_that_goes_away_ends_a_sender():
     connection = Connection()
-    way_out = DirectOutlet(ENCODING, connection)
-    await way_out.reply(Pong())
+    sender = DirectSender(encode, connection)
+    sender.open()
+    await sender.reply(Pong())
     assert connection.written == [b'{"type":"pong"}']
     connection.gone = True
-    connection.on_change()
-    assert await asyncio.wait_for(way_out.ended, 30) is False
-    await way_out.reply(Pong())
+    connection.on_writable()
+    assert await asyncio.wait_for(sender.ended, 30) is False
+    await sender.reply(Pong())
     assert len(connection.written) == 1
 
 
 @pytest.mark.parametrize("fault", [ConnectionResetError(), None])
-async def test_what_cannot_be_sent_ends_an_awaited_outlet(fault):
+async def test_what_cannot_be_sent_ends_an_awaited_sender(fault):
     async def send(_: list[bytes]) -> None:
         if fault:
             raise fault
 
-    way_out = AwaitedOutlet(ENCODING, send)
-    way_out.write(Pong())
-    way_out.close()
-    assert await asyncio.wait_for(way_out.ended, 30) is (fault is None)
+    sender = AwaitedSender(encode, send)
+    sender.open()
+    sender.write(Pong())
+    sender.close()
+    assert await asyncio.wait_for(sender.ended, 30) is (fault is None)
 
 
-async def test_whoever_waits_for_an_awaited_outlet_may_be_cancelled():
+async def test_whoever_waits_for_an_awaited_sender_may_be_cancelled():
     seen = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(context))
 
     async def send(_: list[bytes]) -> None:
         await asyncio.Event().wait()
 
-    way_out = AwaitedOutlet(ENCODING, send)
-    way_out.write(Pong())
-    way_out.ended.cancel()
-    await way_out.stop()
+    sender = AwaitedSender(encode, send)
+    sender.open()
+    sender.write(Pong())
+    sender.ended.cancel()
+    await sender.stop()
     await asyncio.sleep(0)
     assert seen == []

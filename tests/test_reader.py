@@ -1,4 +1,4 @@
-"""The pump, without a socket: any pace of the outlet, the same text."""
+"""The pump, without a socket: any pace of the sender, the same text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ws_chat.stores.memory import MemoryLog
 
 
 class Tap:
-    """An outlet that takes as many frames as it is open for."""
+    """A sender that takes as many frames as it is open for."""
 
     def __init__(self, room: int = 10**9) -> None:
         self.room = room
@@ -26,8 +26,6 @@ class Tap:
         assert self.room > 0
         self.room -= 1
         self.frames.append(frame)
-
-    write_token = write
 
     def when_writable(self, callback) -> None:
         self.waiting[callback] = None

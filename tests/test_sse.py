@@ -123,7 +123,7 @@ async def test_the_request_is_described(service):
 
     assert set(page["paths"]) == {"/v1/chat/stream", "/v1/chat/stream/{id}", "/healthz", "/readyz", "/metrics"}
     assert set(page["paths"]["/v1/chat/stream/{id}"]) == {"get", "delete"}
-    assert page["components"]["schemas"]["Chat"]["required"] == ["messages"]
+    assert page["components"]["schemas"]["ChatRequest"]["required"] == ["messages"]
 
 
 async def test_health(service):

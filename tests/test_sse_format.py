@@ -1,4 +1,4 @@
-"""The text format of the SSE door, without a socket."""
+"""The text format over SSE, without a socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ws_chat.server.chat.sse_format import TextFormat
 
 def rendered(*frames) -> bytes:
     form = TextFormat()
-    return b"".join(form.token(frame) if isinstance(frame, dict) else form.frame(frame) for frame in frames)
+    return b"".join(map(form.encode, frames))
 
 
 def token(content) -> dict:

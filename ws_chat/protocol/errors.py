@@ -80,7 +80,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 CONNECTION_LIMIT: Final = ErrorInfo.of("overloaded", "Connection limit reached.", retry_after=1)
 DRAINING: Final = ErrorInfo.of("draining", "The server is shutting down.", retry_after=1)
-INTERNAL: Final = ErrorInfo.of("internal_error", "Internal server error.")
+INTERNAL_ERROR: Final = ErrorInfo.of("internal_error", "Something went wrong inside the server.")
 LOST: Final = ErrorInfo.of("generation_lost", "The replica that produced this answer was lost.")
 UNREACHABLE: Final = ErrorInfo.of("overloaded", "The shared log cannot be reached.", retry_after=1)
 

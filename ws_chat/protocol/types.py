@@ -1,4 +1,4 @@
-"""The JSON inside of frames, as types (the OpenAI chat-completions reference). The documents are made from them."""
+"""The JSON inside of frames, as types (the OpenAI chat-completions reference). The schemas are made from them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,10 @@ Seq: TypeAlias = Annotated[int, Meta(ge=0, description="A position: 0 at the sta
 Model: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_MODEL)]
 
 
-class Said(TypedDict, total=False):
+class Message(TypedDict, total=False):
     """One message. What is in it besides `role` is the upstream's business: text, images, tool results, audio."""
 
     role: Required[str]
-
-
-class ChatRequest(TypedDict, total=False):
-    """A chat-completions request. Every parameter that is not named here reaches the upstream as it is."""
-
-    messages: Required[Annotated[list[Said], Meta(min_length=1)]]
-    stream: Annotated[bool, Meta(description="Answers are always streamed.", extra_json_schema={"const": True})]
-    n: Annotated[Any, Meta(extra_json_schema={"maximum": 1})]
 
 
 class Function(TypedDict, total=False):

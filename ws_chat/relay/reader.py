@@ -1,11 +1,11 @@
-"""A reader: a position in a log, and an outlet to send what comes after it.
+"""A reader: a position in a log, and a sender for what comes after it.
 
-Flow control, on one page. A reader has no queue. When the log grows, or when the outlet takes bytes again, it is
-pumped: it sends everything after its position for as long as the outlet takes it. A reader that keeps up sends one
-frame per delta; one that has fallen behind finds many deltas after its position and sends them joined. So the pace of
-one connection costs nobody else anything, and no memory but the log's.
+Flow control, on one page. A reader has no queue. When the log grows, or when the sender is writable again, it is pumped:
+it sends everything after its position while the sender is writable. A reader that keeps up sends one frame per delta;
+one that has fallen behind finds many deltas after its position and sends them joined. So the pace of one connection
+costs no other anything, and no memory but the log's.
 
-First read, live and replay are the same pump. It knows no event loop: whoever writes or drains calls it.
+First read, live and replay are the same pump. It knows no event loop: the log and the sender call it.
 """
 
 from __future__ import annotations
@@ -19,39 +19,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ws_chat.protocol.deltas import Delta
-    from ws_chat.protocol.frames import ServerFrame, Token
+    from ws_chat.protocol.frames import Frame
     from ws_chat.stores.base import Log
 
 MERGE_LIMIT: Final = 512
 """How many deltas go into one frame at most, so that a long replay does not become one frame of any size."""
 
 
-class Outlet(Protocol):
+class Sender(Protocol):
     """Where the frames of one connection leave, in order."""
 
     writable: bool
     """Whether it takes a frame now."""
-
-    write: Callable[[ServerFrame], None]
+    write: Callable[[Frame], None]
     """Send a frame. Only while `writable`."""
-    write_token: Callable[[Token], None]
-    """Send a token frame. Only while `writable`."""
 
     def when_writable(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when `writable` is true again; those that wait are called in turn."""
+        """Call `callback` once, when it is writable again, after those that wait already."""
 
 
 class Reader:
     """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once."""
 
-    __slots__ = ("_after", "_closed", "_id", "_on_end", "_outlet", "_seq", "_started", "frames", "log")
+    __slots__ = ("_after", "_closed", "_id", "_on_end", "_sender", "_seq", "_started", "frames", "log")
 
-    def __init__(self, log: Log, after: int, outlet: Outlet, on_end: Callable[[], None]) -> None:
+    def __init__(self, log: Log, after: int, sender: Sender, on_end: Callable[[], None]) -> None:
         """Read `log` after the seq `after`; `on_end` is called once, when the terminal frame is out."""
         self.log = log
         self._id = log.start.id
         self._seq = self._after = after
-        self._outlet = outlet
+        self._sender = sender
         self._on_end = on_end
         self._started = False
         self._closed = False
@@ -75,35 +72,35 @@ class Reader:
         self.log.unwatch(self._wake)
 
     def pump(self) -> None:
-        """Send all that comes after the position, as far as the outlet takes it."""
-        log, outlet = self.log, self._outlet
+        """Send all that comes after the position, while the sender is writable."""
+        log, sender = self.log, self._sender
         while not self._closed:
             seq = self._seq
             if seq >= log.last and not log.terminal and self._started:
                 return
-            # Before deltas are joined: for an outlet that is full that would be work for nothing.
-            if not outlet.writable:
-                outlet.when_writable(self.pump)
+            # Before deltas are joined: for a sender that is full that would be work for nothing.
+            if not sender.writable:
+                sender.when_writable(self.pump)
                 return
             if not self._started:
                 self._started = True
-                outlet.write(Start(self._id, seq, log.start.model))
+                sender.write(Start(self._id, seq, log.start.model))
             elif seq < log.last:
                 deltas = log.after(seq, MERGE_LIMIT)
                 delta, count = merge(deltas) if len(deltas) > 1 else (deltas[0], 1)
                 self._seq = seq = seq + count
                 self.frames += 1
-                outlet.write_token({"type": "token", "id": self._id, "seq": seq, **delta})
+                sender.write({"type": "token", "id": self._id, "seq": seq, **delta})
             elif log.terminal:
                 self.close()
-                outlet.write(log.terminal)
+                sender.write(log.terminal)
                 self._on_end()
 
     def _wake(self, last: int, deltas: Sequence[Delta]) -> None:
-        """Take word of a write: one delta that is next goes out at once, which is the way of nearly every token."""
-        if self._started and len(deltas) == 1 and last == self._seq + 1 and self._outlet.writable:
+        # Called after each append. A single delta that is next in line is sent directly: nearly every token is.
+        if self._started and len(deltas) == 1 and last == self._seq + 1 and self._sender.writable:
             self._seq = last
             self.frames += 1
-            self._outlet.write_token({"type": "token", "id": self._id, "seq": last, **deltas[0]})
+            self._sender.write({"type": "token", "id": self._id, "seq": last, **deltas[0]})
         else:
             self.pump()

@@ -26,8 +26,8 @@ from ws_chat.relay.events import Observers
 from ws_chat.relay.relay import Relay
 from ws_chat.server.auth import by_key
 from ws_chat.server.chat.sender import DRAIN, WRITE_TIMEOUT
-from ws_chat.server.chat.sse import SSEDoor
-from ws_chat.server.chat.websocket import WebSocketDoor
+from ws_chat.server.chat.sse import SSEEndpoint
+from ws_chat.server.chat.websocket import WebSocketEndpoint
 from ws_chat.server.connections import Connections
 from ws_chat.server.describe.asyncapi import document as asyncapi_document
 from ws_chat.server.describe.openapi import describe
@@ -88,14 +88,14 @@ def create_app(
     )
     authenticate = principal or by_key(Keys(settings.api_keys))
     connections = Connections(settings.max_connections, authenticate, Origins(settings.allowed_origins), observe)
-    sockets = WebSocketDoor(
+    sockets = WebSocketEndpoint(
         relay,
         connections,
         max_frame_bytes=settings.max_frame_bytes,
         max_generations=settings.max_generations_per_connection,
         new_id=_new_id,
     )
-    streams = SSEDoor(relay, connections, max_body_bytes=settings.max_frame_bytes, new_id=_new_id)
+    streams = SSEEndpoint(relay, connections, max_body_bytes=settings.max_frame_bytes, new_id=_new_id)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -119,7 +119,7 @@ def create_app(
         lifespan=lifespan,
         # Plain ASGI: FastAPI's own handling would add half of the cost of a request.
         routes=[
-            WebSocketRoute("/v1/chat/ws", sockets.serve),
+            WebSocketRoute("/v1/chat/ws", sockets),
             Route("/v1/chat/ws", _only_a_socket_here, include_in_schema=False),
             Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),

@@ -1,18 +1,18 @@
-"""Who is let in, over both doors: origin, key, room. All refusals before the first byte of an answer come from here."""
+"""The open connections of every transport: who may open one (origin, key, room), and the drain of them all."""
 
 from __future__ import annotations
 
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 
 from ws_chat.protocol.errors import CONNECTION_LIMIT, DRAINING, ChatError
 from ws_chat.protocol.frames import GoAway
 from ws_chat.relay.access import Caller
-from ws_chat.relay.events import ConnectionClosed, ConnectionOpened, Observers, Refused
+from ws_chat.relay.events import ConnectionClosed, ConnectionOpened, Observers, RequestRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,17 +22,15 @@ if TYPE_CHECKING:
     from ws_chat.relay.access import Origins
     from ws_chat.relay.events import Observer
     from ws_chat.server.auth import Authenticate
-    from ws_chat.server.chat.sender import Outlet
-
-
+    from ws_chat.server.chat.sender import ConnectionSender
 
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """A connection that was let in: who it is, and its outlet when it has one."""
+    """An open connection: whose it is, and its sender once it has one."""
 
     caller: Caller
-    outlet: Outlet | None = None
+    sender: ConnectionSender | None = None
 
 
 class Connections:
@@ -47,7 +45,7 @@ class Connections:
         self._origins = origins
         self.observe = observe or Observers()
         self._open: set[Connection] = set()
-        self._asking = 0  # for a principal, which may take long
+        self._asking = 0  # being authenticated, which may take long
         self._draining = False
 
     @property
@@ -56,7 +54,7 @@ class Connections:
         return len(self._open)
 
     async def caller(self, scope: Scope, transport: str) -> Caller:
-        """Return who asks. Raises ChatError (`origin_not_allowed`, `unauthorized`, `overloaded`)."""
+        """Authenticate a request. Raises ChatError (`origin_not_allowed`, `unauthorized`, `overloaded`)."""
         headers = Headers(scope=scope)
         self._origins.check(headers.get("origin"), headers.get("host"))
         if self._asking >= self._limit:
@@ -67,7 +65,7 @@ class Connections:
         finally:
             self._asking -= 1
         if not isinstance(principal, str) or not principal:
-            raise TypeError(f"who asks has to be told by a name, not by {type(principal).__name__}")
+            raise TypeError(f"authenticate() must return a non-empty str, got {type(principal).__name__}")
         return Caller(principal, secrets.token_urlsafe(16), transport)
 
     @contextmanager
@@ -89,17 +87,18 @@ class Connections:
             yield connection
         finally:
             self._open.remove(connection)
-            way_out = connection.outlet
-            self.observe(ConnectionClosed(transport, way_out.sent if way_out else 0, bool(way_out and way_out.dropped)))
+            sender = connection.sender
+            self.observe(ConnectionClosed(transport, sender.sent if sender else 0, bool(sender and sender.dropped)))
 
     def refuse(self, transport: str, error: ChatError) -> None:
-        """Tell the observers of a refusal."""
-        self.observe(Refused(transport, error.info.code))
+        """Report a refusal to the observers."""
+        self.observe(RequestRefused(transport, error.info.code))
 
     def drain(self, deadline: float) -> None:
-        """Let nobody in any more, and tell the open sockets so; `deadline` seconds are left."""
+        """Refuse new connections, and announce it on the open sockets; `deadline` seconds are left."""
         self._draining = True
         frame = GoAway(round(deadline * 1000))
         for connection in self._open:
-            if connection.outlet:
-                connection.outlet.announce(frame)
+            # Not over SSE: it has no such event, and the response may not have started.
+            if connection.sender and connection.caller.transport == "websocket":
+                connection.sender.announce(frame)

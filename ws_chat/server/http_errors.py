@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from starlette.responses import Response
 
-from ws_chat.protocol.errors import ChatError, ErrorInfo
+from ws_chat.protocol.errors import INTERNAL_ERROR, ChatError, ErrorBody, ErrorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ def error_response(error: ErrorInfo, headers: Mapping[str, str] | None = None) -
         headers["WWW-Authenticate"] = "Bearer"
     if error.code == "too_large":
         headers["Connection"] = "close"  # the rest of the body is not read
-    return Response(msgspec.json.encode({"error": error.as_dict()}), error.status, headers, "application/json")
+    return Response(msgspec.json.encode(ErrorBody(error)), error.status, headers, "application/json")
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -42,16 +42,16 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(404)
     async def _(_: Request, __: HTTPException) -> Response:
-        return error_response(ErrorInfo("not_found", "There is nothing here."))
+        return error_response(ErrorInfo.of("not_found", "There is nothing here."))
 
     @app.exception_handler(405)
     async def _(_: Request, error: HTTPException) -> Response:
         message = "This method is not allowed here."
-        response = error_response(ErrorInfo("invalid_request", message, status=405))
+        response = error_response(ErrorInfo.of("invalid_request", message, status=405))
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(Exception)
     async def _(_: Request, __: Exception) -> Response:
         # The server logs the traceback: Starlette raises it again after this response.
-        return error_response(ErrorInfo("internal_error", "Something went wrong inside the server."))
+        return error_response(INTERNAL_ERROR)

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ws_chat.server.app import create_app
 from ws_chat.server.auth import Dependency
-from ws_chat.server.chat.sender import DRAIN, WRITE_TIMEOUT, hide_wire
+from ws_chat.server.chat.sender import DRAIN, WRITE_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from fastapi import FastAPI
-    from starlette.types import Receive, Scope, Send
 
     from ws_chat.relay.events import Observer
     from ws_chat.server.settings import Settings
@@ -57,12 +56,8 @@ def mount(
         async with outer_lifespan(outer) as state, chat.router.lifespan_context(chat) as ours:
             yield _merged(state or {}, ours or {})
 
-    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
-        hide_wire(scope, app)
-        await chat(scope, receive, send)
-
     app.router.lifespan_context = lifespan
-    app.mount(path, inside)
+    app.mount(path, chat)
     return chat
 
 

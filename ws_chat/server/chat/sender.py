@@ -1,35 +1,38 @@
 """Where the frames of one connection leave, in order.
 
-Flow control: nothing is queued here for a reader. An outlet takes a frame or it does not; a reader that finds it full
-waits with its position, is called when there is room, and finds more in the log by then. There are two: one writes
-directly to a transport of ours, the other awaits the `send` of any ASGI server.
+Flow control: nothing is queued here for a reader. A sender is writable or it is not; a reader that finds it full waits
+with its position, is called when there is room, and finds more in the log by then. There are two: one writes directly
+to a connection of our own protocol classes, the other awaits the `send` of any ASGI server.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from starlette.middleware.cors import CORSMiddleware
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ws_chat.protocol.frames import ServerFrame, Token
+    from starlette.types import Receive, Scope, Send
 
-    Send: TypeAlias = Callable[[list[bytes]], Awaitable[None]]
+    from ws_chat.protocol.frames import Frame
 
-logger = logging.getLogger("ws_chat.outlet")
+    Encode: TypeAlias = Callable[[Frame], bytes]
+    """Makes bytes of a frame; none of one that has nothing to say."""
+
+logger = logging.getLogger("ws_chat.sender")
 
 HIGH_WATER: Final = 64 * 1024
 MAX_REPLIES: Final = 64
 """How many replies wait for a full socket before its client is read no further."""
-WIRE: Final = "ws_chat.wire"
-"""The extension of an ASGI scope under which our own protocol classes offer a Wire."""
+DIRECT_WRITER: Final = "ws_chat.direct_writer"
+"""The extension of an ASGI scope under which our own protocol classes offer a DirectWriter."""
 
 DRAIN: Final = "ws_chat.drain"
 """The key of the lifespan's state under which the application says how to end what runs before connections close."""
@@ -37,61 +40,90 @@ WRITE_TIMEOUT: Final = "ws_chat.write_timeout"
 """The key of the lifespan's state with the seconds after which a peer that takes nothing is dropped."""
 
 
-class Encoding(NamedTuple):
-    """What makes bytes of frames; none of one that has nothing to say."""
+class DirectWriter(Protocol):
+    """A connection that can be written to synchronously, around ASGI.
 
-    frame: Callable[[ServerFrame], bytes]
-    token: Callable[[Token], bytes]
-
-
-class Wire(Protocol):
-    """A connection that can be written to synchronously.
-
-    `on_change` is called when `takes_bytes` may have changed.
+    `on_writable` is called when `is_writable` or `is_gone` may have changed.
     """
 
-    on_change: Callable[[], None] | None
+    on_writable: Callable[[], None] | None
     sent: int
     """Bytes of frames that were written, encoded."""
     dropped: bool
     """Whether the connection ended because its peer took nothing, or answered no ping."""
 
-    def takes_bytes(self) -> bool:
-        """Whether `write_direct` may be called now."""
+    def owns(self, receive: Receive, send: Send) -> bool:
+        """Whether these are the callables that the server gave to the application for what it serves now."""
+
+    def is_writable(self) -> bool:
+        """Whether `write_direct` may be called now: the head is out, the end is not, and the peer takes bytes."""
 
     def is_gone(self) -> bool:
-        """Whether it will never take bytes again."""
+        """Whether it will never be writable again."""
 
-    def write_direct(self, encode: Callable[[Any], bytes], frame: Any) -> None:
-        """Send a frame, encoded. On a connection that is gone it is lost, and that is no error."""
+    def write_direct(self, encode: Encode, frame: Frame) -> None:
+        """Send a frame. On a connection that is gone it is lost, and that is no error."""
 
 
-class Outlet(ABC):
-    """An outlet. `ended` is done when all is sent after `close` (True), or will never be sent (False).
+def direct_writer(scope: Scope, receive: Receive, send: Send) -> DirectWriter | None:
+    """Return the writer that the server offers, unless anything else wants to see what is sent.
 
-    `writable` is kept, not computed, and the writers are attributes: at every token, a call would cost more than what
-    they do.
+    Middleware, and any wrapper around an application, sees it by a `send` of its own, which may change it, delay it or
+    count it. So the writer is used only where `send` is the server's, but for wrappers that are known to pass on
+    everything that comes after the head.
+    """
+    writer: DirectWriter | None = scope.get("extensions", {}).get(DIRECT_WRITER)
+    return writer if writer and writer.owns(receive, _unwrap(send)) else None
+
+
+_TRANSPARENT: Final = {
+    ("starlette.middleware.errors", "ServerErrorMiddleware.__call__.<locals>._send"),
+    ("starlette._exception_handler", "wrap_app_handling_exceptions.<locals>.wrapped_app.<locals>.sender"),
+}
+"""The functions by which Starlette itself wraps `send`, to see the head. A new name of one costs speed, nothing else."""
+
+
+def _unwrap(send: Any) -> Any:
+    while True:
+        if isinstance(send, functools.partial) and getattr(send.func, "__func__", None) is CORSMiddleware.send:
+            send = send.keywords["send"]  # it adds headers
+        elif (code := getattr(send, "__code__", None)) and "send" in code.co_freevars:
+            # By its code: functools.wraps changes the name of a function.
+            if (send.__globals__["__name__"], code.co_qualname) not in _TRANSPARENT:
+                return send
+            send = send.__closure__[code.co_freevars.index("send")].cell_contents
+        else:
+            return send
+
+
+class ConnectionSender(ABC):
+    """A sender. It is writable from `open` on, which follows the head of a response, or a handshake.
+
+    `ended` is done when all is sent after `close` (True), or will never be sent (False). `writable` is kept, not
+    computed, and `write` is an attribute: at every token, a call would cost more than what they do.
     """
 
-    writable: bool
+    writable = False
     """Whether it takes a frame now."""
-    write: Callable[[ServerFrame], None]
+    write: Callable[[Frame], None]
     """Send a frame. Only while `writable`."""
-    write_token: Callable[[Token], None]
-    """Send a token frame. Only while `writable`."""
     dropped = False
     """Whether its peer was given up."""
 
     def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
-        self._replies: deque[ServerFrame] = deque()
+        self._replies: deque[Frame] = deque()
         self._room = asyncio.Event()  # for another reply
         self._closed = False
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     @abstractmethod
+    def open(self) -> None:
+        """Start to take frames."""
+
+    @abstractmethod
     def close(self) -> None:
-        """Take nothing more, and end when all that was written is sent."""
+        """Take no more frames, and end when all that was written is sent."""
 
     @abstractmethod
     async def stop(self) -> None:
@@ -102,8 +134,8 @@ class Outlet(ABC):
     def sent(self) -> int:
         """Return the bytes of the frames that were written."""
 
-    def announce(self, frame: ServerFrame) -> None:
-        """Send a frame that nobody asked for, before all that waits."""
+    def announce(self, frame: Frame) -> None:
+        """Send a frame that answers nothing, before the readers that wait."""
         self._replies.append(frame)
         if self.writable:
             self._call_waiting()
@@ -112,20 +144,17 @@ class Outlet(ABC):
         """Call `callback` once, when it is writable again, after those that wait already."""
         self._waiting[callback] = None
 
-    async def reply(self, frame: ServerFrame) -> None:
+    async def reply(self, frame: Frame) -> None:
         """Send a frame that belongs to no log, before the readers that wait. Returns with nothing sent when closed.
 
-        Whoever asks for more replies than it reads waits here, and is read no further; a few are kept, so that a
+        A client that asks for more replies than it reads waits here, and is read no further; a few are kept, so that a
         cancel is not held up by the answer to a ping.
         """
         while len(self._replies) >= MAX_REPLIES and not self._closed:
             self._room.clear()
             await self._room.wait()
-        if self._closed:
-            return
-        self._replies.append(frame)
-        if self.writable:
-            self._call_waiting()
+        if not self._closed:
+            self.announce(frame)
 
     def _call_waiting(self) -> None:
         while self._replies and self.writable:
@@ -140,36 +169,39 @@ class Outlet(ABC):
         self._waiting = dict.fromkeys([*waiting, *self._waiting])
 
 
-class DirectOutlet(Outlet):
-    """Writes to a wire in the same turn of the event loop, with no task in between."""
+class DirectSender(ConnectionSender):
+    """Writes in the same turn of the event loop, with no task in between."""
 
-    def __init__(self, encoding: Encoding, wire: Wire) -> None:
+    def __init__(self, encode: Encode, writer: DirectWriter) -> None:
         super().__init__()
-        self._wire = wire
-        self._sent_before = wire.sent  # a connection may serve one request after the other
-        self.write = partial(wire.write_direct, encoding.frame)
-        self.write_token = partial(wire.write_direct, encoding.token)
-        self.writable = wire.takes_bytes()
-        wire.on_change = self._on_change
-        if wire.is_gone():  # it will not tell again
+        self._writer = writer
+        self._sent_before = writer.sent  # a connection may serve one request after the other
+        self._opened = False
+        self.write = functools.partial(writer.write_direct, encode)
+        writer.on_writable = self._on_writable
+        if writer.is_gone():  # it will not call again
             self._end(sent=False)
+
+    def open(self) -> None:
+        self._opened = True
+        self._on_writable()
 
     def close(self) -> None:
         self._end(sent=True)
 
     async def stop(self) -> None:
         self._end(sent=False)
-        self._wire.on_change = None
-        self.dropped = self._wire.dropped
+        self._writer.on_writable = None
+        self.dropped = self._writer.dropped
 
     @property
     def sent(self) -> int:
-        return self._wire.sent - self._sent_before
+        return self._writer.sent - self._sent_before
 
-    def _on_change(self) -> None:
-        if self._wire.is_gone():
+    def _on_writable(self) -> None:
+        if self._writer.is_gone():
             self._end(sent=False)
-        self.writable = not self._closed and self._wire.takes_bytes()
+        self.writable = self._opened and not self._closed and self._writer.is_writable()
         if self.writable or self._closed:
             self._call_waiting()
 
@@ -180,32 +212,35 @@ class DirectOutlet(Outlet):
             self.ended.set_result(sent)
 
 
-class AwaitedOutlet(Outlet):
-    """Awaits `send` in a task of its own, several frames at a time.
+class AwaitedSender(ConnectionSender):
+    """Awaits `send_batch` in a task of its own, with several frames at a time.
 
-    What is written waits until the task comes round, at most HIGH_WATER bytes and one frame.
+    What is written waits for that task: at most HIGH_WATER bytes and one frame.
     """
 
-    def __init__(self, encoding: Encoding, send: Send) -> None:
+    def __init__(self, encode: Encode, send_batch: Callable[[list[bytes]], Awaitable[None]]) -> None:
         super().__init__()
-        self._send = send
+        self._encode = encode
+        self._send_batch = send_batch
         self._pending: list[bytes] = []
         self._size = 0
         self._sent = 0
-        self.writable = True
-        self.write = partial(self._write, encoding.frame)
-        self.write_token = partial(self._write, encoding.token)
+        self.write = self._write
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._end)
 
-    def _write(self, encode: Callable[[Any], bytes], frame: Any) -> None:
-        if data := encode(frame):
+    def _write(self, frame: Frame) -> None:
+        if data := self._encode(frame):
             self._pending.append(data)
             self._size += len(data)
             self._sent += len(data)
             self.writable = self._size < HIGH_WATER and not self._closed
             self._wake.set()
+
+    def open(self) -> None:
+        self.writable = not self._closed
+        self._call_waiting()
 
     def close(self) -> None:
         self._closed = True
@@ -227,32 +262,16 @@ class AwaitedOutlet(Outlet):
             while self._pending:
                 batch, self._pending, self._size = self._pending, [], 0
                 self.writable = not self._closed
-                await self._send(batch)
+                await self._send_batch(batch)
                 self._call_waiting()
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._closed = True
         self.writable = False
         self._call_waiting()
-        # An OSError: the connection is gone, which its door learns from `receive`.
+        # An OSError: the connection is gone, which its transport learns from `receive`.
         error = None if task.cancelled() else task.exception()
         if error and not isinstance(error, OSError):
-            logger.error("A server's send failed", exc_info=error)
-        if not self.ended.done():  # a server that stops cancels whoever awaits it
+            logger.error("The server's send failed", exc_info=error)
+        if not self.ended.done():  # it may have been cancelled by what awaits it
             self.ended.set_result(not task.cancelled() and error is None)
-
-
-def outlet(encoding: Encoding, scope: Any, send: Send) -> Outlet:
-    """Return the direct outlet where the server offers a wire, and else one that awaits `send`."""
-    hide_wire(scope, scope.get("app"))
-    wire = scope.get("extensions", {}).get(WIRE)
-    return DirectOutlet(encoding, wire) if wire else AwaitedOutlet(encoding, send)
-
-
-def hide_wire(scope: Any, app: Any) -> None:
-    """Let all go through `send` where an application has middleware: it may change what is sent, or hold back a head.
-
-    That of CORS only adds headers.
-    """
-    if any(middleware.cls is not CORSMiddleware for middleware in getattr(app, "user_middleware", ())):
-        scope.get("extensions", {}).pop(WIRE, None)

@@ -1,10 +1,10 @@
-"""The SSE door: one request, one answer as `text/event-stream` (WHATWG HTML, section "Server-sent events")."""
+"""The chat protocol over SSE: one request, one answer as `text/event-stream` (WHATWG HTML, "Server-sent events")."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
@@ -12,8 +12,7 @@ from starlette.responses import Response
 from ws_chat.protocol.errors import ChatError
 from ws_chat.protocol.frames import Chat, Failed, InvalidFrameError, Pong, decode
 from ws_chat.relay.reader import Reader
-from ws_chat.relay.session import Session, StartGeneration
-from ws_chat.server.chat.sender import AwaitedOutlet, Encoding, outlet
+from ws_chat.server.chat.sender import AwaitedSender, DirectSender, direct_writer
 from ws_chat.server.chat.sse_format import FORMATS, format_named
 from ws_chat.server.http_errors import error_response
 
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from ws_chat.relay.relay import Relay
-    from ws_chat.server.chat.sender import Outlet
+    from ws_chat.server.chat.sender import ConnectionSender
     from ws_chat.server.chat.sse_format import Format
     from ws_chat.server.connections import Connection, Connections
-    from ws_chat.stores.base import Log
+    from ws_chat.stores.base import GenerationKey, Log
 
-DOOR: Final = "sse"
+TRANSPORT: Final = "sse"
 PING_INTERVAL: Final = 15.0
 """Seconds of silence after which a comment line keeps proxies from closing the connection."""
 
@@ -40,155 +39,155 @@ _HEADERS: Final = [
 ]
 
 
-class _Exchange(NamedTuple):
-    """One request and its response, as ASGI gives them."""
-
-    scope: Scope
-    receive: Receive
-    send: Send
-
-    async def answer(self, response: Response) -> None:
-        await response(self.scope, self.receive, self.send)
-
-    async def send_batch(self, batch: list[bytes]) -> None:
-        await self.send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
-
-
-class _Reading(NamedTuple):
-    """What is read, from where, and in which format."""
-
-    log: Log
-    key: str
-    after: int
-    form: Format
-
-
-class SSEDoor:
-    """Serves generations as event streams. Bodies above `max_body_bytes` are `too_large`."""
+class SSEEndpoint:
+    """Serves generations as event streams, as an ASGI application. Bodies above `max_body_bytes` are `too_large`."""
 
     def __init__(
         self, relay: Relay, connections: Connections, *, max_body_bytes: int, new_id: Callable[[], str]
     ) -> None:
-        self._relay = relay
+        self.relay = relay
         self._connections = connections
-        self._max_body_bytes = max_body_bytes
-        self._new_id = new_id
+        self.max_body_bytes = max_body_bytes
+        self.new_id = new_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, as an ASGI application. Raises ChatError when there is nothing to stream."""
-        exchange = _Exchange(scope, receive, send)
+        """Serve one request. Raises ChatError when there is nothing to stream."""
         try:
-            caller = await self._connections.caller(scope, DOOR)
-            if scope["method"] == "DELETE":  # welcome also where nothing new is: it makes room
-                await self._relay.cancel(caller, scope["path_params"]["id"])
-                await exchange.answer(Response(status_code=204))
+            caller = await self._connections.caller(scope, TRANSPORT)
+            if scope["method"] == "DELETE":  # allowed also where nothing new is: it makes room
+                await self.relay.cancel(caller, scope["path_params"]["id"])
+                await Response(status_code=204)(scope, receive, send)
                 return
             with self._connections.admit(caller) as connection:
-                serve = self._start if scope["method"] == "POST" else self._follow
-                await serve(connection, exchange)
+                exchange = _Exchange(self, connection, scope, receive, send)
+                await (exchange.start() if scope["method"] == "POST" else exchange.follow())
         except ChatError as error:
-            self._connections.refuse(DOOR, error)
+            self._connections.refuse(TRANSPORT, error)
             raise
 
-    async def _start(self, connection: Connection, exchange: _Exchange) -> None:
-        caller = connection.caller
-        form_name = _form_name(exchange.scope)
-        start = await self._chat(exchange.receive)
-        named = start.chat.id is not None
-        key = caller.key(start.id, named=named)
-        log = await self._relay.start(caller, start.id, start.chat)
+
+class _Exchange:
+    """One request, and the stream that answers it."""
+
+    def __init__(
+        self, endpoint: SSEEndpoint, connection: Connection, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self._endpoint = endpoint
+        self._relay = endpoint.relay
+        self._connection = connection
+        self._caller = connection.caller
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._query = QueryParams(scope["query_string"])
+        self._format = self._query.get("format", "text")
+        if self._format not in FORMATS:
+            raise ChatError("invalid_request", '"format" must be "text" or "frames".', param="format")
+
+    async def start(self) -> None:
+        """Start a generation and stream it."""
+        chat = decode(await self._body())
+        if not isinstance(chat, Chat):
+            raise InvalidFrameError("invalid_request", "Only a chat can be sent here.", param="type")
+        named = chat.id is not None
+        generation_id = chat.id or self._endpoint.new_id()
+        key = self._caller.key(generation_id, named=named)
+        log = await self._relay.start(self._caller, generation_id, chat)
         try:
-            await self._serve(connection, _Reading(log, key, 0, format_named(form_name, event_ids=named)), exchange)
+            await self._stream(key, log, 0, format_named(self._format, event_ids=named))
         finally:
             if not named:
                 self._relay.release(key)
 
-    async def _follow(self, connection: Connection, exchange: _Exchange) -> None:
-        caller = connection.caller
-        generation_id = exchange.scope["path_params"]["id"]
-        form_name = _form_name(exchange.scope)
-        after = _position(exchange.scope)
-        log = await self._relay.find(caller, generation_id, after)
-        form = format_named(form_name, event_ids=True, before=log.after(after - 1, 1) if after else ())
+    async def follow(self) -> None:
+        """Stream a named generation from after a position."""
+        generation_id = self._scope["path_params"]["id"]
+        after = self._position()
+        log = await self._relay.find(self._caller, generation_id, after)
+        form = format_named(self._format, event_ids=True, before=log.after(after - 1, 1) if after else ())
         if log.terminal and after == log.terminal.seq:
             # Nothing more can come, and only this status keeps an EventSource from asking again.
-            await exchange.answer(Response(status_code=204))
-        elif exchange.scope["method"] == "HEAD":
-            await exchange.answer(_failure(log) or _Heading(log.start.id))
+            await self._answer(Response(status_code=204))
+        elif self._scope["method"] == "HEAD":
+            await self._answer(_failure(log) or _Head(log.start.id))
         else:
-            key = caller.key(generation_id, named=True)
-            await self._serve(connection, _Reading(log, key, after, form), exchange)
+            await self._stream(self._caller.key(generation_id, named=True), log, after, form)
 
-    async def _serve(self, connection: Connection, reading: _Reading, exchange: _Exchange) -> None:
-        log, key, after, form = reading
-        way_out = outlet(Encoding(form.frame, form.token), exchange.scope, exchange.send_batch)
-        connection.outlet = way_out
-        # Where the wire does not tell that the client has gone away, asking the server does.
-        gone = asyncio.create_task(_gone(exchange.receive, way_out)) if isinstance(way_out, AwaitedOutlet) else None
-        reader = Reader(log, after, way_out, on_end=way_out.close)
-        self._relay.attach(key, reader)
-        try:
-            await _begun(log, way_out)
-            if failure := _failure(log):
-                await exchange.answer(failure)
-            elif not way_out.ended.done():
-                await _stream(log.start.id, reader, way_out, form, exchange.send)
-        finally:
-            self._relay.detach(connection.caller, key, reader)
-            if gone:
-                gone.cancel()
-            await way_out.stop()
+    def _position(self) -> int:
+        """Return the seq to follow after: an EventSource gives it in a header, which wins over the query."""
+        position = Headers(scope=self._scope).get("last-event-id") or self._query.get("after", "0")
+        if not (position.isascii() and position.isdecimal() and len(position.lstrip("0")) <= MAX_DIGITS):
+            raise ChatError("invalid_request", "The position must be a seq: a whole number from 0.", param="after")
+        return int(position)
 
-    async def _chat(self, receive: Receive) -> StartGeneration:
-        frame = decode(await self._body(receive))
-        if not isinstance(frame, Chat):
-            raise InvalidFrameError("invalid_request", "Only a chat can be sent here.", param="type")
-        action = Session(limit=1, new_id=self._new_id).receive(frame)
-        assert isinstance(action, StartGeneration)  # noqa: S101  (what a chat in a new session always is)
-        return action
-
-    async def _body(self, receive: Receive) -> bytes:
+    async def _body(self) -> bytes:
         body = bytearray()
         more = True
         while more:
-            message = await receive()
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ChatError("invalid_request", "The request was cut off.")
             body += message.get("body", b"")
-            if len(body) > self._max_body_bytes:
-                raise ChatError("too_large", f"A request is at most {self._max_body_bytes} bytes.")
+            if len(body) > self._endpoint.max_body_bytes:
+                raise ChatError("too_large", f"A request has at most {self._endpoint.max_body_bytes} bytes.")
             more = message.get("more_body", False)
         return bytes(body)
 
+    async def _stream(self, key: GenerationKey, log: Log, after: int, form: Format) -> None:
+        sender: ConnectionSender
+        gone = None
+        if writer := direct_writer(self._scope, self._receive, self._send):
+            sender = DirectSender(form.encode, writer)
+        else:
+            sender = AwaitedSender(form.encode, self._send_batch)
+            # A DirectWriter calls when the client has gone away; other servers are asked.
+            gone = asyncio.create_task(self._until_gone(sender))
+        self._connection.sender = sender
+        reader = Reader(log, after, sender, on_end=sender.close)
+        self._relay.attach(key, reader)
+        try:
+            await _started(log, sender)
+            if failure := _failure(log):
+                await self._answer(failure)
+            elif not sender.ended.done():
+                # Nothing may be written before this.
+                await self._send({"type": "http.response.start", "status": 200, "headers": _headers(log.start.id)})
+                sender.open()
+                pings = _Pings(sender, form)
+                try:
+                    reader.open()
+                    if await sender.ended:
+                        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+                finally:
+                    reader.close()
+                    pings.stop()
+        finally:
+            self._relay.detach(self._caller, key, reader)
+            if gone:
+                gone.cancel()
+            await sender.stop()
 
-def _query(scope: Scope) -> QueryParams:
-    return QueryParams(scope["query_string"])
+    async def _answer(self, response: Response) -> None:
+        await response(self._scope, self._receive, self._send)
 
+    async def _send_batch(self, batch: list[bytes]) -> None:
+        await self._send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
 
-def _form_name(scope: Scope) -> str:
-    name = _query(scope).get("format", "text")
-    if name not in FORMATS:
-        raise ChatError("invalid_request", '"format" is "text" or "frames".', param="format")
-    return name
-
-
-def _position(scope: Scope) -> int:
-    """Return the seq to follow after: an EventSource says it in a header, which wins over the query."""
-    position = Headers(scope=scope).get("last-event-id") or _query(scope).get("after", "0")
-    if not (position.isascii() and position.isdecimal() and len(position.lstrip("0")) <= MAX_DIGITS):
-        raise ChatError("invalid_request", "The position is a seq: a whole number from 0.", param="after")
-    return int(position)
+    async def _until_gone(self, sender: ConnectionSender) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        await sender.stop()
 
 
 def _failure(log: Log) -> Response | None:
-    """Return the answer of a generation that failed before it said anything."""
+    """Return the response for a generation that failed before its first delta."""
     if log.last == 0 and isinstance(log.terminal, Failed):
         return error_response(log.terminal.error, {"X-Generation-Id": log.start.id})
     return None
 
 
-class _Heading(Response):
-    """The head of an answer, as its GET would have it."""
+class _Head(Response):
+    """The head of a stream, as its GET would have it."""
 
     def __init__(self, generation_id: str) -> None:
         super().__init__()
@@ -199,23 +198,11 @@ def _headers(generation_id: str) -> list[tuple[bytes, bytes]]:
     return [*_HEADERS, (b"x-generation-id", generation_id.encode())]
 
 
-async def _stream(generation_id: str, reader: Reader, way_out: Outlet, form: Format, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": _headers(generation_id)})
-    pings = _Pings(way_out, form)
-    try:
-        reader.open()
-        if await way_out.ended:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-    finally:
-        reader.close()
-        pings.stop()
-
-
 class _Pings:
     """Writes a comment after each PING_INTERVAL of silence. One timer, whatever the rate of frames."""
 
-    def __init__(self, way_out: Outlet, form: Format) -> None:
-        self._outlet = way_out
+    def __init__(self, sender: ConnectionSender, form: Format) -> None:
+        self._sender = sender
         self._form = form
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(PING_INTERVAL, self._check)
@@ -226,30 +213,23 @@ class _Pings:
     def _check(self) -> None:
         silence = time.monotonic() - self._form.last
         if silence >= PING_INTERVAL:
-            if self._outlet.writable:
-                self._outlet.write(Pong())
+            if self._sender.writable:
+                self._sender.write(Pong())
             silence = 0
         self._timer = self._loop.call_later(PING_INTERVAL - silence, self._check)
 
 
-async def _begun(log: Log, way_out: Outlet) -> None:
+async def _started(log: Log, sender: ConnectionSender) -> None:
     """Wait for a log's first delta, its end, or the end of the connection."""
-    begun = asyncio.Event()
+    started = asyncio.Event()
 
     def wake(*_: object) -> None:
-        begun.set()
+        started.set()
 
-    way_out.ended.add_done_callback(wake)
+    sender.ended.add_done_callback(wake)
     log.watch(wake)
     try:
-        if log.last == 0 and log.terminal is None and not way_out.ended.done():
-            await begun.wait()
+        if log.last == 0 and log.terminal is None and not sender.ended.done():
+            await started.wait()
     finally:
         log.unwatch(wake)
-
-
-async def _gone(receive: Receive, way_out: Outlet) -> None:
-    """Wait until the client has gone away; what else it sends is of no interest."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    await way_out.stop()

@@ -1,6 +1,6 @@
 """The two formats of an event stream: what a person at a terminal reads, and the frames of the WebSocket.
 
-In both an unasked pong is a comment line, which keeps proxies from closing a silent connection.
+In both, a pong is a comment line, which keeps proxies from closing a silent connection.
 """
 
 from __future__ import annotations
@@ -11,56 +11,67 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from ws_chat.protocol.frames import Done, Failed, Pong, encode, encode_token
+from ws_chat.protocol.errors import ErrorBody
+from ws_chat.protocol.frames import Done, Failed, Pong, Start, encode
 from ws_chat.protocol.sse import PING, event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ws_chat.protocol.deltas import Delta
-    from ws_chat.protocol.frames import ServerFrame, Token
+    from ws_chat.protocol.frames import Frame, Token
 
 
 class Format(ABC):
-    """Makes events of frames. `last` is when it last had something to say, in seconds of `time.monotonic`."""
+    """Makes events of frames. `last` is the time of the last one, in seconds of `time.monotonic`."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
 
     @abstractmethod
-    def frame(self, frame: ServerFrame) -> bytes:
-        """Return a frame's event; nothing for a frame that has nothing to say in this format."""
-
-    @abstractmethod
-    def token(self, token: Token) -> bytes:
-        """Return a token frame's event, or nothing."""
+    def encode(self, frame: Frame) -> bytes:
+        """Return a frame's event; nothing for a frame that this format leaves out."""
 
 
 class FramesFormat(Format):
     """An event for each frame: its type, its seq as the event id, and the same JSON as on the WebSocket."""
 
-    def token(self, token: Token) -> bytes:
+    def encode(self, frame: Frame) -> bytes:
         self.last = time.monotonic()
-        return b"event: token\nid: %d\ndata: %b\n\n" % (token["seq"], encode_token(token))
-
-    def frame(self, frame: ServerFrame) -> bytes:
-        self.last = time.monotonic()
-        seq = getattr(frame, "seq", None)
-        if seq is None:
-            return PING
-        return b"event: %b\nid: %d\ndata: %b\n\n" % (frame.type.encode(), seq, encode(frame))
+        if isinstance(frame, dict):
+            return b"event: token\nid: %d\ndata: %b\n\n" % (frame["seq"], encode(frame))
+        if isinstance(frame, Start | Done | Failed):
+            name = str(frame.__struct_config__.tag).encode()
+            return b"event: %b\nid: %d\ndata: %b\n\n" % (name, frame.seq, encode(frame))
+        return PING
 
 
 class TextFormat(Format):
     """The tutorial's events: the answer's text, then `[DONE]`; with event ids (the seq) where it can be resumed."""
 
     def __init__(self, *, event_ids: bool = False, after_cr: bool = False) -> None:
-        """Begin after a text that ended with a CR, or did not."""
+        """Start after a text that ended with a CR, or did not."""
         super().__init__()
         self._event_ids = event_ids
         self._after_cr = after_cr
 
-    def token(self, token: Token) -> bytes:
+    def encode(self, frame: Frame) -> bytes:
+        match frame:
+            case dict():
+                return self._token(frame)
+            case Done(status=status):
+                data, name = f"[{'DONE' if status == 'completed' else 'CANCELLED'}]", "done"
+            case Failed(error=error):
+                data, name = msgspec.json.encode(ErrorBody(error)).decode(), "error"
+            case Pong():
+                self.last = time.monotonic()
+                return PING
+            case _:
+                return b""
+        self.last = time.monotonic()
+        return self._with_id(event(data, name=name), frame.seq)
+
+    def _token(self, token: Token) -> bytes:
         text = token.get("content")
         if not isinstance(text, str):
             return b""
@@ -73,20 +84,6 @@ class TextFormat(Format):
         self._after_cr = text.endswith("\r")
         self.last = time.monotonic()
         return self._with_id(event(text), token["seq"])
-
-    def frame(self, frame: ServerFrame) -> bytes:
-        self.last = time.monotonic()
-        match frame:
-            case Done(status="completed"):
-                return self._with_id(event("[DONE]", name="done"), frame.seq)
-            case Done():
-                return self._with_id(event("[CANCELLED]", name="done"), frame.seq)
-            case Failed(error=error):
-                data = msgspec.json.encode({"error": error.as_dict()}).decode()
-                return self._with_id(event(data, name="error"), frame.seq)
-            case Pong():
-                return PING
-        return b""
 
     def _with_id(self, data: bytes, seq: int) -> bytes:
         return b"id: %d\n%b" % (seq, data) if self._event_ids else data

@@ -1,42 +1,52 @@
-"""The WebSocket door: one JSON object per message, many generations on one socket (RFC 6455)."""
+"""The chat protocol over WebSocket: one JSON object per message, many generations on one socket (RFC 6455)."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from starlette.websockets import WebSocketDisconnect
+from msgspec import UNSET
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ws_chat.protocol.errors import ChatError
-from ws_chat.protocol.frames import InvalidFrameError, Refused, decode, encode, encode_token
+from ws_chat.protocol.frames import InvalidFrameError, Refused, decode, encode
 from ws_chat.relay.access import SUBPROTOCOL
 from ws_chat.relay.reader import Reader
-from ws_chat.relay.session import CancelGeneration, FollowGeneration, Reply, Session, StartGeneration
-from ws_chat.server.chat.sender import Encoding, outlet
+from ws_chat.relay.session import CancelGeneration, FollowGeneration, SendFrame, Session, StartGeneration
+from ws_chat.server.chat.sender import AwaitedSender, DirectSender, direct_writer
 from ws_chat.server.http_errors import error_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from starlette.websockets import WebSocket
+    from starlette.types import Receive, Scope, Send
 
     from ws_chat.relay.relay import Relay
+    from ws_chat.relay.session import Action
+    from ws_chat.server.chat.sender import ConnectionSender, DirectWriter
     from ws_chat.server.connections import Connection, Connections
-    from ws_chat.stores.base import Log
+    from ws_chat.stores.base import GenerationKey, Log
 
 logger = logging.getLogger("ws_chat.websocket")
 
-DOOR = "websocket"
-TOO_LARGE = 1009
-INTERNAL_ERROR = 1011
-REMEMBERED = 128
-"""How many ended generations that nobody named a socket still knows: they can be continued from."""
-_ENCODING = Encoding(encode, encode_token)
+TRANSPORT: Final = "websocket"
+TOO_LARGE: Final = 1009
+INTERNAL_ERROR: Final = 1011
+ANSWER_TIMEOUT: Final = 10.0
+"""Seconds in which a frame is answered: by then with `overloaded`."""
+ORDER_TIMEOUT: Final = 0.1
+"""Seconds that receiving waits for the answer: what takes no longer is answered in the order in which it came."""
+MAX_UNANSWERED: Final = 64
+"""How many frames wait for their answers, with as many bytes as one may have, before a client is read no further."""
+REMEMBERED: Final = 128
+"""How many ended unnamed generations a socket keeps, to be continued from."""
 
 
-class WebSocketDoor:
-    """Serves sockets. Frames above `max_frame_bytes` close a socket with 1009."""
+class WebSocketEndpoint:
+    """Serves sockets, as an ASGI application. Frames above `max_frame_bytes` close a socket with 1009."""
 
     def __init__(
         self,
@@ -51,57 +61,76 @@ class WebSocketDoor:
         self.relay = relay
         self.connections = connections
         self.max_frame_bytes = max_frame_bytes
-        self._max_generations = max_generations
-        self._new_id = new_id
+        self.max_generations = max_generations
+        self.new_id = new_id
 
-    async def serve(self, websocket: WebSocket) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one socket until it closes. A refusal is an HTTP response, before the upgrade."""
+        websocket = WebSocket(scope, receive, send)
         try:
-            caller = await self.connections.caller(websocket.scope, DOOR)
+            caller = await self.connections.caller(scope, TRANSPORT)
             with self.connections.admit(caller) as connection:
-                offered = websocket.scope["subprotocols"]
-                await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
-                session = Session(limit=self._max_generations, new_id=self._new_id)
-                await _Socket(websocket, self, session, connection).run()
+                await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None)
+                await _Socket(self, connection, websocket, direct_writer(scope, receive, send)).run()
         except ChatError as error:
-            self.connections.refuse(DOOR, error)
+            self.connections.refuse(TRANSPORT, error)
             await websocket.send_denial_response(error_response(error.info))
 
 
 class _Socket:
-    """One open socket: its session, its readers, its outlet."""
+    """One open socket: its session, its readers, its sender."""
 
-    def __init__(self, websocket: WebSocket, door: WebSocketDoor, session: Session, connection: Connection) -> None:
+    def __init__(
+        self,
+        endpoint: WebSocketEndpoint,
+        connection: Connection,
+        websocket: WebSocket,
+        writer: DirectWriter | None,
+    ) -> None:
         self._websocket = websocket
-        self._relay = door.relay
-        self._connections = door.connections
-        self._max_frame_bytes = door.max_frame_bytes
-        self._session = session
+        self._relay = endpoint.relay
+        self._connections = endpoint.connections
+        self._max_frame_bytes = endpoint.max_frame_bytes
+        self._session = Session(limit=endpoint.max_generations, new_id=endpoint.new_id)
         self._caller = connection.caller
-        self._outlet = connection.outlet = outlet(_ENCODING, websocket.scope, self._send)
-        self._readers: dict[str, tuple[Reader, str]] = {}  # by id, with the key of their log
-        self._unnamed: set[str] = set()  # the keys of running generations that nobody but this socket can reach
-        self._ended: deque[str] = deque()  # and of those that have ended: they can be continued from
+        self._sender: ConnectionSender
+        self._sender = DirectSender(encode, writer) if writer else AwaitedSender(encode, self._send_batch)
+        self._sender.open()
+        connection.sender = self._sender
+        self._answering: dict[asyncio.Task[None], int] = {}  # with the bytes of their frames
+        self._latest: dict[str | None, asyncio.Task[None]] = {}  # of them, by the ids that they are about
+        self._readers: dict[str, tuple[Reader, GenerationKey]] = {}  # by id, with the key of their log
+        self._unnamed: set[GenerationKey] = set()  # the keys of running generations that only this socket can reach
+        self._ended: deque[GenerationKey] = deque()  # and of those that have ended: they can be continued from
 
     async def run(self) -> None:
         try:
             await self._receive_all()
         except WebSocketDisconnect:
             pass
-        except Exception:
-            logger.exception("A socket is closed because of an error")
-            await self._websocket.close(INTERNAL_ERROR)
+        except Exception as error:  # noqa: BLE001  (it is logged, and closes the socket)
+            await self._fail(error)
         finally:
             # First the generations: whatever else happens here, a client that has gone costs nothing more.
-            for reader, key in self._readers.values():
-                reader.close()
-                self._relay.detach(self._caller, key, reader)
-            for key in (*self._unnamed, *self._ended):
-                self._relay.release(key)
-            await self._outlet.stop()
+            self._release_all()
+            if self._answering:  # a named chat that was sent before the end is started: its client may come back
+                await asyncio.wait(self._answering)
+                self._release_all()
+            await self._sender.stop()
+
+    def _release_all(self) -> None:
+        for reader, key in self._readers.values():
+            reader.close()
+            self._relay.detach(self._caller, key, reader)
+        self._readers.clear()
+        for key in (*self._unnamed, *self._ended):
+            self._relay.release(key)
+        self._unnamed.clear()
+        self._ended.clear()
 
     async def _receive_all(self) -> None:
-        # Receiving never waits for a generation: a server that is not asked for messages misses pongs and disconnects.
+        # Receiving never waits long for a generation: a server that is not asked for messages misses pongs and
+        # disconnects, and other frames have to be answered.
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
@@ -114,25 +143,82 @@ class _Socket:
             await self._receive(data)
 
     async def _receive(self, data: bytes) -> None:
+        """Decide about a frame, and answer it in a task, after the frames before it that are about the same ids.
+
+        Those that carry no id are answered in their order: a client can tell their answers apart by nothing else.
+        """
+        action: Action | ChatError
         frame_id = None
+        ids: set[str | None] = set()
         try:
             frame = decode(data)
-            frame_id = getattr(frame, "id", None)
-            match self._session.receive(frame):
-                case StartGeneration(generation_id, chat):
-                    log = await self._relay.start(self._caller, generation_id, chat)
-                    self._follow(log, 0, named=chat.id is not None)
-                case FollowGeneration(generation_id, after):
-                    log = await self._relay.find(self._caller, generation_id, after)
-                    self._follow(log, after, named=True)
-                case CancelGeneration(generation_id):
-                    await self._relay.cancel(self._caller, generation_id)
-                case Reply(reply):
-                    await self._outlet.reply(reply)
+            frame_id = getattr(frame, "id", None) or None
+            action = self._session.receive(frame)
         except ChatError as error:
-            self._connections.refuse(DOOR, error)
-            named = error.id if isinstance(error, InvalidFrameError) else frame_id
-            await self._outlet.reply(Refused(error.info, named))
+            action = error
+            if isinstance(error, InvalidFrameError):
+                frame_id = error.id
+        match action:
+            case SendFrame(reply):
+                await self._sender.reply(reply)
+                return
+            case StartGeneration(generation_id, chat):
+                ids = {generation_id, chat.previous_id or generation_id}
+                self._session.follows(generation_id, named=chat.id is not None)
+            case FollowGeneration(generation_id):
+                self._session.follows(generation_id, named=True)
+            case CancelGeneration(generation_id):
+                ids = {generation_id}
+        ids.add(frame_id)
+        before = {task for each in ids if (task := self._latest.get(each))}
+        task = asyncio.create_task(self._answer(action, frame_id, before))
+        self._answering[task] = len(data)
+        self._latest |= dict.fromkeys(ids, task)
+
+        def forget(_: object) -> None:
+            del self._answering[task]
+            for each in ids:
+                if self._latest.get(each) is task:
+                    del self._latest[each]
+
+        task.add_done_callback(forget)
+        await asyncio.sleep(0)  # enough for nearly all
+        if not task.done() and len(self._answering) == 1:
+            await asyncio.wait({task}, timeout=ORDER_TIMEOUT)
+        while len(self._answering) >= MAX_UNANSWERED or sum(self._answering.values()) > self._max_frame_bytes:
+            await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _answer(self, action: Action | ChatError, frame_id: str | None, before: set[asyncio.Task[None]]) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                if before:
+                    await asyncio.wait(before)
+                await self._carry_out(action)
+            return
+        except ChatError as error:
+            refusal = error
+        except TimeoutError:
+            refusal = ChatError("overloaded", "This could not be answered in time.", retry_after=1)
+        except Exception as error:  # noqa: BLE001
+            await self._fail(error)
+            return
+        if isinstance(action, StartGeneration | FollowGeneration) and action.id not in self._readers:
+            self._session.ended(action.id)
+        self._connections.refuse(TRANSPORT, refusal)
+        await self._sender.reply(Refused(id=frame_id or UNSET, error=refusal.info))
+
+    async def _carry_out(self, action: Action | ChatError) -> None:
+        match action:
+            case StartGeneration(generation_id, chat):
+                log = await self._relay.start(self._caller, generation_id, chat)
+                self._follow(log, 0, named=chat.id is not None)
+            case FollowGeneration(generation_id, after):
+                log = await self._relay.find(self._caller, generation_id, after)
+                self._follow(log, after, named=True)
+            case CancelGeneration(generation_id):
+                await self._relay.cancel(self._caller, generation_id)
+            case ChatError():
+                raise action
 
     def _follow(self, log: Log, after: int, *, named: bool) -> None:
         """Read a log from after a seq; the reader that this socket had of it ends there."""
@@ -149,7 +235,7 @@ class _Socket:
                 if len(self._ended) > REMEMBERED:
                     self._relay.release(self._ended.popleft())
 
-        reader = Reader(log, after, self._outlet, on_end)
+        reader = Reader(log, after, self._sender, on_end)
         self._relay.attach(key, reader)
         if before := self._readers.pop(generation_id, None):
             before[0].close()
@@ -160,7 +246,12 @@ class _Socket:
         self._readers[generation_id] = (reader, key)
         reader.open()
 
-    async def _send(self, batch: list[bytes]) -> None:
+    async def _fail(self, error: Exception) -> None:
+        logger.error("A socket is closed because of an error", exc_info=error)
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it is closed already
+            await self._websocket.close(INTERNAL_ERROR)
+
+    async def _send_batch(self, batch: list[bytes]) -> None:
         try:
             for data in batch:
                 await self._websocket.send_text(data.decode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from ws_chat.protocol.frames import Cancel, Chat, Done, Failed, GoAway, Ping, Pong, Refused, Resume, Start
+from ws_chat.protocol.frames import Cancel, ChatRequest, Done, Failed, GoAway, Ping, Pong, Refused, Resume, Start
 from ws_chat.relay.access import SUBPROTOCOL
 from ws_chat.server.describe.schemas import CLIENT_FRAMES, SCHEMAS, SERVER_FRAMES, reference
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _CHANNEL: Final = "#/channels/chat"
 _ANSWER: Final = (Start.__name__, "TokenFrame", Done.__name__, Failed.__name__, Refused.__name__)
 _EXAMPLES: Final[dict[str, Any]] = {
-    Chat.__name__: {"messages": [{"role": "user", "content": "hi"}]},
+    ChatRequest.__name__: {"messages": [{"role": "user", "content": "hi"}]},
     "Messages": [{"role": "user", "content": "hi"}],
     Resume.__name__: {"type": "resume", "id": "r1", "after": 41},
     Cancel.__name__: {"type": "cancel", "id": "r1"},
@@ -61,7 +61,9 @@ _DOCUMENT: Final[dict[str, Any]] = {
         }
     },
     "operations": {
-        "chat": _operation("receive", "Start a generation, or attach to a named one.", ("Chat", "Messages"), _ANSWER),
+        "chat": _operation(
+            "receive", "Start a generation, or attach to a named one.", (ChatRequest.__name__, "Messages"), _ANSWER
+        ),
         "resume": _operation("receive", "Follow a named generation.", (Resume.__name__,), _ANSWER),
         "cancel": _operation("receive", "Stop a generation.", (Cancel.__name__,), (Done.__name__, Refused.__name__)),
         "ping": _operation("receive", "Ask whether the server is there.", (Ping.__name__,), (Pong.__name__,)),

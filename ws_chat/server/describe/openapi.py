@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ws_chat.protocol.errors import CODES
-from ws_chat.protocol.frames import Chat, Done, Failed, Start
+from ws_chat.protocol.frames import ChatRequest, Done, Failed, Start
 from ws_chat.server.describe.schemas import SCHEMAS, reference
 
 _ID_SCHEMA: Final = SCHEMAS[Start.__name__]["properties"]["id"]
@@ -111,7 +111,7 @@ CHAT_OPERATION: Final[dict[str, Any]] = {
         " of messages. It is read as JSON whatever its media type.",
         "content": {
             "application/json": {
-                "schema": {"anyOf": [reference(Chat.__name__), reference("Messages")]},
+                "schema": {"anyOf": [reference(ChatRequest.__name__), reference("Messages")]},
                 "example": {"messages": [{"role": "user", "content": "hi"}]},
             }
         },

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, with a wire, and bounds in time and size for whoever is slow to ask."""
+"""uvicorn's HTTP protocol, with a direct writer, and bounds in time and size for whoever is slow to ask."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ws_chat.server.chat.sender import WIRE
+from ws_chat.server.chat.sender import DIRECT_WRITER
 from ws_chat.server.uvicorn_protocols.bounds import bound
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+
+    from starlette.types import Receive, Send
+
+    from ws_chat.protocol.frames import Frame
+    from ws_chat.server.chat.sender import Encode
 
 HEAD_TIMEOUT: Final = 10.0
 """Seconds in which a request's head must come, of a WebSocket's handshake too."""
@@ -24,7 +29,7 @@ MAX_HEAD: Final = 64 * 1024
 class DirectHTTPProtocol(HttpToolsProtocol):
     """An HTTP connection to which the chunks of a response can be written directly."""
 
-    on_change: Callable[[], None] | None = None
+    on_writable: Callable[[], None] | None = None
     sent = 0
     dropped = False
     _deaf = False
@@ -80,33 +85,33 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             self._await_within(HEAD_TIMEOUT)  # a line break is not a request yet, and stops uvicorn's own timer
 
     def on_message_begin(self) -> None:
-        """Offer the wire to the application."""
+        """Offer the direct writer to the application."""
         self._head = 0
         if self._slow is None:
             self._await_within(HEAD_TIMEOUT)
         super().on_message_begin()
-        extensions: dict[str, Any] = {WIRE: self}
+        extensions: dict[str, Any] = {DIRECT_WRITER: self}
         self.scope["extensions"] = extensions
 
     def pause_writing(self) -> None:
         """Tell that the transport takes no more bytes."""
         super().pause_writing()
-        if self.on_change:
-            self.on_change()
+        if self.on_writable:
+            self.on_writable()
 
     def resume_writing(self) -> None:
         """Tell that the transport takes bytes again."""
         super().resume_writing()
-        if self.on_change:
-            self.on_change()
+        if self.on_writable:
+            self.on_writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the connection, and tell whoever writes."""
         super().connection_lost(exc)
         self._await_within(None)
         self.dropped = isinstance(exc, TimeoutError)
-        if self.on_change:
-            self.on_change()
+        if self.on_writable:
+            self.on_writable()
 
     def _await_within(self, seconds: float | None) -> None:
         """Give up the connection after so many seconds; None: it may take its time."""
@@ -128,15 +133,28 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         else:
             super().shutdown()
 
-    def takes_bytes(self) -> bool:
+    # A chunk is written around ASGI only after `http.response.start` went out through uvicorn, and before the end did:
+    # no chunk stands in front of a status line, and none is in another response.
+
+    def owns(self, receive: Receive, send: Send) -> bool:
+        """Whether these are uvicorn's own callables for the request that is being answered."""
+        return receive == self.cycle.receive and send == self.cycle.send
+
+    def is_writable(self) -> bool:
         """Whether a chunk may be written now."""
-        return not self.flow.write_paused and not self.transport.is_closing()
+        cycle = self.cycle
+        return (
+            cycle.response_started
+            and not cycle.response_complete
+            and not self.flow.write_paused
+            and not self.transport.is_closing()
+        )
 
     def is_gone(self) -> bool:
         """Whether no chunk will ever be written again."""
         return self.transport.is_closing()
 
-    def write_direct(self, encode: Callable[[Any], bytes], frame: Any) -> None:
+    def write_direct(self, encode: Encode, frame: Frame) -> None:
         """Write a chunk (RFC 9112, section 7.1) of a response whose head is out, unless the connection is gone."""
         data = encode(frame)
         self.sent += len(data)

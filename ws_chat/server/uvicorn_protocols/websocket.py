@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket protocol, with a wire, and frames parsed in slices."""
+"""uvicorn's WebSocket protocol, with a direct writer, and frames parsed in slices."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode
 
 from ws_chat.protocol.errors import ErrorInfo
-from ws_chat.server.chat.sender import WIRE
+from ws_chat.server.chat.sender import DIRECT_WRITER
 from ws_chat.server.http_errors import error_response
 from ws_chat.server.uvicorn_protocols.bounds import is_bounded, pending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from starlette.types import Receive, Send
     from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
     from websockets.http11 import Request
+
+    from ws_chat.protocol.frames import Frame
+    from ws_chat.server.chat.sender import Encode
 
 SLICE: Final = 512
 """Bytes of a client's frames that are parsed at a time."""
@@ -27,7 +31,7 @@ TURN: Final = 0.002
 _HEAD = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 )
-_ERROR = error_response(ErrorInfo("invalid_request", "This is no WebSocket handshake.")).body
+_ERROR = error_response(ErrorInfo.of("invalid_request", "This is no WebSocket handshake.")).body
 _BAD_HANDSHAKE: Final = _HEAD % (len(_ERROR), _ERROR)
 
 # Unmasked, unfragmented text frames (RFC 6455, section 5.2) of up to 125 bytes: their two bytes of header.
@@ -37,7 +41,7 @@ _SHORT_HEADERS = [bytes((0x81, length)) for length in range(126)]
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket whose text frames can be written directly. Only without compression."""
 
-    on_change: Callable[[], None] | None = None
+    on_writable: Callable[[], None] | None = None
     sent = 0
     dropped = False
     _full = False
@@ -48,10 +52,10 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self._unread = bytearray()
 
     def handle_connect(self, event: Request) -> None:
-        """Offer the wire to the application."""
+        """Offer the direct writer to the application."""
         super().handle_connect(event)
         if not self.close_sent and not self.config.ws_per_message_deflate:
-            cast("dict[str, Any]", self.scope["extensions"])[WIRE] = self
+            cast("dict[str, Any]", self.scope["extensions"])[DIRECT_WRITER] = self
 
     async def send(self, message: ASGISendEvent) -> None:
         """Take a message of the application."""
@@ -150,19 +154,25 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self.dropped = True
         self._tell()
 
-    def takes_bytes(self) -> bool:
+    # A frame is written around ASGI only after `websocket.accept` went out through uvicorn, and before a close frame did.
+
+    def owns(self, receive: Receive, send: Send) -> bool:
+        """Whether these are uvicorn's own callables for this connection."""
+        return receive == self.receive and send == self.send
+
+    def is_writable(self) -> bool:
         """Whether a frame may be written now: the socket has room, and no close frame has come or gone."""
-        return not (self._full or self.close_sent or self.transport.is_closing())
+        return self.handshake_complete and not (self._full or self.close_sent or self.transport.is_closing())
 
     def is_gone(self) -> bool:
         """Whether no frame will ever be written again."""
         return self.close_sent or self.transport.is_closing()
 
     def _tell(self) -> None:
-        if self.on_change:
-            self.on_change()
+        if self.on_writable:
+            self.on_writable()
 
-    def write_direct(self, encode: Callable[[Any], bytes], frame: Any) -> None:
+    def write_direct(self, encode: Encode, frame: Frame) -> None:
         """Write a text frame, unless the connection is gone."""
         data = encode(frame)
         length = len(data)
