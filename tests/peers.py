@@ -13,7 +13,7 @@ from waiting import until
 from websockets.asyncio.client import connect
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from conftest import Service
 
@@ -94,6 +94,14 @@ async def narrow(service: Service, peer: socket.socket) -> None:
     protocol = await until(found, "the server to accept the connection")
     ours = protocol.transport.get_extra_info("socket")
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
+
+
+def accepts(service: Service) -> Callable[[], Any]:
+    """Return the protocol factory of a running server, so that it can listen on one more address."""
+    config, state = service.server.config, service.server.server_state
+    return lambda: config.http_protocol_class(
+        config=config, server_state=state, app_state=service.server.lifespan.state
+    )
 
 
 async def all_closed(service: Service) -> None:

@@ -10,7 +10,7 @@ import socket
 import httpx
 import pytest
 from conftest import events, joined
-from peers import CHAT, FRAME, UPGRADE, all_closed, closed, raw, unchunked, upgrade
+from peers import CHAT, FRAME, UPGRADE, accepts, all_closed, closed, raw, unchunked, upgrade
 from waiting import until
 
 from ws_chat.protocols import bounds, http
@@ -304,13 +304,8 @@ def ping_soon(service) -> None:
 
 async def test_pings_drop_a_stalled_peer_where_no_write_timeout_does(service, fake, tmp_path):
     """On a Unix domain socket the kernel watches nobody."""
-    config, state = service.server.config, service.server.server_state
     loop = asyncio.get_running_loop()
-    listening = await loop.create_unix_server(
-        lambda: config.http_protocol_class(config=config, server_state=state, app_state=service.server.lifespan.state),
-        str(tmp_path / "socket"),
-    )
-    service.server.servers.append(listening)
+    service.server.servers.append(await loop.create_unix_server(accepts(service), str(tmp_path / "socket")))
     fake.reply([*text(*LONG)[:-3], Hang()])
     stalled = socket.socket(socket.AF_UNIX)
     stalled.setblocking(False)

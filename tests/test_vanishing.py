@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from clock import advance, with_clock
 from conftest import HELLO, joined
-from peers import all_closed, connected, upgrade
+from peers import accepts, all_closed, connected, upgrade
 from processes import output
 
 from ws_chat.testing import Hang, Reply, text
@@ -133,12 +133,7 @@ async def also_on(service, address: str) -> int:
     """Let the server listen on one more address, which only the namespace reaches; return the port."""
     listening = socket.socket()
     listening.bind((address, 0))
-    config, state = service.server.config, service.server.server_state
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: config.http_protocol_class(config=config, server_state=state, app_state=service.server.lifespan.state),
-        sock=listening,
-    )
+    server = await asyncio.get_running_loop().create_server(accepts(service), sock=listening)
     service.server.servers.append(server)
     return listening.getsockname()[1]
 
