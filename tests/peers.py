@@ -45,8 +45,8 @@ async def upgrade(peer: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(peer, UPGRADE)
     answer = b""
-    while not answer.endswith(b"\r\n\r\n"):
-        answer += await loop.sock_recv(peer, 1)
+    while b"\r\n\r\n" not in answer:
+        answer += await loop.sock_recv(peer, 4096)
     assert answer.startswith(b"HTTP/1.1 101 "), answer
 
 
