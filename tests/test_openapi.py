@@ -27,8 +27,8 @@ include-operation-id = "follow"
 checks.positive_data_acceptance.enabled = false
 checks.negative_data_rejection.enabled = false
 """
-# The values at their bounds are tried in any case; 12 random requests for each operation are added. Its own time limits,
-# which a busy machine can exceed, are out of the way: 10 s for a response, and some for the generation of data.
+# The values at their bounds are tried in any case; 12 random requests for each operation are added. No time limit of
+# schemathesis's own may decide on a busy machine: neither the 10 s for a response nor those for generating data.
 ARGUMENTS = (
     *("--seed", "1", "--max-examples", "12", "--generation-database", "none", "--no-color"),
     *("--request-timeout", "600", "--suppress-health-check", "all"),

@@ -97,8 +97,8 @@ class Server(uvicorn.Server):
         """Take a signal."""
         forced = self.force_exit
         super().handle_exit(sig, frame)  # for which any SIGINT after another signal is meant
-        first = self._signals.setdefault(sig, time.monotonic())
-        self.force_exit = forced or time.monotonic() - first > TWICE
+        now = time.monotonic()
+        self.force_exit = forced or now - self._signals.setdefault(sig, now) > TWICE
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start."""
