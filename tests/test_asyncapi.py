@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import cache
+from typing import TYPE_CHECKING
 
 import httpx
-import jsonschema_rs
 import pytest
 from conftest import HELLO
 from processes import ROOT, lacking, need, output
@@ -13,13 +14,19 @@ from processes import ROOT, lacking, need, output
 from ws_chat.doors.schemas import CLIENT_FRAMES, SCHEMAS
 from ws_chat.frames import InvalidFrameError, decode
 
+if TYPE_CHECKING:
+    import jsonschema_rs
+
 pytestmark = pytest.mark.anyio
 
 MODULES = ROOT / ".venv/node/node_modules"
 BY_TYPE = {"start": "Start", "token": "TokenFrame", "done": "Done", "pong": "Pong", "goaway": "GoAway"}
 
 
+@cache
 def validator(name: str) -> jsonschema_rs.Validator:
+    import jsonschema_rs  # noqa: PLC0415  (each process that runs some of the tests collects all of them)
+
     return jsonschema_rs.validator_for({"$ref": f"#/components/schemas/{name}", "components": {"schemas": SCHEMAS}})
 
 
