@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -105,16 +106,17 @@ FORBIDDEN = {
 }
 
 
-def modules() -> dict[str, ast.Module]:
-    found = {}
-    for path in PACKAGE.rglob("*.py"):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        if not name.endswith("__init__"):
-            found[name] = ast.parse(path.read_text())
-    return found
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__init__.py"
+}
 
 
-def imports(tree: ast.Module) -> set[str]:
+@cache
+def imports(name: str) -> set[str]:
+    """Return the modules that a module imports."""
+    tree = ast.parse(MODULES[name].read_text())
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -122,9 +124,6 @@ def imports(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
     return names
-
-
-MODULES = modules()
 
 
 def test_every_module_has_its_floor():
@@ -135,7 +134,7 @@ def test_every_module_has_its_floor():
 def test_imports_go_down_only(name):
     floor = next(place for place, floor in enumerate(FLOORS) if name in floor)
     below = set().union(*FLOORS[:floor])
-    ours = {module.removeprefix("ws_chat.") for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
+    ours = {module.removeprefix("ws_chat.") for module in imports(name) if module.startswith("ws_chat.")}
 
     assert ours <= below
     if name.startswith("doors."):
@@ -144,20 +143,20 @@ def test_imports_go_down_only(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_knows_only_what_its_floor_may_know(name):
-    known = {module.split(".")[0] for module in imports(MODULES[name])}
+    known = {module.split(".")[0] for module in imports(name)}
 
     assert not known & (IMPURE if name in PURE else FORBIDDEN.get(name, set()))
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_room_is_small(name):
-    assert len((PACKAGE / (name.replace(".", "/") + ".py")).read_text().splitlines()) <= 300
+    assert len(MODULES[name].read_text().splitlines()) <= 300
 
 
 def test_the_client_knows_nothing_of_the_server():
     for name in MODULES:
         if name.startswith("client."):
-            ours = {module for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
+            ours = {module for module in imports(name) if module.startswith("ws_chat.")}
             assert all(
                 module.startswith(("ws_chat.client.", "ws_chat.frames", "ws_chat.errors", "ws_chat.shapes"))
                 for module in ours
@@ -167,7 +166,7 @@ def test_the_client_knows_nothing_of_the_server():
 def test_only_the_local_server_of_the_terminal_knows_of_servers():
     for name in MODULES:
         if name.startswith("terminal.") and name != "terminal.local":
-            ours = {module for module in imports(MODULES[name]) if module.startswith("ws_chat.")}
+            ours = {module for module in imports(name) if module.startswith("ws_chat.")}
             assert all(module.startswith(("ws_chat.terminal.", "ws_chat.client.")) for module in ours)
 
 
