@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ws_chat.conversation import conversation, is_same, said, write
@@ -95,7 +95,7 @@ JSON = st.recursive(
 
 
 @given(JSON, JSON)
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_equal_as_json_means_equal_as_json(one, other):
     kept = write(chat(metadata=one), [])
 
