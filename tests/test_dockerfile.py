@@ -1,6 +1,7 @@
 """The Dockerfile, as far as it goes without Docker: what it copies is there, its commands are run outside of an image.
 
-They are run as they stand, with paths below a temporary folder, and in the order of the file.
+They are run as they stand, with paths below a temporary folder, and in the order of the file. Only pip is replaced by
+uv where that is installed.
 """
 
 from __future__ import annotations

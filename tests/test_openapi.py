@@ -35,12 +35,14 @@ ARGUMENTS = (
 )
 
 
-async def test_the_description_is_true(service, tmp_path, caplog):
+@pytest.mark.parametrize("phases", ["examples,coverage,fuzzing", "stateful"])
+async def test_the_description_is_true(phases, service, tmp_path, caplog):
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
     program = need("schemathesis")
     where = service.url + "/openapi.json"
-    status, out, err = await output(program, "--config-file", str(config), "run", where, *ARGUMENTS)
+    command = (program, "--config-file", str(config), "run", where, "--phases", phases, *ARGUMENTS)
+    status, out, err = await output(*command)
 
     printed = out.decode()
     assert status == 0, printed[max(printed.find("= FAILURES ="), 0) :] + err.decode()
