@@ -113,7 +113,7 @@ def test_what_is_not_described_is_refused(frame):
 
 
 async def test_it_names_the_server_that_was_asked(service):
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         document = (await client.get(service.url + "/asyncapi.json")).json()
 
     assert document["servers"]["this"] == {"host": service.url.removeprefix("http://"), "protocol": "ws"}
