@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import re
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from playwright.async_api import async_playwright, expect
+from playwright.async_api import Browser, Page, async_playwright, expect
 from processes import need
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from playwright.async_api import Browser, BrowserContext, Locator, Page
+    from playwright.async_api import BrowserContext, Locator
 
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 50_000  # milliseconds: what a test waits for in the page is told before its own time is over
 expect.set_options(PATIENCE)
 OPTIONS = (
     "--no-sandbox",
@@ -47,12 +48,19 @@ class Tab:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         page.set_default_timeout(PATIENCE)
-        page.on(
-            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("websocket", lambda socket: self.requests.append(socket.url))
+        self._listeners = {
+            "console": lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None,
+            "pageerror": lambda error: self.complaints.append(str(error)),
+            "request": lambda request: self.requests.append(request.url),
+            "websocket": lambda socket: self.requests.append(socket.url),
+        }
+        for event, listener in self._listeners.items():
+            page.on(event, listener)
+
+    def leave(self) -> None:
+        """Listen to the page no more."""
+        for event, listener in self._listeners.items():
+            self.page.remove_listener(event, listener)
 
     @property
     def turns(self) -> Locator:
@@ -89,13 +97,51 @@ async def open_tab(context: BrowserContext, url: str) -> Tab:
     return tab
 
 
+VIEWPORT = {"width": 1280, "height": 800}
+_pages: WeakKeyDictionary[Browser, Page] = WeakKeyDictionary()
+
+
 @contextlib.asynccontextmanager
-async def visiting(browser: Browser, url: str, *, complains: bool = False, **options: Any) -> AsyncIterator[Tab]:
-    """Open the page as a new user; nothing may be complained of on its console, and nothing asked for elsewhere."""
-    async with await browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}) as context:
-        tab = await open_tab(context, url)
+async def visiting(
+    browser: Browser, url: str, *, complains: bool = False, changes: bool = False, **options: Any
+) -> AsyncIterator[Tab]:
+    """Open the page as a new user; nothing may be complained of on its console, and nothing asked for elsewhere.
+
+    Most visits are in one page, because a new one costs a second of CPU. `changes`: this one does something to its page
+    that would stay.
+    """
+    origin = "/".join(url.split("/")[:3])
+    async with contextlib.AsyncExitStack() as stack:
+        if changes or options:
+            context = await browser.new_context(**{"viewport": VIEWPORT, **options})
+            await stack.enter_async_context(context)
+            tab = Tab(await context.new_page())
+        else:
+            tab = Tab(await stack.enter_async_context(_shared_page(browser, origin)))
+            stack.callback(tab.leave)
+        await tab.page.goto(url)
         yield tab
         assert complains or not tab.complaints, tab.complaints
-        place = re.escape(url.split("/")[2])
-        elsewhere = [asked for asked in tab.requests if not re.match(rf"(https?|wss?)://{place}/|data:", asked)]
+        elsewhere = [
+            asked
+            for asked in tab.requests
+            if not re.match(rf"(https?|wss?)://{re.escape(origin.split('//')[1])}/|data:", asked)
+        ]
         assert not elsewhere
+
+
+@contextlib.asynccontextmanager
+async def _shared_page(browser: Browser, origin: str) -> AsyncIterator[Page]:
+    """Lend the page of all visits, and make it forget this one. After one that fails there is a new page."""
+    page = _pages.pop(browser, None) or await (await browser.new_context(viewport=VIEWPORT)).new_page()
+    try:
+        yield page
+    except BaseException:
+        await page.context.close()
+        raise
+    await page.goto("about:blank")
+    client = await page.context.new_cdp_session(page)
+    await client.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"})
+    await client.detach()
+    await page.context.clear_permissions()
+    _pages[browser] = page

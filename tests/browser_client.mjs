@@ -1,6 +1,6 @@
-// The browser client, under Node. test_browser_client.py starts what it talks to, and runs each test by its name.
+// The browser client, under Node. test_browser_client.py starts what it talks to, and runs each test by its name (TEST).
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { readFile } from "node:fs/promises";
 
 const page = new EventTarget(); // what a browser's window is to the client
 globalThis.addEventListener = page.addEventListener.bind(page);
@@ -22,18 +22,63 @@ const collect = async (items) => {
   return found;
 };
 
-/** Run a test with a chat, which is closed at the end. */
-function chatting(name, run, options) {
-  test(name, { timeout: 20_000 }, async () => {
-    const chat = connect(url, options);
-    try {
-      await run(chat);
-    } finally {
-      chat.close();
-      assert.equal(chat.state, "closed");
+const tests = new Map();
+
+/** Define a test, which runs in a process of its own. */
+const test = (name, run) => tests.set(name, run);
+
+/** Define a test with a chat, which is closed at the end. */
+const chatting = (name, run, options) => test(name, () => using(connect(url, options), run));
+
+async function using(chat, run) {
+  try {
+    await run(chat);
+  } finally {
+    chat.close();
+    assert.equal(chat.state, "closed");
+  }
+}
+
+/** Time for one client of its own: it stands still until `pass` moves it. */
+class Clock {
+  #now = 0; // milliseconds
+  #timers = new Map();
+  #count = 0;
+  performance = { now: () => this.#now };
+  clearTimeout = (timer) => this.#timers.delete(timer);
+  setTimeout = (call, pause) => {
+    this.#timers.set((this.#count += 1), { call, at: this.#now + pause });
+    return this.#count;
+  };
+
+  /** Let so many seconds pass; what is due is done in its order. */
+  pass(seconds) {
+    const end = this.#now + seconds * 1000;
+    for (;;) {
+      const [next] = [...this.#timers].filter(([, { at }]) => at <= end).sort(([, one], [, other]) => one.at - other.at);
+      if (!next) break;
+      this.#timers.delete(next[0]);
+      this.#now = next[1].at;
+      next[1].call();
     }
+    this.#now = end;
+  }
+}
+
+/** Define a test with a chat whose time is a Clock, and whose random numbers are all `chance`. */
+function timed(name, run, { chance = 0.5, ...options } = {}) {
+  test(name, async () => {
+    const clock = new Clock();
+    globalThis.timed = { ...clock, Math: { min: Math.min, random: () => chance } };
+    const source = await readFile(new URL("../ws_chat/static/ws-chat.js", import.meta.url), "utf8");
+    const names = "const { setTimeout, clearTimeout, performance, Math } = globalThis.timed;";
+    const client = await import(`data:text/javascript,${encodeURIComponent(`${names}\n${source}`)}`);
+    await using(client.connect(url, options), (chat) => run(chat, clock));
   });
 }
+
+/** Return the next event of a kind. */
+const next = (chat, kind) => new Promise((resolve) => chat.addEventListener(kind, resolve, { once: true }));
 
 /** Read a whole answer by its frames, which must be those of an answer that nothing happened to. */
 async function whole(reply) {
@@ -214,22 +259,29 @@ chatting("history", async (chat) => {
   assert.equal(reply.text, "a");
 });
 
-chatting("patience", async (chat) => {
+timed("patience", async (chat, clock) => {
   const reply = chat.ask(HELLO);
   assert.equal((await reply.texts().next()).value, "a");
+  const lost = next(chat, "state");
   await have("stop");
-  await assert.rejects(reply.end, { name: "ConnectionLostError", message: /0\.3 s: it could not be reached, or/ });
+  await lost;
+  clock.pass(59.9);
+  assert.equal(reply.ended, false);
+  clock.pass(0.1);
+  await assert.rejects(reply.end, { name: "ConnectionLostError", message: /60 s: it could not be reached, or/ });
   assert.equal(reply.text, "a");
-}, { patience: 0.3 });
+});
 
-// A server that accepts, acknowledges and breaks off is there, but brings nothing on.
-chatting("breaks-off", async (chat) => {
-  const random = Math.random;
-  Math.random = () => 0.02; // pauses of 4, 8, 16, … 200 ms: none is longer than its patience
+// A server that accepts, acknowledges and breaks off is there, but brings nothing on. Patience ends in the fifth pause.
+timed("breaks-off", async (chat, clock) => {
+  const pauses = [0.2, 0.4, 0.8, 1.6, 3.2];
+  chat.addEventListener("state", ({ detail }) => {
+    if (detail === "connecting") setImmediate(() => clock.pass(pauses.shift()));
+  });
   const reply = chat.ask(HELLO);
   await assert.rejects(reply.end, { name: "ConnectionLostError", message: /closed with code 1011: a bug/ });
-  Math.random = random;
-}, { patience: 0.3 });
+  assert.deepEqual(pauses, []);
+}, { chance: 1, patience: 5 });
 
 chatting("policy", async (chat) => {
   await assert.rejects(chat.ask(HELLO).end, { name: "ConnectionLostError", message: /refused: .* 1008: no key/ });
@@ -254,16 +306,24 @@ chatting("draining", async (chat) => {
   assert.equal(await whole(chat.ask(HELLO)), "new");
 });
 
-chatting("silence", async (chat) => {
-  assert.equal(await whole(chat.ask(HELLO)), "new");
-}, { silence: 0.2 });
+timed("silence", async (chat, clock) => {
+  const reply = chat.ask(HELLO);
+  await next(chat, "sent");
+  clock.pass(20);
+  const lost = next(chat, "state");
+  clock.pass(10);
+  assert.equal((await lost).detail, "connecting");
+  clock.pass(1);
+  assert.equal(await whole(reply), "new");
+});
 
-chatting("pong", async (chat) => {
+timed("pong", async (chat, clock) => {
+  chat.addEventListener("received", () => setImmediate(() => clock.pass(20)));
   assert.equal(await whole(chat.ask(HELLO)), "new");
-}, { silence: 0.2, patience: 0.5 });
+}, { patience: 60 });
 
 // The pause of the second attempt is made endless: only what wakes the client ends it.
-test("wake", { timeout: 20_000 }, async () => {
+test("wake", async () => {
   const random = Math.random;
   Math.random = () => 1e6;
   const chat = connect(url);
@@ -279,7 +339,7 @@ test("wake", { timeout: 20_000 }, async () => {
   assert.deepEqual(states, ["open", "connecting", "open", "closed"]);
 });
 
-test("key", { timeout: 20_000 }, async () => {
+test("key", async () => {
   const { randomUUID } = crypto;
   crypto.randomUUID = undefined; // a page over http that is not on localhost
   const chat = connect(`${url}/`, { apiKey: "sk-ключ?>" });
@@ -291,10 +351,19 @@ test("key", { timeout: 20_000 }, async () => {
   assert.throws(() => chat.ask(HELLO), /closed/);
 });
 
-test("closing", { timeout: 20_000 }, async () => {
+test("closing", async () => {
   const chat = connect(url);
   const reply = chat.ask(HELLO);
   assert.equal((await reply.texts().next()).value, "a");
   chat.close();
   await assert.rejects(reply.end, ConnectionLostError);
 });
+
+const { TEST } = process.env;
+try {
+  await tests.get(TEST)();
+} catch (error) {
+  const [line] = /browser_client\.mjs:\d+/.exec(error.stack) ?? ["browser_client.mjs"];
+  console.error(`"${TEST}" in ${line}: ${error.stack}`);
+  process.exit(1);
+}

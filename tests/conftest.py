@@ -113,13 +113,13 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def socket(self, **connecting: Any) -> AsyncIterator[Socket]:
-        async with connect(self.ws_url, max_size=None, open_timeout=60, **connecting) as connection:
+        async with connect(self.ws_url, max_size=None, open_timeout=None, **connecting) as connection:
             yield Socket(connection)
 
     async def post(self, body: Any = None, *, query: str = "", **headers: str) -> httpx.Response:
         """Send a chat over SSE and return the whole response."""
         content = body if isinstance(body, bytes) else json.dumps(body or {"messages": HELLO}).encode()
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with httpx.AsyncClient(timeout=None) as client:
             return await client.post(self.stream_url + query, content=content, headers=headers)
 
     async def frames(self, **request: Any) -> list[dict[str, Any]]:

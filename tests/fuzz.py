@@ -20,6 +20,7 @@ from contract import check
 from fuzz_sse import REQUESTS, try_requests
 from fuzz_websocket import FRAMES, try_socket
 from hostile import MAX_BYTES
+from waiting import limited, until
 
 from ws_chat import Settings, create_app
 from ws_chat.testing import Cut, FakeOpenAI, Garbage, Hang, Reply, Reset, chunk, error_body, sse, text
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from ws_chat.testing import Recorded
 
 WORKERS = 8
+ROUND_LIMIT = 300.0
+"""Seconds after which a round counts as hanging."""
 A = sse(chunk({"content": "a"}))
 CALL = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{"}}
 
@@ -76,13 +79,10 @@ class Faults(logging.Handler):
 
 async def nothing_left(service: Service, before: set[asyncio.Task[Any]]) -> None:
     """Wait until all that ran has ended."""
-    try:
-        async with asyncio.timeout(30):
-            while service.relay.running or service.connections.open or asyncio.all_tasks() - before:
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        left = (service.relay.running, service.connections.open, asyncio.all_tasks() - before)
-        check(False, "nothing is left: generations, connections, tasks", *left)
+    await until(
+        lambda: not (service.relay.running or service.connections.open or asyncio.all_tasks() - before),
+        "all generations, connections and tasks to end",
+    )
     logs = service.relay._store._logs
     check(not [key for key in logs if not key.named], "what nobody can reach is forgotten", list(logs))
 
@@ -109,10 +109,10 @@ async def fuzz(frames: int, seed: int, *, first_round: int = 0, seconds: float |
             number = first_round
             while answers["frames"] < frames and (deadline is None or time.monotonic() < deadline):
                 try:
-                    await one_round(service, fake, f"{seed}/{number}", answers)
+                    await limited(one_round, ROUND_LIMIT)(service, fake, f"{seed}/{number}", answers)
                     check(not faults.records, "nothing is logged as an error", *faults.records)
-                except* Exception as group:
-                    group.add_note(f"seed {seed}, round {number}")
+                except BaseException as error:
+                    error.add_note(f"seed {seed}, round {number}")
                     raise
                 number += 1
     finally:

@@ -25,7 +25,7 @@ REQUESTS = 40
 
 async def try_requests(service: Service, chance: random.Random, ids: list[str], answers: Counter[str]) -> None:
     """Try requests at the SSE door."""
-    async with httpx.AsyncClient(timeout=30) as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         for _ in range(REQUESTS):
             method = chance.choice(["POST", "POST", "POST", "GET", "DELETE", "HEAD"])
             form = chance.choice(

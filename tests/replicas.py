@@ -13,10 +13,11 @@ import httpx
 from processes import Running, program, redis_server
 from redis.asyncio import Redis
 from soak_mixed import check, faults
+from waiting import until
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from ws_chat.testing import FakeOpenAI, Pause, Recorded, Reply, text
+from ws_chat.testing import FakeOpenAI, Pause, Recorded, Reply, Wait, text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -44,13 +45,24 @@ async def lapse(redis: Redis, living: set[str]) -> set[str]:
 
 
 class Counting(FakeOpenAI):
-    """An upstream that counts: the message says to what number, and how many of them a second."""
+    """An upstream that counts when the message says to what number, how many a second, and whether to wait for `go`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
 
     def record(self, request: Recorded) -> Reply:
         super().record(request)
-        count, rate = map(int, request.body["messages"][0]["content"].split("/"))
+        asked = request.body["messages"][0]["content"]
+        if "/" not in asked:
+            return self.default
+        count, rate = map(int, asked.removesuffix("/wait").split("/"))
         events = text(*map(number, range(1, count + 1)))
-        return Reply([step for event in events for step in (event, Pause(1 / rate))])
+        steps = [step for event in events for step in (event, Pause(1 / rate))]
+        if asked.endswith("/wait"):
+            end = 2 * (count + 1)  # after the role and the deltas
+            steps[end:end] = [Wait(self.go)]
+        return Reply(steps)
 
 
 def number(of: int) -> str:
@@ -66,32 +78,65 @@ def counted(count: int) -> str:
 class Cluster:
     """Running replicas. `ports` has the port of each; those with several workers share one."""
 
-    def __init__(self, redis: Redis, replicas: list[Running], ports: list[int]) -> None:
+    def __init__(self, redis: Redis, replicas: list[Running], ports: list[int], workers: int, *, held: bool) -> None:
+        """Take replicas that run. `held`: their leases do not lapse by themselves."""
+        self.workers = workers
         self.redis = redis
         self.replicas = replicas
         self.ports = ports
+        self.held = held
 
     async def names(self) -> set[str]:
         """Return the replicas that Redis knows."""
         return {name.decode() for name in await self.redis.smembers(f"{SHARD}replicas")}
+
+    async def silent(self, names: set[str]) -> str:
+        """Return the one of these replicas that does not renew its lease, where leases do not lapse by themselves."""
+        for name in names:
+            await self.redis.pexpire(f"{SHARD}lease:{name}", HELD["redis.lease.LEASE"] // 2)
+
+        async def silent() -> list[str]:
+            left = {name: await self.redis.pttl(f"{SHARD}lease:{name}") for name in names}
+            quiet = [name for name in names if left[name] <= HELD["redis.lease.LEASE"] // 2]
+            return quiet if len(quiet) == 1 else []
+
+        (name,) = await until(silent, "all replicas but one to renew their leases")
+        return name
 
     async def journalled(self, replica: str) -> dict[str, dict[int, str]]:
         """Return what a replica's journal holds of each generation, by seq, read as plainly as can be."""
         said: dict[str, dict[int, str]] = {}
         for _, fields in await self.redis.xrange(f"{SHARD}journal:{replica}"):
             for key, (first, deltas, *_) in json.loads(fields[b"entry"]).items():
-                pieces = {first + place: delta["content"] for place, delta in enumerate(deltas)}
+                pieces = {first + place: delta.get("content", "") for place, delta in enumerate(deltas)}
                 said.setdefault(key.rpartition("/")[2], {}).update(pieces)
         return said
 
     async def left(self) -> list[str]:
-        """Return the keys that are there besides those of the replicas that live."""
+        """Return the keys that are there besides those of the replicas that live, and what has ended if it is kept."""
         own = {f"{SHARD}{kind}:{name}" for kind in ("lease", "journal", "inbox") for name in await self.names()}
-        return sorted({key.decode() for key in await self.redis.keys()} - own - {f"{SHARD}replicas"})
+        others = sorted({key.decode() for key in await self.redis.keys()} - own - {f"{SHARD}replicas"})
+        if not self.held:
+            return others
+        ended = [":named/" in key and await self.redis.hexists(key, "terminal") for key in others]
+        return [key for key, kept in zip(others, ended, strict=True) if not kept]
+
+
+HELD: dict[str, Any] = {
+    "redis.connection.PATIENCE": 600,
+    "redis.connection.STEADY": 0,
+    "redis.lease.LEASE": 600_000,
+    "redis.shard.AWAY": 600,
+    "redis.shard.RENEWAL": 0.2,
+    "redis.journal.END_PATIENCE": 600,
+}
+"""Windows with which no replica is taken for dead because the machine is slow; `Cluster.silent` finds one that is."""
 
 
 @contextlib.asynccontextmanager
-async def cluster(base_url: str, replicas: int, workers: int = 1, **settings: str) -> AsyncIterator[Cluster]:
+async def cluster(
+    base_url: str, replicas: int, workers: int = 1, *, held: bool = False, **settings: str
+) -> AsyncIterator[Cluster]:
     """Run replicas until the block ends. A fault in the log of any of them ends it, too."""
     async with contextlib.AsyncExitStack() as stack:
         shared = await stack.enter_async_context(redis_server())
@@ -102,6 +147,7 @@ async def cluster(base_url: str, replicas: int, workers: int = 1, **settings: st
             "WS_CHAT_REDIS_URL": shared.url,
             "WS_CHAT_DRAIN_TIMEOUT": "0",
             **settings,
+            **(setting(HELD) if held else {}),
         }
         command = ("ws-chat", "serve", "--port", "0", "--workers", str(workers))
         started = [stack.enter_async_context(program(*command, **variables)) for _ in range(replicas)]
@@ -111,7 +157,7 @@ async def cluster(base_url: str, replicas: int, workers: int = 1, **settings: st
             await replica.until_logged("(?s)" + "Application startup complete.*" * workers)
         async with asyncio.TaskGroup() as watching:
             tasks = [watching.create_task(faults(replica)) for replica in running]
-            yield Cluster(redis, running, ports)
+            yield Cluster(redis, running, ports, workers, held=held)
             for task in tasks:
                 task.cancel()
 
@@ -148,7 +194,7 @@ class Reading:
             with contextlib.suppress(OSError, WebSocketException, httpx.HTTPError):
                 await once(next(self._ports))
             if self.end is None:
-                await asyncio.sleep(PATIENCE)
+                await asyncio.sleep(PATIENCE)  # as a client does
 
     def _take(self, frame: dict[str, Any]) -> None:
         check(frame.get("id", self.id) == self.id and self.end is None, f"this frame belongs here: {frame}")
@@ -170,7 +216,7 @@ class Reading:
                 self.ended_at = asyncio.get_running_loop().time()
 
     async def _over_websocket(self, port: int) -> None:
-        async with connect(f"ws://127.0.0.1:{port}/v1/chat/ws", max_size=None) as socket:
+        async with connect(f"ws://127.0.0.1:{port}/v1/chat/ws", max_size=None, open_timeout=None) as socket:
             following = self._started or self._asks is None
             await socket.send(
                 json.dumps({"type": "resume", "id": self.id, "after": self.seq} if following else self._asks)
@@ -187,7 +233,7 @@ class Reading:
             headers = {"Last-Event-ID": str(self.seq - self._back)}
             request = {"method": "GET", "url": f"{url}/{self.id}?format=frames", "headers": headers}
         async with (
-            httpx.AsyncClient(timeout=30, verify=False, trust_env=False) as client,
+            httpx.AsyncClient(timeout=None, verify=False, trust_env=False) as client,
             client.stream(**request) as response,
         ):
             if response.status_code == 204:

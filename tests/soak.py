@@ -110,7 +110,7 @@ async def memory(generations: int) -> None:
             before = resident(server.pid)
             await come_and_go(link, generations)
             at_once = resident(server.pid)
-            await asyncio.sleep(2)  # the retention
+            await asyncio.sleep(2)  # longer than the retention: it is what makes memory free again
             later = resident(server.pid)
             print(f"memory: {before} KB, {at_once} KB after {generations} named generations, {later} KB later")
     finally:

@@ -18,6 +18,7 @@ import httpx
 from conftest import events, joined
 from dropping import DroppingProxy
 from processes import Running, program
+from waiting import until
 from websockets.asyncio.client import connect as connect_socket
 
 from ws_chat.client import Chat, UpstreamError, backoff, connect
@@ -96,12 +97,12 @@ class Mixed:
             frames: list[dict[str, Any]] = []
             while not frames or frames[-1]["type"] not in ("done", "error"):
                 frames.append(json.loads(await socket.recv()))
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005)  # the reader is slow
             check(joined(frames) == TEXT, "a slow reader gets all of it")
 
     async def stream(self, _: Chat) -> None:
         """Read over SSE."""
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with httpx.AsyncClient(timeout=None) as client:
             response = await client.post(self.url + "/v1/chat/stream", json=REQUEST)
         *texts, done = events(response.content)
         check("".join(event["data"] for event in texts) == TEXT, "so does an event stream")
@@ -121,7 +122,7 @@ class Mixed:
     async def again_and_again(self, name: str, until: float) -> None:
         """Do one of these until the time is over."""
         url = self.broken_url if name in ("ask", "interrupt") else self.url
-        async with connect(url, patience=120) as client:
+        async with connect(url, patience=600) as client:
             while time.monotonic() < until:
                 await getattr(self, name)(client)
                 self.seen[name] += 1
@@ -160,7 +161,7 @@ async def act(actors: Mixed, proxy: DroppingProxy, pid: int, seconds: float) -> 
         for name in [*names, "ask", "ask"]:
             group.create_task(actors.again_and_again(name, end))
         while time.monotonic() < end:
-            await asyncio.sleep(seconds / 10)
+            await asyncio.sleep(seconds / 10)  # a line of the table for each interval
             passed, memory = time.monotonic() - begin, resident(pid)
             warm = warm or (memory if passed >= seconds * WARM else 0)
             counts = [actors.seen[name] for name in names] + [proxy.drops, memory]
@@ -170,13 +171,14 @@ async def act(actors: Mixed, proxy: DroppingProxy, pid: int, seconds: float) -> 
 
 async def nothing_left(url: str) -> None:
     """Wait until the server has nobody to serve and nothing to do."""
-    async with asyncio.timeout(30), httpx.AsyncClient() as client:
-        while True:
+    async with httpx.AsyncClient(timeout=None) as client:
+
+        async def nothing() -> bool:
             figures = (await client.get(url + "/metrics")).text
             left = re.findall(r"^ws_chat_(?:connections|generations_running)\{.*\} (\S+)$", figures, re.MULTILINE)
-            if left and not any(map(float, left)):
-                return
-            await asyncio.sleep(0.1)
+            return bool(left) and not any(map(float, left))
+
+        await until(nothing, "the server to have no connections and no generations")
 
 
 async def faults(server: Running) -> None:

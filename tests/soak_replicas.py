@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import re
@@ -22,11 +23,14 @@ from dropping import DroppingProxy
 from replicas import SHARD, Cluster, Counting, Reading, cluster, counted
 from soak import ARGUMENTS, HELLO, TEXT, answer
 from soak_mixed import check
+from waiting import until
 
 from ws_chat.client import backoff, connect
-from ws_chat.testing import FakeOpenAI, Pause, Reply
+from ws_chat.testing import Pause, Reply
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from redis.asyncio import Redis
 
 DOORS = ("websocket", "sse")
@@ -48,19 +52,38 @@ def slowly(reply: Reply, seconds: float) -> Reply:
     return Reply([step for read in reply.steps for step in (read, pause)])
 
 
-async def drops(generations: int, seed: int, *, readers: int = 16, seconds: float = 2.0, size: int = 2000) -> None:
+@contextlib.asynccontextmanager
+async def site(replicas: int = 2, workers: int = 1, *, held: bool = False) -> AsyncIterator[tuple[Counting, Cluster]]:
+    """Run an upstream, and replicas in front of it, until the block ends.
+
+    `held`: the leases of replicas do not lapse by themselves, but as soon as it is known which one is dead; and what
+    has ended is kept. So a slow machine does the same as a fast one.
+    """
+    settings = {"WS_CHAT_RETENTION": str(600 if held else RETENTION), "WS_CHAT_RESUME_WINDOW": "600"}
+    async with Counting() as fake, cluster(fake.base_url, replicas, workers, held=held, **settings) as them:
+        yield fake, them
+
+
+async def drops(
+    fake: Counting,
+    them: Cluster,
+    generations: int,
+    seed: int,
+    readers: int = 16,
+    seconds: float = 2.0,
+    size: int = 2000,
+) -> None:
     """Let so many generations be read, half of them over each door, while each connection breaks at a random byte.
 
     An answer takes `seconds`, and a connection holds for `size` bytes, both more or less.
     """
     backoff.FIRST_PAUSE, backoff.LONGEST_PAUSE = 0.005, 0.05
     chance = random.Random(seed)
-    fake = FakeOpenAI()
     began = time.monotonic()
     left, dropped, done = generations, 0, Counter[str]()
 
     async def over_websocket(url: str) -> None:
-        async with connect(url, patience=60) as client:
+        async with connect(url, patience=600) as client:
             reply, last = client.ask(HELLO), 0
             async for frame in reply:
                 check(frame["seq"] > last, "seq rises")
@@ -95,12 +118,11 @@ async def drops(generations: int, seed: int, *, readers: int = 16, seconds: floa
         dropped += proxy.drops
         await proxy.stop()
 
-    async with fake, cluster(fake.base_url, 2) as replicas:
-        async with asyncio.timeout(60 + 2 * generations), asyncio.TaskGroup() as group:
-            for place in range(readers):
-                ports = replicas.ports if place % 4 < 2 else replicas.ports[::-1]
-                group.create_task(read(place, ports))
-        check(len(fake.requests) == generations, f"each was paid for once: {len(fake.requests)} of {generations}")
+    async with asyncio.TaskGroup() as group:
+        for place in range(readers):
+            ports = them.ports if place % 4 < 2 else them.ports[::-1]
+            group.create_task(read(place, ports))
+    check(len(fake.requests) == generations, f"each was paid for once: {len(fake.requests)} of {generations}")
     print(
         f"{generations} generations ({dict(done)}), {dropped} dropped connections, each resumed on the other replica, "
         f"{time.monotonic() - began:.0f} s (seed {seed}): 0 lost, 0 doubled",
@@ -120,33 +142,27 @@ class Followed:
 
 
 async def killed(
-    generations: int,
-    seed: int,
-    replicas: int = 2,
-    workers: int = 1,
-    *,
-    followers: int = 1,
-    longest: float = 12.0,
+    fake: Counting, them: Cluster, generations: int, seed: int, followers: int = 1, longest: float = 12.0
 ) -> None:
     """Kill one of the replicas (or workers) while so many generations run, and look at what every reader is told."""
     chance = random.Random(seed)
-    async with (
-        Counting() as fake,
-        cluster(fake.base_url, replicas, workers, WS_CHAT_RETENTION=str(RETENTION)) as them,
-        asyncio.timeout(longest + 90),
-        asyncio.TaskGroup() as reading,
-    ):
+    requests = len(fake.requests)
+    async with asyncio.TaskGroup() as reading:
         followed = await begin(generations, chance, them, followers, longest, reading)
         before = await them.names()
-        check(len(before) == replicas * workers, f"all are known: {before}")
-        killed_at = await kill(them, workers)
-        await look(them, followed)
-        while not (dead := before - await them.names()):
-            await asyncio.sleep(0.05)
+        check(len(before) == len(them.replicas) * them.workers, f"all are known: {before}")
+        killed_at = await kill(them)
+        silent = await them.silent(before) if them.held else None
+        await look(them, followed, silent)
+        if silent:
+            await them.redis.delete(f"{SHARD}lease:{silent}")
+        dead = await until(lambda: gone(them, before), "the dead one to be forgotten")
+        fake.go.set()
         lost = [one for one in followed if one.replica in dead and one.logged is not None]
         check(len(dead) == 1 and bool(lost), f"one is dead, with {len(lost)} generations")
         await ended(lost)
-        ahead = [judge(one, reader, killed_at, workers) for one in lost for reader in one.readers]
+        within = None if them.held else LOST_WITHIN
+        ahead = [judge(one, reader, killed_at, them.workers, within) for one in lost for reader in one.readers]
         late = await again(them, lost)
         slowest = max(reader.ended_at for one in lost for reader in one.readers) - killed_at
         await ended(followed)
@@ -158,14 +174,15 @@ async def killed(
                 check(all(reader.end["type"] == "done" for reader in one.readers), "and done")  # type: ignore[index]
         took = await nothing_left(them)
         sizes = [await size(them.redis, key) for key in await them.redis.keys(f"{SHARD}journal:*")]
-        check(len(fake.requests) == generations, "each was paid for once")
+        check(len(fake.requests) - requests == generations, "each was paid for once")
         readers = [reader for one in followed for reader in one.readers]
         refusals = sum(len(reader.refusals) for reader in readers)
     print(
-        f"1 of {replicas} replicas (workers: {workers}) killed under {generations} generations, {len(readers)} readers "
-        f"(seed {seed}): {len(lost)} lost, {generations - len(lost)} whole; told in {slowest:.1f} s, {refusals} times "
-        f"to try again; {sum(ahead)} of {len(ahead)} readers had seen more than was logged; {late} read it once more; "
-        f"{took:.1f} s later Redis holds only what belongs to the living: journals of {', '.join(sizes)}",
+        f"1 of {len(them.replicas)} replicas (workers: {them.workers}) killed under {generations} generations, "
+        f"{len(readers)} readers (seed {seed}): {len(lost)} lost, {generations - len(lost)} whole; told in "
+        f"{slowest:.1f} s, {refusals} times to try again; {sum(ahead)} of {len(ahead)} readers had seen more than was "
+        f"logged; {late} read it once more; {took:.1f} s later Redis holds only what belongs to the living: "
+        f"journals of {', '.join(sizes)}",
         flush=True,
     )
 
@@ -178,15 +195,17 @@ async def begin(
 
     def add(place: int, ask: str | None, turn: int) -> Reading:
         ports = them.ports[turn % len(them.ports) :] + them.ports[: turn % len(them.ports)]
-        reader = Reading(f"r{place}", ask, ports)
+        reader = Reading(f"k{place}", ask, ports)
         group.create_task(reader.read(DOORS[(place // 2 + turn) % 2]))
         return reader
 
     for some in range(0, generations, TOGETHER):
         new = range(some, min(some + TOGETHER, generations))
-        counts = [chance.randint(2 * RATE, int(RATE * longest)) for _ in new]
+        counts = [chance.randint(RATE, int(RATE * longest)) for _ in new]
+        # Half of them end only after the kill, however long it takes to get there.
+        asks = [f"{count}/{RATE}{'/wait' if place // 2 % 2 else ''}" for place, count in zip(new, counts, strict=True)]
         followed += [
-            Followed(count, [add(place, f"{count}/{RATE}", place)]) for place, count in zip(new, counts, strict=True)
+            Followed(count, [add(place, ask, place)]) for place, count, ask in zip(new, counts, asks, strict=True)
         ]
         for place in new:
             await followed[place].readers[0].begun.wait()
@@ -197,24 +216,29 @@ async def begin(
     return followed
 
 
-async def kill(them: Cluster, workers: int) -> float:
+async def kill(them: Cluster) -> float:
     """Kill a replica, or the first worker of one; return the time."""
     replica = them.replicas[0]
     started = re.findall(r"Started server process \[(\d+)\]", replica.log)
-    pid = int(started[0]) if workers > 1 else replica.process.pid
+    pid = int(started[0]) if them.workers > 1 else replica.process.pid
     os.kill(pid, signal.SIGKILL)
     return asyncio.get_running_loop().time()
 
 
-async def look(them: Cluster, followed: list[Followed]) -> None:
+async def gone(them: Cluster, before: set[str]) -> set[str]:
+    """Return which of the replicas that there were are not known any more."""
+    return before - await them.names()
+
+
+async def look(them: Cluster, followed: list[Followed], dead: str | None) -> None:
     """See what Redis has of each generation, when all that the dead one had sent has arrived."""
     journals: dict[str, dict[str, dict[int, str]]] = {}
     steady = False
     while not steady:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # what arrives meanwhile is seen, and looked at once more
         names = await them.names()
         seen = {name: await them.journalled(name) for name in names}
-        steady = any(seen[name] == journals.get(name) and seen[name] for name in names)
+        steady = any(seen[name] == journals.get(name) and seen[name] for name in (names if dead is None else {dead}))
         journals = seen
     for one in followed:
         name = f"{SHARD}named/anonymous/{one.readers[0].id}"
@@ -226,12 +250,13 @@ async def look(them: Cluster, followed: list[Followed]) -> None:
             one.logged = "".join(pieces[seq] for seq in sorted(pieces))
 
 
-def judge(one: Followed, reader: Reading, killed_at: float, workers: int) -> bool:
+def judge(one: Followed, reader: Reading, killed_at: float, workers: int, within: float | None) -> bool:
     """Check what the reader of a lost generation was told; return whether it had seen more than was logged."""
     assert reader.end
     assert one.logged is not None
     check(reader.lost and reader.end["error"]["retryable"], f"it is told: {reader.end}")
-    check(reader.ended_at - killed_at < LOST_WITHIN, f"in time, not after {reader.ended_at - killed_at:.1f} s")
+    took = reader.ended_at - killed_at
+    check(within is None or took < within, f"in time, not after {took:.1f} s")
     check(counted(one.count).startswith(reader.text), "what it has is a beginning")
     logged = one.logged.count("\n")
     if reader.seq > logged:
@@ -248,14 +273,13 @@ def judge(one: Followed, reader: Reading, killed_at: float, workers: int) -> boo
 
 async def ended(followed: list[Followed]) -> None:
     """Wait until every reader of these has been told an end."""
-    while not all(reader.end for one in followed for reader in one.readers):
-        await asyncio.sleep(0.05)
+    await until(lambda: all(reader.end for one in followed for reader in one.readers), "every reader to be told an end")
 
 
 async def again(them: Cluster, lost: list[Followed]) -> int:
     """Read what was lost once more, from its start, at a replica that lives."""
     late = [Reading(one.readers[0].id, None, them.ports[::-1]) for one in lost]
-    async with asyncio.timeout(RETENTION), asyncio.TaskGroup() as group:
+    async with asyncio.TaskGroup() as group:
         for place, reader in enumerate(late):
             group.create_task(reader.read(DOORS[place % 2]))
     for one, reader in zip(lost, late, strict=True):
@@ -267,9 +291,11 @@ async def again(them: Cluster, lost: list[Followed]) -> int:
 async def nothing_left(them: Cluster) -> float:
     """Wait until Redis holds nothing but what belongs to those that live; return how many seconds it took."""
     began = time.monotonic()
-    async with asyncio.timeout(RETENTION + 15):
-        while await them.left():
-            await asyncio.sleep(0.1)
+
+    async def nothing() -> bool:
+        return not await them.left()
+
+    await until(nothing, "Redis to hold only what belongs to the living")
     return time.monotonic() - began
 
 
@@ -289,9 +315,9 @@ async def commands(generations: int, rates: list[int], seconds: float) -> None:
             for reader in readers:
                 tasks.append(group.create_task(reader.read("websocket")))
                 await reader.begun.wait()
-            await asyncio.sleep(1)  # the last start is over
+            await asyncio.sleep(1)  # so that no command of the last start is counted
             before, seqs = await calls(them.redis), sum(reader.seq for reader in readers)
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds)  # for so long the commands are counted
             after, deltas = await calls(them.redis), (sum(reader.seq for reader in readers) - seqs) / 2
             for task in tasks:
                 task.cancel()
@@ -310,10 +336,13 @@ async def calls(redis: Redis) -> Counter[str]:
 
 async def all_of_it(seed: int, generations: int, running: int) -> None:
     """Do each in turn."""
-    await drops(generations, seed)
-    await killed(running, seed)
-    await killed(running, seed, replicas=3, followers=2)
-    await killed(running, seed, replicas=1, workers=2)
+    async with site() as (fake, them):
+        await drops(fake, them, generations, seed)
+        await killed(fake, them, running, seed)
+    async with site(3) as (fake, them):
+        await killed(fake, them, running, seed, followers=2)
+    async with site(1, workers=2) as (fake, them):
+        await killed(fake, them, running, seed)
     await commands(30, [10, 100], 5.0)
 
 

@@ -12,8 +12,10 @@ import struct
 import termios
 from typing import TYPE_CHECKING, TypeVar
 
+import forked
 import pyte
 from processes import environment
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -28,7 +30,7 @@ class Terminal:
     def __init__(self, columns: int, rows: int, *, dim: int | None = None) -> None:
         """`dim` is the colour (ECMA-48, SGR) that stands for dim text, which the emulator does not know."""
         self.raw = b""
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: asyncio.subprocess.Process | forked.Process | None = None
         self.descriptor, self._other = pty.openpty()
         self.screen = pyte.HistoryScreen(columns, rows, history=10_000, ratio=0.5)
         self.screen.write_process_input = lambda answer: os.write(self.descriptor, answer.encode())
@@ -45,17 +47,17 @@ class Terminal:
         ]
         return "\n".join(line.rstrip() for line in (*above, *self.screen.display)).rstrip() + "\n"
 
-    async def start(self, *command: str, **variables: str) -> None:
-        """Run a program, whose controlling terminal this is."""
+    async def start(self, *command: str, real: bool = True, **variables: str) -> None:
+        """Run a program, whose controlling terminal this is. Not `real`: it is `ws-chat`, forked."""
         given = environment(**{"TERM": "xterm-256color", **variables})
-        self.process = await asyncio.create_subprocess_exec(
-            *command,
-            env={name: value for name, value in given.items() if name not in ("COLUMNS", "LINES")},  # pytest-xdist's
-            stdin=self._other,
-            stdout=self._other,
-            stderr=self._other,
-            preexec_fn=self._take_control,
-        )
+        env = {name: value for name, value in given.items() if name not in ("COLUMNS", "LINES")}  # pytest-xdist's
+        streams = {"stdin": self._other, "stdout": self._other, "stderr": self._other}
+        if real:
+            self.process = await asyncio.create_subprocess_exec(
+                *command, env=env, **streams, preexec_fn=self._take_control
+            )
+        else:
+            self.process = await forked.start(*command, env=env, **streams, in_terminal=True)
         os.close(self._other)
         asyncio.get_running_loop().add_reader(self.descriptor, self._read)
 
@@ -81,8 +83,7 @@ class Terminal:
     async def end(self) -> int:
         """Wait for the end of the program, and return its status."""
         assert self.process
-        async with asyncio.timeout(30):
-            return await self.process.wait()
+        return await self.process.wait()
 
     def close(self) -> None:
         """Close it."""
@@ -90,14 +91,18 @@ class Terminal:
         os.close(self.descriptor)
 
     async def _until(self, found: Callable[[], T], wanted: str) -> T:
+        async def look() -> T:
+            if result := found():
+                return result
+            self._changed.clear()
+            await self._changed.wait()
+            return found()
+
         try:
-            async with asyncio.timeout(30):
-                while not (result := found()):
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            raise AssertionError(f"no {wanted} in:\n{self.text}") from None
-        return result
+            return await until(look, f"{wanted} on the terminal")
+        except asyncio.CancelledError:
+            print(f"{wanted} is not on the terminal, which shows:\n{self.text}")
+            raise
 
     def _take_control(self) -> None:
         os.setsid()
@@ -115,14 +120,15 @@ class Terminal:
 
 
 @contextlib.asynccontextmanager
-async def terminal(*command: str, columns: int = 80, rows: int = 24, **variables: str) -> AsyncIterator[Terminal]:
-    """Run a program in a terminal until the block ends."""
+async def terminal(
+    *command: str, columns: int = 80, rows: int = 24, real: bool = False, **variables: str
+) -> AsyncIterator[Terminal]:
+    """Run `ws-chat` in a terminal until the block ends. `real`: started as a person does, not forked."""
     shown = Terminal(columns, rows)
-    await shown.start(*command, **variables)
+    await shown.start(*command, real=real, **variables)
     assert shown.process
     try:
-        async with asyncio.timeout(60):
-            yield shown
+        yield shown
     finally:
         with contextlib.suppress(ProcessLookupError):
             shown.process.kill()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 
 import httpx
 import pytest
 from conftest import HELLO, both_paths, joined
+from waiting import until
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -21,6 +21,10 @@ pytestmark = pytest.mark.anyio
 
 ALICE, BOB = {"Authorization": "Bearer key-of-alice"}, {"Authorization": "bearer key-of-bob"}
 BOTH = ("key-of-alice", "key-of-bob")
+
+
+MID_MINUTE = 1_800_000_030.0
+"""A time of the day. Quotas are counted by the minutes of the clock, and a test may fall into two of them."""
 
 
 def code(call, *arguments) -> str:
@@ -86,7 +90,8 @@ def test_origins(origin, host, allowed):
     Origins(["*"]).check(origin, host)
 
 
-async def test_a_quota_is_counted_for_each_principal():
+async def test_a_quota_is_counted_for_each_principal(monkeypatch):
+    monkeypatch.setattr("time.time", lambda: MID_MINUTE)
     quota = Quota(2)
     for _ in range(2):
         async with quota.counted("a"):
@@ -116,7 +121,7 @@ async def denied(service, **connecting) -> httpx.Response:
 @pytest.mark.parametrize("given", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic a2V5"}])
 async def test_without_a_key_nobody_is_let_in(given, serve, fake):
     service = await serve(api_keys=BOTH)
-    async with httpx.AsyncClient(headers=given) as client:
+    async with httpx.AsyncClient(headers=given, timeout=None) as client:
         responses = [
             await client.post(service.stream_url, json={"messages": HELLO}),
             await client.get(service.stream_url + "/r1"),
@@ -158,7 +163,7 @@ async def test_a_wrong_key_as_a_subprotocol_is_refused(serve):
 async def test_a_subprotocol_is_chosen_without_keys_too(service):
     async with service.socket(subprotocols=["other", "ws_chat.v1"]) as socket:
         assert socket.connection.subprotocol == "ws_chat.v1"
-    async with connect(service.ws_url, subprotocols=["other"]) as connection:
+    async with connect(service.ws_url, subprotocols=["other"], open_timeout=None) as connection:
         assert connection.subprotocol is None
 
 
@@ -168,7 +173,7 @@ async def test_what_belongs_to_another_principal_is_not_there(serve, fake):
     async with (
         service.socket(additional_headers=ALICE) as alice,
         service.socket(additional_headers=BOB) as bob,
-        httpx.AsyncClient(headers=BOB) as client,
+        httpx.AsyncClient(headers=BOB, timeout=None) as client,
     ):
         await alice.send({"messages": HELLO, "id": "r1"})
         assert [(await alice.receive())["type"] for _ in range(2)] == ["start", "token"]
@@ -206,7 +211,7 @@ async def test_a_page_of_another_host_is_refused(serve, fake):
 async def test_a_browser_may_ask_first(serve):
     service = await serve(allowed_origins=("https://chat.example.com",), api_keys=BOTH)
     asking = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         for origin, status in (("https://chat.example.com", 200), ("https://evil.example", 400)):
             response = await client.options(service.stream_url, headers={"Origin": origin, **asking})
             assert response.status_code == status
@@ -216,7 +221,8 @@ async def test_a_browser_may_ask_first(serve):
 
 
 @both_paths
-async def test_requests_per_minute(serve, fake):
+async def test_requests_per_minute(serve, fake, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: MID_MINUTE)
     service = await serve(requests_per_minute=2, api_keys=BOTH)
     async with service.socket(additional_headers=ALICE) as socket:
         await socket.chat(id="r1")
@@ -245,9 +251,7 @@ async def test_generations_of_a_principal_at_once(serve, fake):
         await other.send({"type": "cancel", "id": "r2"})
         await other.until_end("r2")
         assert (await one.ask({"messages": HELLO, "id": "r3"}))["type"] in ("token", "start", "done")
-    async with asyncio.timeout(30):
-        while service.relay.running > 1:  # r3 lives on
-            await asyncio.sleep(0.01)
+    await until(lambda: service.relay.running == 1, "all to end but r3")
 
 
 async def test_no_answer_holds_a_key(serve, caplog):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import cache
+from typing import TYPE_CHECKING
 
 import httpx
-import jsonschema_rs
 import pytest
 from conftest import HELLO
 from processes import ROOT, lacking, need, output
@@ -13,13 +14,19 @@ from processes import ROOT, lacking, need, output
 from ws_chat.protocol.frames import InvalidFrameError, decode
 from ws_chat.server.describe.schemas import CLIENT_FRAMES, SCHEMAS
 
+if TYPE_CHECKING:
+    import jsonschema_rs
+
 pytestmark = pytest.mark.anyio
 
 MODULES = ROOT / ".venv/node/node_modules"
 BY_TYPE = {"start": "Start", "token": "TokenFrame", "done": "Done", "pong": "Pong", "goaway": "GoAway"}
 
 
+@cache
 def validator(name: str) -> jsonschema_rs.Validator:
+    import jsonschema_rs
+
     return jsonschema_rs.validator_for({"$ref": f"#/components/schemas/{name}", "components": {"schemas": SCHEMAS}})
 
 
@@ -106,7 +113,7 @@ def test_what_is_not_described_is_refused(frame):
 
 
 async def test_it_names_the_server_that_was_asked(service):
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         document = (await client.get(service.url + "/asyncapi.json")).json()
 
     assert document["servers"]["this"] == {"host": service.url.removeprefix("http://"), "protocol": "ws"}

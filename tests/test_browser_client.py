@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import HELLO
-from dropping import DroppingProxy
+from dropping import dropping
 from processes import ROOT, lacking, need, output
+from waiting import until
 from websockets.asyncio.server import serve as serve_sockets
 
 from ws_chat.testing import DONE, Cut, Hang, Reply, Wait, chunk, sse, text, usage_chunk
@@ -28,8 +29,8 @@ LONG = [f"{number} " for number in range(1500)]
 TESTS = ROOT / "tests/browser_client.mjs"
 
 
-@pytest.fixture
-async def node() -> str:
+@pytest.fixture(scope="module")
+async def node(anyio_backend) -> str:
     program = need("node")
     status, _, err = await output(program, "--experimental-websocket", "-e", "new EventTarget(), WebSocket")
     if status:
@@ -38,16 +39,16 @@ async def node() -> str:
 
 
 @contextlib.asynccontextmanager
-async def controlled(actions: dict[str, Callable[[], Awaitable[None]]]):
-    """Do by HTTP what a test asks for; the answer is 200 when it is done."""
+async def controlled(actions: dict[str, Callable[[], Awaitable[None]]], failures: list[str]):
+    """Do by HTTP what a test asks for; the answer is 200 when it is done, 500 when it failed."""
 
     async def serve(reader, writer):
         name = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode().removeprefix("/")
+        status = 200
         try:
-            async with asyncio.timeout(30):
-                await actions[name]()
-            status = 200
-        except (KeyError, AssertionError, TimeoutError):
+            await actions[name]()
+        except (KeyError, AssertionError) as error:
+            failures.append(f"What it had done, {name}, failed: {error!r}")
             status = 500
         writer.write(b"HTTP/1.1 %d .\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
         writer.close()
@@ -63,26 +64,18 @@ def passes(node):
     async def run(name: str, url: str, **given) -> None:
         variables = {key: given.pop(key) for key in list(given) if key.isupper()}
         actions = {key.replace("_", "-"): action for key, action in given.items()}
-        async with controlled(actions) as control:
-            status, out, err = await output(
-                *(node, "--experimental-websocket", "--no-warnings", "--test-reporter=tap"),
-                *(f"--test-name-pattern=^{name}$", str(TESTS)),
-                **{"URL": url, "CONTROL": control, **variables},
+        failures: list[str] = []
+        async with controlled(actions, failures) as control:
+            status, _, err = await output(
+                *(node, "--experimental-websocket", "--no-warnings", str(TESTS)),
+                **{"TEST": name, "URL": url, "CONTROL": control, **variables},
             )
-        assert status == 0, (out + err).decode()
-        assert "# pass 1\n" in out.decode(), "there is no such test"
+        if status == 13:  # which is what Node ends with then
+            failures.append(f'"{name}" in browser_client.mjs waits for what never comes')
+        if status:
+            pytest.fail("\n".join([*failures, err.decode()]), pytrace=False)
 
     return run
-
-
-@contextlib.asynccontextmanager
-async def breaking(service, budget):
-    proxy = DroppingProxy(int(service.url.rsplit(":", 1)[1]), budget)
-    await proxy.start()
-    try:
-        yield proxy
-    finally:
-        await proxy.stop()
 
 
 def aborting(service):
@@ -148,8 +141,7 @@ async def test_cancel(way, passes, service, fake):
     await passes(way, service.url)
 
     assert len(fake.requests) == 1
-    async with asyncio.timeout(30):
-        await fake.requests[0].closed.wait()
+    await fake.requests[0].closed.wait()
 
 
 async def test_several_at_once_on_one_socket(passes, service):
@@ -162,7 +154,7 @@ async def test_several_at_once_on_one_socket(passes, service):
 async def test_an_answer_is_whole_whatever_the_network_does(passes, service, fake):
     fake.default = Reply([b"".join(text(*LONG[at : at + 50])[1:51]) for at in range(0, 1500, 50)] + text()[1:])
     chance = random.Random(1)
-    async with breaking(service, lambda: int(chance.expovariate(1 / 6000)) + 250) as proxy:
+    async with dropping(service.url, lambda: int(chance.expovariate(1 / 6000)) + 250) as proxy:
         await passes("breaking", proxy.url)
 
     assert proxy.drops > 5
@@ -198,8 +190,7 @@ async def test_what_is_cancelled_while_away_is_cancelled_on_return(passes, servi
     fake.default = Reply([*text("a")[:2], Hang()])
     await passes("cancel-while-away", service.url, abort=aborting(service))
 
-    async with asyncio.timeout(30):
-        await fake.requests[0].closed.wait()
+    await fake.requests[0].closed.wait()
 
 
 async def test_a_second_reader_follows(passes, service, fake):
@@ -235,8 +226,8 @@ async def test_a_history_that_is_gone_says_so(passes, serve, fake):
 
 async def test_a_server_that_stays_away_is_given_up(passes, service, fake):
     fake.default = Reply([*text("a")[:2], Hang()])
-    async with breaking(service, lambda: None) as proxy:
-        await passes("patience", proxy.url, stop=proxy.stop)
+    async with dropping(service.url) as proxy:
+        await passes("patience", proxy.url, stop=proxy.pull)
 
 
 async def test_closing_ends_what_runs(passes, service, fake):
@@ -355,6 +346,7 @@ async def test_a_connection_that_is_dead_is_replaced(passes):
 
     async with Script(answer) as script:
         await passes("silence", script.url)
+        await until(lambda: pings, "the ping that was sent before the connection was given up")
         assert pings == [{"type": "ping"}]
 
 
@@ -385,7 +377,7 @@ async def test_a_server_that_only_breaks_off_is_given_up(passes):
 
     async with Script(answer) as script:
         await passes("breaks-off", script.url)
-        assert len(script.sockets) <= 8, "it is not asked again and again at once"
+        assert len(script.sockets) == 5, "it is not asked again and again at once"
 
 
 async def test_a_policy_violation_is_not_tried_again(passes):

@@ -23,6 +23,10 @@ pytestmark = pytest.mark.anyio
 CHAT = {"messages": HELLO, "model": "demo-fast"}
 
 
+def http(**options):
+    return httpx.AsyncClient(timeout=None, **options)
+
+
 def typed(response: httpx.Response) -> str:
     assert response.status_code == 200
     *texts, done = events(response.content)
@@ -33,61 +37,49 @@ def typed(response: httpx.Response) -> str:
 @pytest.mark.parametrize(
     "command",
     [
-        ["ws-chat", "serve", "--port", "0"],
         ["ws-chat", "--port", "0"],
         [sys.executable, "-m", "ws_chat", "serve", "--port", "0"],
         [sys.executable, "-m", "ws_chat", "--port", "0"],
         ["uvicorn", "ws_chat.app:app", "--port", "0"],
-        ["ws-chat", "serve", "--port", "0", "--workers", "2"],
     ],
     ids=" ".join,
 )
 async def test_it_is_started_without_a_key(command):
     async with program(*command) as server:
         port = await server.port()
-        async with httpx.AsyncClient() as client:
+        async with http() as client:
             assert "“hi”" in typed(await client.post(f"http://127.0.0.1:{port}/v1/chat/stream", json=CHAT))
 
     assert "Answers come from the built-in demo" in server.log
     assert "Traceback" not in server.log
 
 
-async def test_it_listens_on_a_unix_socket(tmp_path):
-    path = str(tmp_path / "s")
-    async with program("ws-chat", "serve", "--uds", path) as server:
-        await server.until_logged("running on unix socket")
-        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=path)) as client:
-            assert "“hi”" in typed(await client.post("http://x/v1/chat/stream", json=CHAT))
-
-
-async def test_it_speaks_tls(tmp_path):
-    key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    made, _, err = await output(
-        *(need("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate),
-        *subject,
-    )
-    assert made == 0, err
-    async with program("ws-chat", "--port", "0", "--ssl-keyfile", key, "--ssl-certfile", certificate) as server:
+@pytest.mark.parametrize(("workers", "number"), [("1", signal.SIGINT), ("2", signal.SIGTERM)])
+async def test_it_is_started_without_a_key_and_a_signal_ends_what_runs(workers, number):
+    command = ("ws-chat", "serve", "--port", "0", "--workers", workers)
+    variables = {"WS_CHAT_DRAIN_TIMEOUT": "0", "WS_CHAT_UPSTREAM_TIMEOUT": "600"}
+    async with program(*command, **variables) as server, http() as client:
         port = await server.port()
-        async with httpx.AsyncClient(verify=ssl.create_default_context(cafile=certificate)) as client:
-            assert "“hi”" in typed(await client.post(f"https://127.0.0.1:{port}/v1/chat/stream", json=CHAT))
-
-
-async def test_a_signal_ends_it_while_an_answer_is_typed():
-    async with program("ws-chat", "serve", "--port", "0", WS_CHAT_DRAIN_TIMEOUT="0") as server:
-        port = await server.port()
+        url = f"http://127.0.0.1:{port}/v1/chat/stream"
+        assert "“hi”" in typed(await client.post(url, json=CHAT))
+        silent = CHAT | {"model": "demo-silent"}
         async with (
-            httpx.AsyncClient() as client,
-            client.stream("POST", f"http://127.0.0.1:{port}/v1/chat/stream", json=CHAT | {"model": "demo"}) as response,
+            client.stream("POST", url, json=silent) as response,
+            connect(f"ws://127.0.0.1:{port}/v1/chat/ws", open_timeout=None, ping_interval=None) as websocket,
         ):
             assert response.status_code == 200
-            server.process.send_signal(signal.SIGINT)
+            await websocket.send(json.dumps(silent))
+            await websocket.recv()
+            server.process.send_signal(number)
             body = b"".join([part async for part in response.aiter_raw()])
+            frames = [json.loads(message) async for message in closing(websocket)]
 
     last = events(body)[-1]
     assert last["event"] == "error"
     assert json.loads(last["data"])["error"]["code"] == "draining"
+    assert (frames[-1]["type"], frames[-1]["error"]["code"]) == ("error", "draining")
+    assert websocket.close_code == 1012
+    assert "Answers come from the built-in demo" in server.log
     assert "Traceback" not in server.log
     assert '"level":"error"' not in server.log
 
@@ -99,40 +91,70 @@ async def closing(websocket):
             yield await websocket.recv()
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_signal_ends_what_runs_on_sockets(workers):
-    command = ("ws-chat", "serve", "--port", "0", "--workers", workers)
-    async with program(*command, WS_CHAT_DRAIN_TIMEOUT="0") as server:
-        port = await server.port()
-        async with connect(f"ws://127.0.0.1:{port}/v1/chat/ws") as websocket:
-            await websocket.send(json.dumps(CHAT | {"model": "demo-slow"}))
-            await websocket.recv()
-            server.process.send_signal(signal.SIGTERM)
-            frames = [json.loads(message) async for message in closing(websocket)]
+async def test_it_listens_on_a_unix_socket_that_no_server_uses(tmp_path):
+    path = str(tmp_path / "s")
+    async with program("ws-chat", "serve", "--uds", path) as server:
+        await server.until_logged("running on unix socket")
+        async with http(transport=httpx.AsyncHTTPTransport(uds=path)) as client:
+            assert "“hi”" in typed(await client.post("http://x/v1/chat/stream", json=CHAT))
+        status, _, err = await output("ws-chat", "--uds", path)
+    assert (status, b"a server is running" in err) == (1, True)
 
-    assert (frames[-1]["type"], frames[-1]["error"]["code"]) == ("error", "draining")
-    assert websocket.close_code == 1012
-    assert "Traceback" not in server.log
-    assert '"level":"error"' not in server.log
+    status, _, err = await output("ws-chat", "--uds", str(tmp_path / "nowhere/s"))
+    assert (status, b"no folder" in err) == (1, True)
+
+
+async def test_it_speaks_tls(tmp_path):
+    key, certificate = str(tmp_path / "key"), str(tmp_path / "certificate")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made, _, err = await output(
+        *(
+            need("openssl"),
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ),
+        *subject,
+    )
+    assert made == 0, err
+    async with program("ws-chat", "--port", "0", "--ssl-keyfile", key, "--ssl-certfile", certificate) as server:
+        port = await server.port()
+        async with http(verify=ssl.create_default_context(cafile=certificate)) as client:
+            assert "“hi”" in typed(await client.post(f"https://127.0.0.1:{port}/v1/chat/stream", json=CHAT))
 
 
 async def test_it_relays_a_server_named_in_the_environment(fake):
     async with program("ws-chat", "--port", "0", OPENAI_BASE_URL=fake.base_url) as server:
         port = await server.port()
-        async with httpx.AsyncClient() as client:
+        async with http() as client:
             assert typed(await client.post(f"http://127.0.0.1:{port}/v1/chat/stream", json=CHAT)) == "Hello"
 
     assert "demo" not in server.log
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
-    [(["--help"], b"ws-chat chat --help"), (["serve", "--help"], b"--workers"), (["chat", "--help"], b"--local")],
+    ("command", "text"),
+    [
+        (["--help"], "ws-chat chat --help"),
+        (["serve", "--help"], "--workers"),
+        (["chat", "--help"], "--local"),
+        (["--version"], "ws_chat "),
+    ],
 )
-async def test_it_says_what_there_is(command, told):
-    status, out, _ = await output("ws-chat", *command)
-    assert status == 0
-    assert told in out
+def test_it_says_what_there_is(command, text, capsys):
+    try:
+        status = cli.main(command)
+    except SystemExit as left:
+        status = left.code
+    assert (status, text in capsys.readouterr().out) == (0, True)
 
 
 async def test_a_wrong_environment_is_named():
@@ -154,23 +176,20 @@ async def test_a_wrong_environment_is_named_by_uvicorn_too():
 @pytest.mark.parametrize(
     "given", [["--port", "many"], ["--port", "99999"], ["--port", "-1"], ["--workers", "0"], ["--prot", "1"], ["frob"]]
 )
-async def test_wrong_options_are_named(given):
-    status, _, err = await output("ws-chat", "serve", *given)
+def test_wrong_options_are_named(given, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["serve", *given])
 
-    assert status == 2
-    assert given[0].encode() in err
-    assert b"[--port PORT]" in err
+    err = capsys.readouterr().err
+    assert left.value.code == 2
+    assert given[0] in err
+    assert "[--port PORT]" in err
 
 
-async def test_a_socket_file_that_cannot_be_used_is_named(tmp_path):
-    status, _, err = await output("ws-chat", "--uds", str(tmp_path / "nowhere/s"))
-    assert (status, b"no folder" in err) == (1, True)
+async def test_a_command_that_cannot_run_leaves_its_status():
+    status, _, err = await output("ws-chat", "serve", "frob")
 
-    path = str(tmp_path / "s")
-    async with program("ws-chat", "--uds", path) as server:
-        await server.until_logged("running on unix socket")
-        status, _, err = await output("ws-chat", "--uds", path)
-    assert (status, b"a server is running" in err) == (1, True)
+    assert (status, b"frob" in err) == (2, True)
 
 
 def test_every_option_arrives(monkeypatch):

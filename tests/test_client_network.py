@@ -246,13 +246,13 @@ async def test_those_that_wait_for_a_connection_wait_no_longer_than_the_first(cl
 async def test_a_silent_network_is_found_within_patience(service, fake, clock, pauses):
     """Counted from the last sign of life, not from when the silence is noticed."""
     fake.default = Reply([*text("the last")[:2], Hang()])
-    clock.looks_for_life_every(0.1)
     async with dropping(service.url) as proxy, connect(proxy.url, patience=10) as chat:
         proxy.last_words = b"the last"
         reply = chat.ask(HELLO)
         await anext(aiter(reply))
-        clock.now = 9  # no pong is on its way any more
-        clock.handshakes_take_at_most(0.1)
+        clock.now = 9
+        clock.hurry_handshakes()
+        clock.look_for_life()
         large = chat.ask("x" * 20_000_000)  # which the network does not take
         await until(lambda: len(pauses) > 1, "attempts to connect again")
         assert (reply.status, large.status) == ("running", "running")
@@ -270,12 +270,12 @@ async def test_a_silent_network_is_found_within_patience(service, fake, clock, p
 async def test_a_silence_that_ends_in_time_loses_nothing(service, fake, clock, pauses):
     more = asyncio.Event()
     fake.default = Reply([*text("a")[:2], Wait(more), *text("b")[1:]])
-    clock.looks_for_life_every(0.1)
     async with dropping(service.url) as proxy, connect(proxy.url) as chat:
         reply = chat.ask(HELLO)
         await anext(aiter(reply))
         link = chat._connection
         proxy.fall_silent()
+        clock.look_for_life()
         more.set()
         await until(lambda: link.lost, "the silence to be noticed")
         proxy.go_on()

@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ws_chat.protocol.deltas import merge, substance
@@ -98,7 +98,7 @@ DELTAS = st.lists(
         optional={"content": st.text(max_size=4), "refusal": st.text(max_size=2), "tool_calls": CALLS, "x": VALUES},
     ).filter(bool),
     min_size=1,
-    max_size=12,
+    max_size=8,
 )
 
 
@@ -120,6 +120,7 @@ def told(deltas: list[dict[str, Any]]) -> tuple[str, str, dict[Any, str], list[A
     )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(DELTAS, st.data())
 def test_whatever_is_merged_the_same_is_told(deltas, data):
     frames = []

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 async def service(serve, monkeypatch):
     # The pauses are the point of the demo, and of no test: what is said does not depend on them.
     monkeypatch.setattr(demo, "MODELS", {name: replace(b, rate=0) for name, b in demo.MODELS.items()})
-    return await serve(openai_api_key=None, openai_base_url=None, upstream_timeout=0.3)
+    return await serve(openai_api_key=None, openai_base_url=None, upstream_timeout=0.01)
 
 
 async def answer(service, **request):

@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
@@ -174,8 +174,8 @@ def test_a_refusal_repeats_a_valid_id_only():
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=20,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
 )
 FRAMES = st.dictionaries(
     st.sampled_from(["type", "id", "messages", "after", "model", "n", "stream", "previous_id"]),
@@ -183,6 +183,7 @@ FRAMES = st.dictionaries(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(FRAMES | JSON)
 def test_any_json_is_a_frame_or_an_error(value):
     try:
@@ -193,12 +194,14 @@ def test_any_json_is_a_frame_or_an_error(value):
     assert isinstance(frame, Chat | Cancel | Resume | Ping | Refused)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary() | st.text())
 def test_any_bytes_are_a_frame_or_an_error(data):
     with contextlib.suppress(InvalidFrameError):
         decode(data)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(JSON, st.text(st.characters(exclude_categories=["Cs"])))
 def test_what_is_passed_on_is_what_was_given(value, text):
     try:

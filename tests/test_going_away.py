@@ -9,6 +9,7 @@ import socket as sockets
 import httpx
 import pytest
 from conftest import HELLO, both_paths, events
+from waiting import until
 
 from ws_chat.testing import DONE, Hang, Reply, Reset, Wait, chunk, sse, text
 
@@ -25,8 +26,7 @@ AT = {
 
 
 async def closed(fake, number: int = 1) -> None:
-    async with asyncio.timeout(30):
-        await (await fake.request(number)).closed.wait()
+    await (await fake.request(number)).closed.wait()
 
 
 @pytest.mark.parametrize("moment", AT)
@@ -123,8 +123,8 @@ async def test_one_cancel_leaves_the_other_generations_alone(service, fake):
         await socket.ask({"type": "cancel", "id": ids[2]})
         gate.set()
         ends = {}
-        while len(ends) < 4:
-            (frame,) = (await socket.until_end())[-1:]
+        for _ in range(4):
+            *_, frame = await socket.until_end()
             ends[frame["id"]] = frame["status"]
 
     assert ends == dict.fromkeys([*ids[:2], *ids[3:]], "completed")
@@ -180,7 +180,10 @@ async def test_nothing_is_left_when_all_have_gone(service, fake):
         abort(socket.connection.transport)
         for number in range(1, 11):
             await closed(fake, number)
-    async with httpx.AsyncClient() as client, client.stream("POST", service.stream_url, json={"messages": HELLO}):
+    async with (
+        httpx.AsyncClient(timeout=None) as client,
+        client.stream("POST", service.stream_url, json={"messages": HELLO}),
+    ):
         assert relay.running == 1
     await closed(fake, 11)
     fake.default = Reply([A, Reset()])
@@ -188,8 +191,7 @@ async def test_nothing_is_left_when_all_have_gone(service, fake):
     fake.default = Reply([DONE])
     await service.post()
 
-    while relay.running or len(asyncio.all_tasks()) > before:
-        await asyncio.sleep(0.01)
+    await until(lambda: not relay.running and len(asyncio.all_tasks()) <= before, "all tasks to end")
     assert relay._store._logs == {}
     assert service.connections.open == 0
 
@@ -212,8 +214,7 @@ async def test_shutdown_ends_what_runs(serve, fake):
     fake.default = Reply([A, Hang()])
     service = await serve()
     async with (
-        asyncio.timeout(30),
-        httpx.AsyncClient() as client,
+        httpx.AsyncClient(timeout=None) as client,
         client.stream("POST", service.stream_url, json={"messages": HELLO}) as response,
     ):
         await service.relay.close()

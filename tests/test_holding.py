@@ -9,53 +9,28 @@ import socket
 
 import httpx
 import pytest
-from conftest import HELLO, events, joined
-from websockets.asyncio.client import connect
+from conftest import events, joined
+from peers import CHAT, FRAME, UPGRADE, accepts, all_closed, closed, raw, unchunked, upgrade
+from waiting import until
 
 from ws_chat.server.uvicorn_protocols import bounds, http
-from ws_chat.testing import Hang, Reply, text
+from ws_chat.server.uvicorn_protocols.websocket import DirectWebSocketProtocol
+from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
 
-LONG = [f"{number:06} {'x' * 500}\n" for number in range(8000)]
-CHAT = json.dumps({"messages": HELLO}).encode()
+LONG = [f"{number:06} {'x' * 8000}\n" for number in range(500)]
+"""4 MB, more than the kernel keeps for a peer that reads nothing."""
 DOORS = ["sse", "websocket"]
-POST = b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(CHAT), CHAT)
-UPGRADE = (
-    b"GET /v1/chat/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
-FRAME = b"\x81" + bytes([0x80 | len(CHAT)]) + bytes(4) + CHAT
-
-
 IDLE = {"timeout_keep_alive": 600}
 """So that uvicorn, which closes an idle connection after 5 seconds, is not who closes it."""
 
 
-async def raw(service, door: str, *, buffer: int | None = None) -> socket.socket:
-    """Ask at a door over a socket that nobody reads for us."""
-    loop = asyncio.get_running_loop()
-    peer = socket.socket()
-    if buffer:
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    peer.setblocking(False)
-    host, port = service.url.removeprefix("http://").split(":")
-    await loop.sock_connect(peer, (host, int(port)))
-    if door == "sse":
-        await loop.sock_sendall(peer, POST)
-        return peer
-    await loop.sock_sendall(peer, UPGRADE)
-    answer = b""
-    while not answer.endswith(b"\r\n\r\n"):
-        answer += await loop.sock_recv(peer, 1)
-    await loop.sock_sendall(peer, FRAME)
-    return peer
-
-
-async def nobody(service) -> None:
-    async with asyncio.timeout(30):
-        while service.connections.open:
-            await asyncio.sleep(0.01)
+async def figure(service, name: str) -> str:
+    """Return the value of one of the server's metrics, by its name and labels."""
+    async with httpx.AsyncClient(timeout=None) as client:
+        page = (await client.get(service.url + "/metrics")).text
+    return next(line.rpartition(" ")[2] for line in page.splitlines() if line.startswith(name + " "))
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -67,44 +42,62 @@ async def test_a_peer_that_takes_nothing_is_dropped_and_disturbs_nobody(door, se
     async with service.socket() as other:
         for _ in range(5):
             assert joined(await other.chat()) == "Hello"
-    await asyncio.wait_for(first.closed.wait(), 30)
-    await nobody(service)
+    await first.closed.wait()
+    await all_closed(service)
     assert service.relay.running == 0
-    async with httpx.AsyncClient() as client:
-        figures = (await client.get(service.url + "/metrics")).text
-    assert f'ws_chat_connections_dropped_total{{door="{door}"}} 1.0' in figures
+    assert await figure(service, f'ws_chat_connections_dropped_total{{door="{door}"}}') == "1.0"
     stalled.close()
 
 
 async def test_a_peer_that_crawls_is_not_dropped(serve, fake):
-    service = await serve(write_timeout=0.5)
-    fake.reply(text(*LONG))
+    """It takes longer than the write timeout for what the kernel keeps for it, but something within each."""
+    service = await serve(write_timeout=CRAWL_TIMEOUT)
+    fake.default = Reply(text(*LONG))
+    received = None
+    while received is None:
+        crawling = await raw(service, "sse", buffer=4096)
+        received = await crawl(crawling)
+        if received is None:
+            crawling.close()
     loop = asyncio.get_running_loop()
-    crawling = await raw(service, "sse", buffer=4096)
-    received = bytearray()
-    for _ in range(20):  # four times the write timeout
-        received += await loop.sock_recv(crawling, 4096)
-        await asyncio.sleep(0.1)
+    crawling.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     while not received.endswith(b"0\r\n\r\n"):
         received += await loop.sock_recv(crawling, 1 << 20)
     crawling.close()
     _, _, body = bytes(received).partition(b"\r\n\r\n")
-    stream = b""
-    while body:
-        size, _, body = body.partition(b"\r\n")
-        stream, body = stream + body[: int(size, 16)], body[int(size, 16) + 2 :]
-    assert "".join(event["data"] for event in events(stream)[:-1]) == "".join(LONG)
+    assert "".join(event["data"] for event in events(unchunked(body))[:-1]) == "".join(LONG)
+
+
+CRAWL_TIMEOUT = 2
+
+
+async def crawl(peer: socket.socket) -> bytearray | None:
+    """Read slowly, for longer than CRAWL_TIMEOUT; return what came.
+
+    None: this machine let so much time pass between two reads that the kernel may have dropped the peer, rightly.
+    """
+    loop = asyncio.get_running_loop()
+    received = bytearray()
+    start = last = loop.time()
+    while last < start + 1.2 * CRAWL_TIMEOUT:
+        try:
+            received += await loop.sock_recv(peer, 4096)
+        except ConnectionError:
+            if loop.time() < last + CRAWL_TIMEOUT / 2:
+                raise
+        await asyncio.sleep(0.05)  # that slow it is
+        if loop.time() > last + CRAWL_TIMEOUT / 2:
+            return None
+        last = loop.time()
+    return received
 
 
 async def test_memory_for_a_peer_that_takes_nothing_is_bounded(service, fake):
     fake.reply([*text(*LONG)[:-3], Hang()])
     stalled = await raw(service, "websocket", buffer=4096)
-    async with asyncio.timeout(30):
-        while not service.relay.running:
-            await asyncio.sleep(0.01)
-        (log,) = service.relay._store._logs.values()
-        while log.last < len(LONG) - 1:
-            await asyncio.sleep(0.01)
+    await until(lambda: service.relay.running, "the generation to start")
+    (log,) = service.relay._store._logs.values()
+    await until(lambda: log.last == len(LONG), "all deltas to be in the log")
     (protocol,) = service.server.server_state.connections
     assert not protocol.is_writable()
     assert protocol.transport.get_write_buffer_size() < 500_000, "4 MB are waiting in the log"
@@ -114,17 +107,11 @@ async def test_memory_for_a_peer_that_takes_nothing_is_bounded(service, fake):
 
 
 async def test_a_socket_that_answers_no_pings_is_dropped(serve):
-    service = await serve(server={"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1})
+    service = await serve(server={"ws_ping_interval": 0.05, "ws_ping_timeout": 0.05})
     silent = await raw(service, "websocket")
-    await nobody_after_one(service)
-    silent.close()
-
-
-async def nobody_after_one(service) -> None:
-    async with asyncio.timeout(30):
-        while not service.connections.open:
-            await asyncio.sleep(0)
-    await nobody(service)
+    await closed(silent)
+    await all_closed(service)
+    assert await figure(service, 'ws_chat_connections_dropped_total{door="websocket"}') == "1.0"
 
 
 @pytest.mark.parametrize(
@@ -146,24 +133,39 @@ async def test_who_dawdles_with_a_request_is_closed(begun, serve, monkeypatch):
     monkeypatch.setattr(http, "BODY_TIMEOUT", 0.2)
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
     writer.write(begun)
-    async with asyncio.timeout(30):
-        try:
-            while await reader.read(65536):
-                pass
-        except ConnectionResetError:
-            pass
+    with contextlib.suppress(ConnectionResetError):
+        while await reader.read(65536):
+            continue
     writer.close()
-    await nobody(service)
+    await all_closed(service)
 
 
 async def test_an_answer_may_take_longer_than_a_request(service, fake, monkeypatch):
-    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.1)
-    monkeypatch.setattr(http, "BODY_TIMEOUT", 0.1)
-    fake.default = Reply(text("a"))
-    async with service.socket() as socket_, httpx.AsyncClient() as client:
-        assert (await client.get(service.url + "/healthz")).status_code == 200
-        await asyncio.sleep(0.3)
-        assert joined(await socket_.chat()) == "a"
+    """While an answer is under way, no timer is left that would end its connection."""
+    timers = []
+    await_within = http.DirectHTTPProtocol._await_within
+
+    def recorded(protocol: http.DirectHTTPProtocol, seconds: float | None) -> None:
+        await_within(protocol, seconds)
+        if protocol._slow:
+            timers.append(protocol._slow)
+
+    monkeypatch.setattr(http.DirectHTTPProtocol, "_await_within", recorded)
+    go = asyncio.Event()
+    first, *rest = text("a", "b")[1:]
+    fake.default = Reply([first, Wait(go), *rest])
+    async with (
+        service.socket() as socket_,
+        httpx.AsyncClient(timeout=None) as client,
+        client.stream("POST", service.stream_url, content=CHAT) as response,
+    ):
+        await socket_.send(CHAT)
+        assert [(await socket_.receive())["type"] for _ in range(2)] == ["start", "token"]
+        assert timers
+        assert all(timer.cancelled() for timer in timers)
+        go.set()
+        assert joined(await socket_.until_end()) == "b"
+        assert events(await response.aread())[-1]["data"] == "[DONE]"
 
 
 async def test_a_head_has_a_size(service):
@@ -171,23 +173,22 @@ async def test_a_head_has_a_size(service):
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
     for _ in range(100):
         writer.write(b"X-Y: %b\r\n" % (b"z" * 1000))
-    async with asyncio.timeout(30):
-        with contextlib.suppress(ConnectionResetError):
-            assert await reader.read() == b""
+    with contextlib.suppress(ConnectionResetError):
+        assert await reader.read() == b""
     writer.close()
 
 
 async def test_one_that_floods_disturbs_nobody(service, fake):
     pieces = [f"{number} " for number in range(50)]
     fake.default = Reply(text(*pieces))
-    async with connect(service.ws_url) as flooding:
+    async with service.socket() as flooding:
 
         async def flood() -> None:
             while True:
                 await flooding.send("{" * 50)
 
         async def read() -> None:
-            async for _ in flooding:
+            async for _ in flooding.connection:
                 pass
 
         async def ask() -> str:
@@ -195,13 +196,13 @@ async def test_one_that_floods_disturbs_nobody(service, fake):
                 return joined(await socket_.chat())
 
         floods = [asyncio.create_task(flood()), asyncio.create_task(read())]
-        answers = await asyncio.gather(*(ask() for _ in range(200)))
+        answers = await asyncio.gather(*(ask() for _ in range(20)))
         for task in floods:
             task.cancel()
         await asyncio.gather(*floods, return_exceptions=True)
-        flooding.transport.abort()  # it could not hear the answer to a close frame
-    assert answers == ["".join(pieces)] * 200
-    await nobody(service)
+        flooding.connection.transport.abort()  # it could not hear the answer to a close frame
+    assert answers == ["".join(pieces)] * 20
+    await all_closed(service)
     assert service.relay.running == 0
 
 
@@ -218,14 +219,11 @@ async def test_what_is_no_handshake_is_answered_and_closed(more, serve):
     service = await serve(server=IDLE)
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
     writer.write(UPGRADE[:-2] + more + b"\r\n")
-    async with asyncio.timeout(30):
-        answer = await reader.read()
+    answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 400 "), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_request"
     writer.close()
-    async with asyncio.timeout(30):
-        while service.server.server_state.connections:
-            await asyncio.sleep(0.01)
+    await until(lambda: not service.server.server_state.connections, "the connection to be closed")
 
 
 @pytest.mark.parametrize("trailer", [b"A: b\r\n", b"b"])
@@ -234,69 +232,89 @@ async def test_trailers_have_a_size(trailer, service):
     writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: ")
     for _ in range(200):
         writer.write(trailer * (1000 // len(trailer)))
-    async with asyncio.timeout(30):
-        with contextlib.suppress(ConnectionResetError):
-            await reader.read()
+    with contextlib.suppress(ConnectionResetError):
+        await reader.read()
     writer.close()
 
 
 async def test_a_large_body_in_small_chunks_is_taken(service, fake):
-    body = json.dumps({"messages": [{"role": "user", "content": "x" * 300_000}]}).encode()
-
-    async def chunks():
-        for at in range(0, len(body), 10):
-            yield body[at : at + 10]
-
-    async with httpx.AsyncClient(timeout=30) as client:
-        response = await client.post(service.stream_url, content=chunks())
-    assert response.status_code == 200
+    """The sizes of its chunks are more bytes than a head may have: they count only between two pieces of the body."""
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 200_000}]}).encode()
+    chunks = b"".join(
+        b"%x\r\n%b\r\n" % (len(part), part) for part in (body[at : at + 10] for at in range(0, len(body), 10))
+    )
+    assert len(chunks) - len(body) > http.MAX_HEAD
+    reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
+    writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(chunks + b"0\r\n\r\n")
+    assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    writer.close()
+    assert fake.requests[0].body["messages"][0]["content"] == "x" * 200_000
 
 
 async def test_a_line_break_keeps_no_connection_open(serve, monkeypatch):
     service = await serve(server=IDLE)
-    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.2)
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readuntil(b"}")
+    monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.05)
     writer.write(b"\r\n")
-    async with asyncio.timeout(30):
-        with contextlib.suppress(ConnectionResetError):
-            await reader.read()
+    with contextlib.suppress(ConnectionResetError):
+        await reader.read()
     writer.close()
 
 
-async def test_a_slow_reader_whose_pongs_come_late_is_not_dropped(serve, fake):
-    service = await serve(server={"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1})
+async def test_a_slow_reader_whose_pongs_come_late_is_not_dropped(serve, fake, monkeypatch):
+    """The ping waits behind what the reader has not taken."""
+    service = await serve()
     fake.reply(text(*LONG))
     crawling = await raw(service, "websocket", buffer=4096)
+    await behind(service)
+    late = []
+    keepalive_timeout = DirectWebSocketProtocol.keepalive_timeout
+
+    def recorded(protocol: DirectWebSocketProtocol) -> None:
+        late.append(protocol)
+        keepalive_timeout(protocol)
+
+    monkeypatch.setattr(DirectWebSocketProtocol, "keepalive_timeout", recorded)
+    ping_soon(service)
     loop = asyncio.get_running_loop()
-    received = b""
-    for _ in range(20):  # ten times the ping timeout
-        received += await loop.sock_recv(crawling, 4096)
-        await asyncio.sleep(0.1)
+    for number in range(1, 6):
+        await until(lambda number=number: len(late) >= number, "another ping timeout")
+        assert await loop.sock_recv(crawling, 4096)
     assert service.connections.open == 1
     crawling.close()
 
 
-async def test_pings_drop_a_stalled_peer_where_no_write_timeout_does(serve, fake, tmp_path):
+async def behind(service) -> None:
+    """Wait until the only connection takes no more bytes."""
+    await until(lambda: service.server.server_state.connections, "the connection")
+    (protocol,) = service.server.server_state.connections
+    await until(lambda: not protocol.takes_bytes(), "the buffers of the connection to be full")
+
+
+def ping_soon(service) -> None:
+    """Let the only connection be pinged at once, and soon be given up if it does not answer."""
+    (protocol,) = service.server.server_state.connections
+    protocol.ping_timer.cancel()
+    protocol.ping_interval = protocol.ping_timeout = 0.05
+    protocol.schedule_ping()
+
+
+async def test_pings_drop_a_stalled_peer_where_no_write_timeout_does(service, fake, tmp_path):
     """On a Unix domain socket the kernel watches nobody."""
-    service = await serve(server={"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1})
-    config, state = service.server.config, service.server.server_state
     loop = asyncio.get_running_loop()
-    listening = await loop.create_unix_server(
-        lambda: config.http_protocol_class(config=config, server_state=state, app_state=service.server.lifespan.state),
-        str(tmp_path / "socket"),
-    )
-    service.server.servers.append(listening)
+    service.server.servers.append(await loop.create_unix_server(accepts(service), str(tmp_path / "socket")))
     fake.reply([*text(*LONG)[:-3], Hang()])
     stalled = socket.socket(socket.AF_UNIX)
     stalled.setblocking(False)
     await loop.sock_connect(stalled, str(tmp_path / "socket"))
-    await loop.sock_sendall(stalled, UPGRADE)
-    while not (await loop.sock_recv(stalled, 4096)).endswith(b"\r\n\r\n"):
-        pass
+    await upgrade(stalled)
     await loop.sock_sendall(stalled, FRAME)
     first = await fake.request()
-    await asyncio.wait_for(first.closed.wait(), 30)
+    await behind(service)
+    ping_soon(service)
+    await first.closed.wait()
+    await all_closed(service)
     stalled.close()
-    await nobody(service)

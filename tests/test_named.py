@@ -8,6 +8,8 @@ import json
 import httpx
 import pytest
 from conftest import HELLO, both_paths, events, joined
+from test_access import MID_MINUTE
+from waiting import until
 
 from ws_chat.testing import DONE, Cut, Hang, Reply, Wait, chunk, sse, text, usage_chunk
 
@@ -22,17 +24,16 @@ def slowly(*contents: str) -> tuple[Reply, asyncio.Event]:
 
 
 async def closed(fake, number: int = 1) -> None:
-    async with asyncio.timeout(30):
-        await (await fake.request(number)).closed.wait()
+    await (await fake.request(number)).closed.wait()
 
 
 async def follow(service, generation_id: str, query: str = "", **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient(timeout=30) as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         return await client.get(f"{service.stream_url}/{generation_id}{query}", headers=headers)
 
 
 async def delete(service, generation_id: str) -> httpx.Response:
-    async with httpx.AsyncClient(timeout=30) as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         return await client.delete(f"{service.stream_url}/{generation_id}")
 
 
@@ -191,7 +192,7 @@ async def test_many_readers_of_both_doors_read_the_same(service, fake):
 async def test_an_event_source_resumes_by_itself(service, fake):
     fake.default, go = slowly("a", "b", "c")
     async with (
-        httpx.AsyncClient(timeout=30) as client,
+        httpx.AsyncClient(timeout=None) as client,
         client.stream("POST", service.stream_url, json={"messages": HELLO, "id": "r1"}) as response,
     ):
         assert response.headers["x-generation-id"] == "r1"
@@ -241,7 +242,7 @@ async def test_an_empty_position_is_none_in_the_query_and_not_given_in_the_heade
 
 async def test_a_head_request_starts_no_stream(service, fake):
     await service.frames(id="r1")
-    async with httpx.AsyncClient(timeout=30) as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         response = await client.head(f"{service.stream_url}/r1")
         assert (response.status_code, response.content) == (200, b"")
         assert (await client.get(f"{service.url}/healthz")).status_code == 200, "the connection is in order"
@@ -254,7 +255,7 @@ async def test_a_head_is_that_of_the_get(service, fake):
         await socket.chat(id="r1")
         await socket.chat(id="r2")
     for generation_id in ("r1", "r2"):
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with httpx.AsyncClient(timeout=None) as client:
             head = await client.head(f"{service.stream_url}/{generation_id}")
         whole = await follow(service, generation_id)
         assert head.status_code == whole.status_code == (200 if generation_id == "r1" else 502)
@@ -266,9 +267,8 @@ async def test_a_cancel_of_what_is_forgotten_says_so(serve, fake):
     service = await serve(retention=0.05)
     async with service.socket() as socket:
         await socket.chat(id="r1")
-        async with asyncio.timeout(30):
-            while (await follow(service, "r1")).status_code != 404:
-                pass
+        await until(lambda: not service.relay._store._logs, "the answer to be forgotten")
+        assert (await follow(service, "r1")).status_code == 404
         assert (await socket.ask({"type": "cancel", "id": "r1"}))["error"]["code"] == "not_found"
 
 
@@ -325,7 +325,7 @@ async def test_without_readers_it_is_cancelled_after_the_resume_window(serve, fa
                 await socket.receive()
         else:
             async with (
-                httpx.AsyncClient(timeout=30) as client,
+                httpx.AsyncClient(timeout=None) as client,
                 client.stream("POST", service.stream_url, json={"messages": HELLO, "id": "r2"}),
             ):
                 pass
@@ -343,8 +343,10 @@ async def test_a_reader_that_moved_counts_once(serve, fake):
         for _ in range(3):
             await socket.send({"type": "resume", "id": "r1"})
         assert (await socket.ask({"type": "ping"}))["id"] == "r1"
-        while (await socket.receive())["type"] != "pong":
-            pass
+        types = ["start"]
+        while types[-1] != "pong":
+            types.append((await socket.receive())["type"])
+        assert types.count("start") == 4
     await closed(fake)
 
 
@@ -353,13 +355,13 @@ async def test_a_reader_keeps_it_alive(serve, fake):
     fake.default, go = slowly("a", "b")
     async with service.socket() as one:
         async with service.socket() as other:
-            await other.send({"messages": HELLO, "id": "r1"})
-            await other.receive()
-            await other.receive()
+            for generation_id in ("r1", "r2"):
+                await other.send({"messages": HELLO, "id": generation_id})
+                await other.receive()
+                await other.receive()
             await one.send({"type": "resume", "id": "r1"})
             await one.receive()
-        # Far longer than the window, as the event loop counts.
-        await asyncio.sleep(0.1)
+        await closed(fake, 2)  # the other one has no reader any more, and its window has passed
         go.set()
         assert joined(await one.until_end()) == "ab"
 
@@ -368,9 +370,8 @@ async def test_an_ended_one_is_forgotten_after_the_retention(serve, fake):
     service = await serve(retention=0.05)
     async with service.socket() as socket:
         await socket.chat(id="r1")
-        async with asyncio.timeout(30):
-            while (await socket.ask({"type": "resume", "id": "r1"})).get("error", {}).get("code") != "not_found":
-                await socket.until_end()
+        await until(lambda: not service.relay._store._logs, "the answer to be forgotten")
+        assert (await socket.ask({"type": "resume", "id": "r1"}))["error"]["code"] == "not_found"
         assert joined(await socket.chat(id="r1")) == "Hello"
     assert len(fake.requests) == 2
 
@@ -490,7 +491,8 @@ async def test_an_id_that_an_unnamed_generation_had_can_be_a_name(service, fake)
 
 
 @pytest.mark.parametrize("limit", ["requests_per_minute", "max_generations", "max_generations_per_principal"])
-async def test_what_is_there_already_meets_no_limit(limit, serve, fake):
+async def test_what_is_there_already_meets_no_limit(limit, serve, fake, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: MID_MINUTE)
     service = await serve(**{limit: 1})
     go = asyncio.Event()
     first, *rest = text("a", "b")[1:]

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -14,7 +15,8 @@ from conftest import HELLO, both_paths
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from processes import program
+from processes import Running, program
+from waiting import until
 
 from ws_chat.relay import events as observe
 from ws_chat.relay.access import name_of
@@ -22,6 +24,9 @@ from ws_chat.server.observers.logs import JSONFormatter, Logs
 from ws_chat.server.observers.metrics import Metrics
 from ws_chat.server.observers.tracing import Tracing
 from ws_chat.testing import Hang, Wait, text
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +51,7 @@ ENDED = observe.GenerationEnded(
 
 async def figures(service) -> dict[str, float]:
     """Return the metrics by name and labels, as Prometheus reads them."""
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         response = await client.get(service.url + "/metrics")
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain; version=")
@@ -54,11 +59,17 @@ async def figures(service) -> dict[str, float]:
     return {name: float(value) for name, _, value in lines if name.startswith("ws_chat_")}
 
 
-async def until(service, name: str, value: float) -> dict[str, float]:
-    async with asyncio.timeout(30):
-        while (found := await figures(service)).get(name) != value:
-            pass
-    return found
+async def figures_when(service, name: str, holds) -> dict[str, float]:
+    """Return the metrics as soon as the one of this name has a value for which `holds` is true."""
+    seen: dict[str, float] = {}
+
+    async def there() -> bool:
+        nonlocal seen
+        seen = await figures(service)
+        return holds(seen.get(name))
+
+    await until(there, f"the metric {name}")
+    return seen
 
 
 @both_paths
@@ -87,7 +98,7 @@ async def test_everything_is_counted_once(service, fake):
     fake.reply([b"data: nonsense\n\n"])
     assert (await service.post()).status_code == 502
 
-    seen = await until(service, 'ws_chat_connections{door="websocket"}', 0)
+    seen = await figures_when(service, 'ws_chat_connections{door="websocket"}', lambda count: count == 0)
     assert seen['ws_chat_generations_running{door="websocket"}'] == 0
     assert seen['ws_chat_generations_total{door="websocket",status="completed"}'] == 1
     assert seen['ws_chat_generations_total{door="websocket",status="cancelled"}'] == 1
@@ -107,7 +118,7 @@ async def test_everything_is_counted_once(service, fake):
 @both_paths
 async def test_what_has_not_happened_yet_is_counted_as_none(service):
     """A rate sees nothing of a series that begins with its first event."""
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         figures = (await client.get(service.url + "/metrics")).text
     assert 'ws_chat_generation_errors_total{code="internal_error"} 0.0' in figures
     assert 'ws_chat_refused_total{code="overloaded",door="websocket"} 0.0' in figures
@@ -116,26 +127,53 @@ async def test_what_has_not_happened_yet_is_counted_as_none(service):
 async def test_bytes_of_both_doors_are_those_that_were_sent(service):
     body = (await service.post(query="?format=frames")).content
     await service.post(query="?format=frames")
-    seen = await until(service, 'ws_chat_connections{door="sse"}', 0)
+    seen = await figures_when(service, 'ws_chat_connections{door="sse"}', lambda count: count == 0)
     assert abs(seen['ws_chat_sent_bytes_total{door="sse"}'] - 2 * len(body)) < 20, "timings differ"
 
 
 async def test_the_lag_of_the_loop_is_measured(service):
-    async with asyncio.timeout(30):
-        while not (await figures(service))["ws_chat_event_loop_lag_seconds_count"]:
-            pass
+    await figures_when(service, "ws_chat_event_loop_lag_seconds_count", bool)
 
 
-async def test_several_workers_are_one():
-    async with program("ws-chat", "serve", "--port", "0", "--workers", "2") as server:
+KEY = "a-very-secret-key"
+
+
+@pytest.fixture(scope="module")
+async def workers() -> AsyncIterator[tuple[Running, httpx.AsyncClient]]:
+    """Two workers of a server, and what asks each time over a connection of its own: either of them."""
+    async with program("ws-chat", "serve", "--port", "0", "--workers", "2", WS_CHAT_API_KEYS=KEY) as server:
         url = f"http://127.0.0.1:{await server.port()}"
-        for _ in range(10):
-            async with httpx.AsyncClient() as client:  # each over a connection of its own: both workers have some
-                body = {"messages": HELLO, "model": "demo-fast"}
-                assert (await client.post(url + "/v1/chat/stream", json=body)).status_code == 200
-        async with httpx.AsyncClient() as client:
-            seen = (await client.get(url + "/metrics")).text
-    assert 'ws_chat_generations_total{door="sse",status="completed"} 10.0' in seen
+        headers = {"Authorization": f"Bearer {KEY}", "Connection": "close"}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=None) as client:
+            yield server, client
+
+
+async def test_several_workers_are_one(workers):
+    _, client = workers
+
+    async def completed() -> float:
+        figures = (await client.get("/metrics")).text
+        found = re.search(r'generations_total\{door="sse",status="completed"\} (.*)', figures)
+        return float(found[1]) if found else 0
+
+    before = await completed()
+    for _ in range(10):
+        response = await client.post("/v1/chat/stream", json={"messages": HELLO, "model": "demo-fast"})
+        assert response.status_code == 200
+    assert await completed() == before + 10
+
+
+async def test_a_server_that_no_terminal_reads_logs_lines_of_json(workers):
+    server, client = workers
+    body = {"messages": [{"role": "user", "content": "tell nobody"}], "model": "demo-fast", "id": "r1"}
+    assert (await client.post("/v1/chat/stream", json=body)).status_code == 200
+    await server.until_logged("Generation r1")
+    lines = [json.loads(line) for line in server.log.splitlines()]
+    (line,) = [line for line in lines if line.get("id") == "r1"]
+    assert (line["principal"], line["status"], line["door"]) == (name_of(KEY), "completed", "sse")
+    assert line["bytes"] > 100
+    assert "tell nobody" not in server.log
+    assert KEY not in server.log
 
 
 async def test_an_observer_that_fails_disturbs_nobody(caplog):
@@ -180,22 +218,6 @@ def test_a_line_says_what_happened_and_not_what_was_said(caplog):
 def test_content_is_logged_only_where_it_is_switched_on(caplog):
     Logs(content=True)(ENDED)
     assert json.loads(JSONFormatter().format(caplog.records[0]))["messages"] == [{"role": "user", "content": "secret"}]
-
-
-async def test_a_server_that_no_terminal_reads_logs_lines_of_json():
-    key = "a-very-secret-key"
-    async with program("ws-chat", "serve", "--port", "0", WS_CHAT_API_KEYS=key) as server:
-        url = f"http://127.0.0.1:{await server.port()}"
-        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as client:
-            body = {"messages": [{"role": "user", "content": "tell nobody"}], "model": "demo-fast", "id": "r1"}
-            assert (await client.post(url + "/v1/chat/stream", json=body)).status_code == 200
-        await server.until_logged("Generation r1")
-    lines = [json.loads(line) for line in server.log.splitlines()]
-    (line,) = [line for line in lines if line.get("id") == "r1"]
-    assert (line["principal"], line["status"], line["door"]) == (name_of(key), "completed", "sse")
-    assert line["bytes"] > 100
-    assert "tell nobody" not in server.log
-    assert key not in server.log
 
 
 def test_a_generation_is_a_span():

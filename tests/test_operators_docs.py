@@ -68,9 +68,9 @@ def test_kubernetes_asks_what_there_is():
 
 async def test_the_line_of_the_log_has_the_fields_that_it_has():
     shown = json.loads(LINE)
-    async with program("ws-chat", "--port", "0", WS_CHAT_UPSTREAM_TIMEOUT="0.2", WS_CHAT_API_KEYS="k") as server:
+    async with program("ws-chat", "--port", "0", WS_CHAT_UPSTREAM_TIMEOUT="0.05", WS_CHAT_API_KEYS="k") as server:
         url = f"http://127.0.0.1:{await server.port()}/v1/chat/stream"
-        async with httpx.AsyncClient(headers={"Authorization": "Bearer k"}) as client:
+        async with httpx.AsyncClient(headers={"Authorization": "Bearer k"}, timeout=None) as client:
             await client.post(url, json={"messages": HELLO, "model": "demo-silent"})
         found = await server.until_logged(r".*upstream_timeout.*")
 
@@ -97,16 +97,15 @@ def expressions() -> list[str]:
     return [expr.replace("$__rate_interval", "5m").replace("$instance", ".*") for expr in asked]
 
 
-async def test_the_dashboard_asks_for_what_there_is(tmp_path):
+async def test_the_dashboard_asks_for_what_there_is(tmp_path, serve):
     """Every metric and label that it or a rule names is on a server that has done everything there is to do."""
-    async with program("ws-chat", "--port", "0") as server:
-        url = f"http://127.0.0.1:{await server.port()}"
-        async with httpx.AsyncClient(base_url=url) as client:
-            for model in ("demo-fast", "demo-error"):
-                await client.post("/v1/chat/stream", json={"messages": HELLO, "model": model, "id": model})
-            await client.get("/v1/chat/stream/demo-fast")
-            await client.get("/v1/chat/stream/none")
-            scraped = (await client.get("/metrics")).text
+    service = await serve(upstream="demo")
+    async with httpx.AsyncClient(base_url=service.url, timeout=None) as client:
+        for model in ("demo-fast", "demo-error"):
+            await client.post("/v1/chat/stream", json={"messages": HELLO, "model": model, "id": model})
+        await client.get("/v1/chat/stream/demo-fast")
+        await client.get("/v1/chat/stream/none")
+        scraped = (await client.get("/metrics")).text
 
     there: dict[str, set[str]] = {}
     for name, labels in re.findall(r"^(\w+)(?:\{(.*)\})? \S+$", scraped, re.MULTILINE):

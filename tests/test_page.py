@@ -70,7 +70,7 @@ async def test_stop(service, fake, browser):
         await tab.is_in("cancelled")
 
     for request in fake.requests:
-        await asyncio.wait_for(request.closed.wait(), 30)
+        await request.closed.wait()
     assert fake.requests[1].body["messages"][1] == {"role": "assistant", "content": "One two"}
 
 
@@ -84,7 +84,7 @@ async def test_sending_while_it_answers_interrupts(service, fake, browser):
         await expect(tab.turns.first).to_have_attribute("data-state", "cancelled")
         sent = [frame for frame in await frames(tab) if '"previous_id"' in frame]
 
-    await asyncio.wait_for(fake.requests[0].closed.wait(), 30)
+    await fake.requests[0].closed.wait()
     assert len(json.loads(sent[0])["messages"]) == 1, "the server knows what came before"
     assert [message["content"] for message in fake.requests[1].body["messages"]] == [
         "Tell me",
@@ -269,8 +269,7 @@ async def test_a_frame_is_copied_as_a_line_for_a_terminal(service, fake, browser
     pipe = asyncio.subprocess.PIPE
     # Its standard input stays open, as in a terminal: at its end it would go.
     running = await asyncio.create_subprocess_exec("bash", "-c", f"exec {wscat}", stdin=pipe, stdout=pipe)
-    async with asyncio.timeout(60):
-        await running.stdout.readuntil(b'"type":"done"')
+    await running.stdout.readuntil(b'"type":"done"')
     running.terminate()
     await running.communicate()
     assert len(fake.requests) == 1

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import random
 
 import pytest
 from browser import chromium, expect, open_tab, visiting
-from dropping import DroppingProxy
+from dropping import dropping, port_of
 
 from ws_chat.testing import Reply, Wait, text
 
@@ -22,46 +20,15 @@ async def browser(anyio_backend):
         yield started
 
 
-class Cable(DroppingProxy):
-    """A network that can be pulled and plugged in again, or made to break all the time."""
-
-    def __init__(self, service):
-        self.budget = lambda: None
-        super().__init__(port_of(service), lambda: self.budget())
-        self.port = 0
-
-    async def plug(self):
-        await self.start(self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    pull = DroppingProxy.stop
-
-    def lead_to(self, service):
-        self._ports = itertools.repeat(port_of(service))
-
-    @property
-    def page(self):
-        return f"http://127.0.0.1:{self.port}/"
-
-
-def port_of(service):
-    return int(service.url.rsplit(":", 1)[1])
-
-
-@contextlib.asynccontextmanager
-async def cabled(service):
-    cable = Cable(service)
-    await cable.plug()
-    try:
-        yield cable
-    finally:
-        await cable.pull()
-
-
 @pytest.fixture
 async def cable(service):
-    async with cabled(service) as cable:
+    """A network that can be pulled and plugged in again, or made to break all the time."""
+    async with dropping(service.url) as cable:
         yield cable
+
+
+def page_at(cable):
+    return f"http://127.0.0.1:{cable.port}/"
 
 
 def waiting(*contents):
@@ -93,7 +60,7 @@ async def test_a_refresh_in_mid_answer(service, fake, browser):
 async def test_the_network_goes_in_mid_answer_and_comes_back(cable, fake, browser):
     reply, go = waiting("Once ", "upon ", "a time")
     fake.replies = [reply]
-    async with visiting(browser, cable.page, complains=True) as tab:
+    async with visiting(browser, page_at(cable), complains=True) as tab:
         await tab.ask("Tell me a story")
         await tab.says("Once upon")
         await cable.pull()
@@ -129,7 +96,7 @@ async def test_the_browser_says_that_it_is_offline(service, fake, browser):
 
 
 async def test_what_is_asked_without_a_network_is_asked_when_it_is_back(cable, fake, browser):
-    async with visiting(browser, cable.page, complains=True) as tab:
+    async with visiting(browser, page_at(cable), complains=True) as tab:
         await expect(tab.page.locator("#state")).to_have_text("Connected")
         await cable.pull()
         await tab.ask("Are you there?")
@@ -145,7 +112,7 @@ async def test_a_network_that_breaks_all_the_time(cable, fake, browser):
     words = [f"word{number} " for number in range(300)]
     fake.default = Reply(text(*words))
     chance = random.Random(7)
-    async with visiting(browser, cable.page, complains=True) as tab:
+    async with visiting(browser, page_at(cable), complains=True) as tab:
         cable.budget = lambda: chance.randint(300, 6000)
         await cable.pull()
         await cable.plug()
@@ -185,7 +152,7 @@ async def test_two_tabs_type_one_answer(service, fake, browser):
         await other.page.close()
 
     assert len(fake.requests) == 2
-    await asyncio.wait_for(fake.requests[1].closed.wait(), 30)
+    await fake.requests[1].closed.wait()
     never.set()
 
 
@@ -193,11 +160,11 @@ async def test_a_server_that_is_gone_has_lost_its_answers(serve, fake, browser):
     reply, never = waiting("Half of ", "it")
     fake.replies = [reply]
     first, second = await serve(), await serve()
-    async with cabled(first) as cable, visiting(browser, cable.page, complains=True) as tab:
+    async with dropping(first.url) as cable, visiting(browser, page_at(cable), complains=True) as tab:
         await tab.ask("Tell me")
         await tab.says("Half of")
         await cable.pull()
-        cable.lead_to(second)
+        cable.lead_to(port_of(second.url))
         await cable.plug()
         await tab.page.evaluate("dispatchEvent(new Event('online'))")  # else it is tried again after a pause
         await tab.is_in("failed")
@@ -215,7 +182,7 @@ async def test_a_server_that_is_gone_has_lost_its_answers(serve, fake, browser):
 
 
 async def test_a_browser_whose_storage_is_full_chats_too(service, browser):
-    async with visiting(browser, service.url) as tab:
+    async with visiting(browser, service.url, changes=True) as tab:
         await tab.page.add_init_script("Storage.prototype.setItem = () => { throw new Error('full') }")
         await tab.page.reload()
         await tab.ask("hi")
@@ -224,7 +191,7 @@ async def test_a_browser_whose_storage_is_full_chats_too(service, browser):
 
 
 async def test_a_browser_that_forbids_storage_chats_too(service, browser):
-    async with visiting(browser, service.url) as tab:
+    async with visiting(browser, service.url, changes=True) as tab:
         for name in ("localStorage", "sessionStorage"):
             await tab.page.add_init_script(f"Object.defineProperty(globalThis, '{name}', {{ get() {{ throw 1 }} }})")
         await tab.page.reload()

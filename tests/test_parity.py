@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import both_paths, events, joined
+from conftest import FALLBACK, Service, events, joined, running
 
-from ws_chat.testing import DONE, Pause, chunk, sse, text, usage_chunk
+from ws_chat import Settings
+from ws_chat import create_app
+from ws_chat.testing import DONE, FakeOpenAI, Pause, chunk, sse, text, usage_chunk
 
-pytestmark = [pytest.mark.anyio, both_paths]
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.anyio
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 
@@ -182,8 +187,27 @@ def check(case: Case, frames: list[dict[str, Any]]) -> None:
     assert {name for token in tokens for name in token} <= known
 
 
+@pytest.fixture(scope="module", params=["fast", "fallback"])
+async def relayed(request) -> AsyncIterator[tuple[FakeOpenAI, Service]]:
+    """An upstream, and a server in front of it, which all cases share: on either path of a token."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            environment.delenv(name, raising=False)
+            environment.delenv(name.upper(), raising=False)
+        if request.param == "fallback":
+            environment.setenv("http_proxy", "http://127.0.0.1:9")
+            environment.setenv("no_proxy", "127.0.0.1")
+        async with FakeOpenAI() as fake:
+            settings = Settings(openai_base_url=fake.base_url, openai_api_key="sk-operator-key", drain_timeout=0)
+            config = FALLBACK if request.param == "fallback" else {}
+            async with running(create_app(settings), settings, **config) as service:
+                yield fake, service
+
+
 @pytest.mark.parametrize("name", CASES)
-async def test_every_door_tells_what_the_upstream_sent(name, service, fake):
+async def test_every_door_tells_what_the_upstream_sent(name, relayed):
+    fake, service = relayed
+    fake.replies.clear()  # those that a case which failed has left
     case = CASES[name]
     for _ in range(3):
         fake.reply(case.steps)

@@ -6,8 +6,8 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import os
-import socket
 import ssl
 import subprocess
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from conftest import HELLO, events, joined
-from processes import ROOT, Running, need, program
+from peers import accepts
+from processes import ROOT, Running, free_port, need, program
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -51,7 +52,6 @@ class Site:
 
     host: str
     tls: ssl.SSLContext
-    server: Running
 
     @property
     def origin(self) -> str:
@@ -62,10 +62,11 @@ class Site:
         return f"{self.origin}/v1/chat/stream"
 
     def client(self, **headers: str) -> httpx.AsyncClient:
-        return httpx.AsyncClient(verify=self.tls, timeout=30, headers=headers)
+        return httpx.AsyncClient(verify=self.tls, timeout=None, headers=headers)
 
     def socket(self, **connecting: Any) -> connect:
-        return connect(f"wss://{self.host}/v1/chat/ws", ssl=self.tls, max_size=None, **connecting)
+        url = f"wss://{self.host}/v1/chat/ws"
+        return connect(url, ssl=self.tls, max_size=None, open_timeout=None, **connecting)
 
     async def denied(self, **connecting: Any) -> int:
         """Return the status with which a socket is refused."""
@@ -77,8 +78,7 @@ class Site:
         """Return the status of a path that no client has tidied up."""
         reader, writer = await asyncio.open_connection(*self.host.split(":"), ssl=self.tls)
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\nConnection: close\r\n\r\n".encode())
-        async with asyncio.timeout(30):
-            line = await reader.readline()
+        line = await reader.readline()
         writer.close()
         return int(line.split()[1])
 
@@ -120,26 +120,23 @@ LISTENS = {"nginx": "start worker process", "caddy": "serving initial configurat
 
 
 @pytest.fixture(params=["nginx", "caddy"])
-async def behind(request, fake, certificate) -> AsyncIterator[Callable[..., Any]]:
-    """Return a function that starts a server, in front of the fake upstream, and a proxy in front of it."""
+async def behind(request, serve, certificate) -> AsyncIterator[Callable[..., Any]]:
+    """Return a function that starts a server with these settings, and a proxy in front of it."""
     need(request.param)
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(*, uds: bool = False, **variables: str) -> Site:
-            path = certificate / "socket"
-            listen = ("--uds", str(path)) if uds else ("--port", "0")
-            command = ("sh", "-c", 'exec ws-chat serve "$@" >&2', "-", *listen)  # the access log is standard output
-            serving = program(*command, OPENAI_BASE_URL=fake.base_url, **variables)
-            server = await stack.enter_async_context(serving)
+        async def start(*, uds: bool = False, server: dict[str, Any] | None = None, **given: Any) -> Site:
+            service = await serve(server=server, **given)
+            upstream = service.url.removeprefix("http://")
             if uds:
-                await server.until_logged("running on unix socket")
-            upstream = f"unix:{path}" if uds else f"127.0.0.1:{await server.port()}"
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
+                path = str(certificate / f"{request.param}.socket")
+                listening = await asyncio.get_running_loop().create_unix_server(accepts(service), path)
+                service.server.servers.append(listening)
+                upstream = f"unix:{path}"
+            port = free_port()
             proxy = await stack.enter_async_context(started(request.param, certificate, port, upstream))
             await proxy.until_logged(LISTENS[request.param])
-            return Site(f"127.0.0.1:{port}", ssl.create_default_context(cafile=certificate / "pem"), server)
+            return Site(f"127.0.0.1:{port}", ssl.create_default_context(cafile=certificate / "pem"))
 
         yield start
 
@@ -152,17 +149,15 @@ def slowly() -> tuple[Reply, asyncio.Event]:
 
 async def receive(websocket, kind: str) -> dict[str, Any]:
     """Return the next frame, which is of this kind."""
-    async with asyncio.timeout(30):
-        frame = json.loads(await websocket.recv())
+    frame = json.loads(await websocket.recv())
     assert frame["type"] == kind, frame
     return frame
 
 
 async def until_end(websocket) -> list[dict[str, Any]]:
     frames: list[dict[str, Any]] = []
-    async with asyncio.timeout(30):
-        while not frames or frames[-1]["type"] not in ("done", "error"):
-            frames.append(json.loads(await websocket.recv()))
+    while not frames or frames[-1]["type"] not in ("done", "error"):
+        frames.append(json.loads(await websocket.recv()))
     return frames
 
 
@@ -174,7 +169,7 @@ async def test_frames_arrive_as_they_are_made(uds, behind, fake):
         await websocket.send(json.dumps(CHAT))
         await receive(websocket, "start")
         assert (await receive(websocket, "token"))["content"] == "a"
-        async with asyncio.timeout(30), client.stream("POST", site.stream_url, json=CHAT) as response:
+        async with client.stream("POST", site.stream_url, json=CHAT) as response:
             parts = response.aiter_raw()
             body = await anext(parts)
             assert body == b"data: a\n\n"
@@ -190,17 +185,16 @@ async def test_frames_arrive_as_they_are_made_over_http_2(behind, fake):
     fake.default, go = slowly()
     options = ("-skN", "--http2", "-w", "HTTP %{http_version}", "-d", json.dumps(CHAT), site.stream_url)
     process = await asyncio.create_subprocess_exec(curl, *options, stdout=asyncio.subprocess.PIPE)
-    async with asyncio.timeout(30):
-        assert await process.stdout.readline() == b"data: a\n"
-        go.set()
-        rest = await process.stdout.read()
-        await process.wait()
+    assert await process.stdout.readline() == b"data: a\n"
+    go.set()
+    rest = await process.stdout.read()
+    await process.wait()
     assert rest.endswith(b"HTTP 2")
     assert "".join(event["data"] for event in events(rest)) == "bc[DONE]"
 
 
 async def test_keys_and_origins(behind):
-    site = await behind(WS_CHAT_API_KEYS="key-of-alice")
+    site = await behind(api_keys=("key-of-alice",))
     encoded = base64.urlsafe_b64encode(b"key-of-alice").decode().rstrip("=")
     async with site.client() as client:
         refused = await client.post(site.stream_url, json=CHAT)
@@ -235,7 +229,7 @@ async def test_a_named_answer_outlives_a_connection(behind, fake):
 
 
 async def test_who_finds_no_room_is_told_when_to_come_again(behind):
-    site = await behind(WS_CHAT_MAX_CONNECTIONS="1")
+    site = await behind(max_connections=1)
     async with site.socket(), site.client() as client:
         refused = await client.post(site.stream_url, json=CHAT)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
@@ -261,12 +255,10 @@ async def test_who_leaves_closes_the_upstreams_request(behind, fake):
         await receive(websocket, "start")
         await receive(websocket, "token")
         websocket.transport.abort()
-        async with asyncio.timeout(30):
-            await fake.requests[0].closed.wait()
-        async with asyncio.timeout(30), client.stream("POST", site.stream_url, json=CHAT) as response:
+        await fake.requests[0].closed.wait()
+        async with client.stream("POST", site.stream_url, json=CHAT) as response:
             assert await anext(response.aiter_raw()) == b"data: a\n\n"
-        async with asyncio.timeout(30):
-            await fake.requests[1].closed.wait()
+        await fake.requests[1].closed.wait()
 
 
 async def test_large_requests_pass_and_what_is_too_large_is_refused_by_the_server(behind, fake):
@@ -287,9 +279,10 @@ async def test_large_requests_pass_and_what_is_too_large_is_refused_by_the_serve
     assert len(fake.requests) == 2
 
 
-async def test_a_client_cannot_name_its_own_address(behind):
-    site = await behind()
+async def test_a_client_cannot_name_its_own_address(behind, caplog):
+    site = await behind(server={"access_log": True})
+    caplog.set_level(logging.INFO, logger="uvicorn.access")
     async with site.client() as client:
         await client.post(site.stream_url, json=CHAT, headers={"X-Forwarded-For": "192.0.2.1"})
-    line = await site.server.until_logged(r"\S+ - \S+POST /v1/chat/stream")
-    assert "127.0.0.1:0 -" in line[0], "the proxy's word is taken"
+    (line,) = [message for message in caplog.messages if "POST /v1/chat/stream" in message]
+    assert line.startswith("127.0.0.1:0 - "), "the proxy's word is taken"

@@ -45,8 +45,10 @@ async def test_many_deltas_are_written_in_pieces(stores, redis, windows, early):
     if early:
         assert all(entry.count(b"content") <= 300 for entry in (await entries(redis, one)).values())
     await end(log)
-    ended = await other.get(K1)
-    assert [delta for at in range(0, 1000, 500) for delta in ended.after(at, 500)] == DELTAS
+    ended, read = await other.get(K1), []
+    while part := ended.after(len(read), 500):  # as many as it likes: fewer where it was packed
+        read += part
+    assert read == DELTAS
 
 
 async def test_what_runs_for_long_is_written_anew_and_the_old_is_let_go(stores, redis, windows):

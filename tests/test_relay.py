@@ -21,13 +21,15 @@ ONE, OTHER = Caller(ANONYMOUS, "one", "sse"), Caller(ANONYMOUS, "other", "websoc
 
 
 class Upstream:
-    """Says one delta and waits; takes a moment to close."""
+    """Says one delta and waits for `go`; closes when `closing` is set."""
 
     def __init__(self) -> None:
         self.requests = []
+        self.started = asyncio.Event()
         self.go = asyncio.Event()
         self.closing = asyncio.Event()
         self.closing.set()
+        self.ending = asyncio.Event()
 
     def resolve(self, model):
         return model or "m"
@@ -35,9 +37,11 @@ class Upstream:
     async def generate(self, request, emit, outcome) -> None:
         self.requests.append(request)
         emit([{"content": "a"}])
+        self.started.set()
         try:
             await self.go.wait()
         finally:
+            self.ending.set()
             await self.closing.wait()
         outcome.finish_reason = "stop"
 
@@ -50,7 +54,7 @@ class DistantStore(MemoryStore):
 
     async def get(self, key, after=0):
         found = await super().get(key, after)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the turn
         return found
 
 
@@ -62,10 +66,9 @@ async def upstream():
 async def ended(log) -> Done | Failed:
     over = asyncio.Event()
     log.watch(lambda *_: over.set())
-    async with asyncio.timeout(30):
-        while not log.terminal:
-            over.clear()
-            await over.wait()
+    while not log.terminal:
+        over.clear()
+        await over.wait()
     return log.terminal
 
 
@@ -178,7 +181,10 @@ async def test_a_reader_of_what_is_forgotten_counts_nowhere_else(upstream):
     relay.attach(key, new)
     relay.attach(key, old)
     relay.detach(ONE, key, old)
-    await asyncio.sleep(0.01)  # far longer than the window
+    later = Reader(await relay.start(ONE, "r2", Chat({"messages": HELLO}, id="r2")), 0, None, None)
+    relay.attach(ONE.key("r2", named=True), later)
+    relay.detach(ONE, ONE.key("r2", named=True), later)
+    assert (await ended(later.log)).status == "cancelled", "its window was opened later"
     assert relay.running == 1
     relay.detach(ONE, key, new)
     assert (await ended(new.log)).status == "cancelled"

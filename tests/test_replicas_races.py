@@ -170,9 +170,7 @@ async def test_interrupting_elsewhere_waits_for_the_end_however_slow_redis_is(sh
 
     async def slow(log, what):
         if what == "cancel":
-            await asyncio.sleep(
-                0.2
-            )  # longer than LINGER, on the same clock: for so long a copy is kept without a reader
+            await asyncio.sleep(0.2)  # longer than LINGER by the same clock: then a copy without a reader is left
         return await ask(log, what)
 
     following.ask = slow

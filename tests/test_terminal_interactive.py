@@ -12,9 +12,10 @@ import sys
 import termios
 
 import pytest
-from dropping import DroppingProxy
-from processes import output, program
+from dropping import dropping, port_of
+from processes import output
 from terminals import terminal
+from waiting import until
 
 from ws_chat.testing import Hang, Pause, Wait, chunk, sse, text
 
@@ -42,7 +43,7 @@ def messages(fake, number=-1):
 async def test_an_answer_is_typed_out_and_ctrl_d_leaves(service, fake, chat):
     more = asyncio.Event()
     fake.reply([sse(chunk({"content": "Hel"})), Wait(more), *text("lo")])
-    async with chat(service.url) as shown:
+    async with chat(service.url, real=True) as shown:
         shown.type("hi" + ENTER)
         await shown.until("^Hel$")
         more.set()
@@ -87,7 +88,7 @@ async def test_ctrl_c_that_comes_too_late_ends_nothing(service, chat):
         await shown.until("^Hello$")
         for _ in range(20):
             shown.process.send_signal(signal.SIGINT)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # so that they come at all moments around the end of the answer
         await shown.prompt(2)
         shown.type("two" + ENTER)
         await shown.prompt(3)
@@ -96,12 +97,10 @@ async def test_ctrl_c_that_comes_too_late_ends_nothing(service, chat):
 
 async def test_ctrl_c_does_not_wait_for_a_network_that_is_gone(service, fake, chat):
     fake.reply([sse(chunk({"content": "Hel"})), Hang()])
-    down = DroppingProxy(int(service.url.rpartition(":")[2]), lambda: None)
-    await down.start()
-    async with chat(down.url) as shown:
+    async with dropping(service.url) as network, chat(network.url) as shown:
         shown.type("one" + ENTER)
         await shown.until("^Hel$")
-        await down.stop()
+        await network.pull()
         await shown.until("the connection is lost, trying again")
         shown.type(CTRL_C)
         await shown.until(r"^\(stopped\)$")
@@ -137,8 +136,7 @@ async def test_what_is_typed_during_an_answer_is_sent_after_it(service, fake, ch
 async def test_what_is_typed_before_the_first_prompt_is_sent(service, fake, tmp_path):
     state = {"XDG_STATE_HOME": str(tmp_path)}
     async with terminal("ws-chat", "chat", "--local", OPENAI_BASE_URL=fake.base_url, **state) as shown:
-        while termios.tcgetattr(shown.descriptor)[3] & termios.ECHO:
-            await asyncio.sleep(0.01)
+        await until(lambda: not termios.tcgetattr(shown.descriptor)[3] & termios.ECHO, "keys not to be shown")
         shown.type("hi" + ENTER)
         await shown.until("^Hello$")
         await shown.prompt(2)
@@ -224,41 +222,35 @@ async def test_it_goes_on_over_a_network_that_breaks(service, fake, chat):
     words = [f"w{number}" for number in range(60)]
     fake.reply(text(*(word + " " for word in words)))
     budgets = iter([400, 400])
-    proxy = DroppingProxy(int(service.url.rpartition(":")[2]), lambda: next(budgets, None))
-    await proxy.start()
-    try:
-        async with chat(proxy.url) as shown:
-            shown.type("hi" + ENTER)
-            await shown.prompt(2)
-    finally:
-        await proxy.stop()
+    async with dropping(service.url, lambda: next(budgets, None)) as proxy, chat(proxy.url) as shown:
+        shown.type("hi" + ENTER)
+        await shown.prompt(2)
 
     assert " ".join(shown.text.split()).count(" ".join(words)) == 1
     assert proxy.drops
 
 
-async def test_it_goes_on_after_a_server_was_killed(fake, chat):
+async def test_it_goes_on_after_a_server_was_killed(serve, fake, chat):
     fake.reply(text("One."))
     fake.reply([sse(chunk({"content": "Two, in par"})), Hang()])
-    upstream = {"OPENAI_BASE_URL": fake.base_url}
-    async with program("ws-chat", "serve", "--port", "0", **upstream) as server:
-        port = await server.port()
-        async with chat(f"ws://127.0.0.1:{port}") as shown:
-            shown.type("one" + ENTER)
-            await shown.prompt(2)
-            shown.type("two" + ENTER)
-            await shown.until("Two, in par")
-            server.process.kill()
-            await shown.until("the connection is lost, trying again")
-            async with program("ws-chat", "serve", "--port", str(port), **upstream) as second:
-                await shown.until("asking again")
-                await shown.until("^Hello$")
-                await shown.prompt(3)
-                second.process.kill()
-                await second.process.wait()
-                async with program("ws-chat", "serve", "--port", str(port), **upstream):
-                    shown.type("three" + ENTER)
-                    await shown.prompt(4)
+    first, second, third = [port_of((await serve()).url) for _ in range(3)]
+    async with dropping(first) as network, chat(network.url) as shown:
+        shown.type("one" + ENTER)
+        await shown.prompt(2)
+        shown.type("two" + ENTER)
+        await shown.until("Two, in par")
+        await network.pull()
+        await shown.until("the connection is lost, trying again")
+        network.lead_to(second)
+        await network.plug()
+        await shown.until("asking again")
+        await shown.until("^Hello$")
+        await shown.prompt(3)
+        await network.pull()
+        network.lead_to(third)
+        await network.plug()
+        shown.type("three" + ENTER)
+        await shown.prompt(4)
 
     before = [("user", "one"), ("assistant", "One."), ("user", "two")]
     assert messages(fake, 2) == before

@@ -9,11 +9,12 @@ import os
 import signal
 from pathlib import Path
 
+import forked
 import httpx
 import pytest
 from conftest import HELLO
-from dropping import DroppingProxy
-from processes import environment, output, program
+from dropping import dropping, port_of
+from processes import environment, output
 from terminals import terminal
 
 from ws_chat.testing import Hang, Wait, chunk, sse, text
@@ -22,21 +23,23 @@ pytestmark = pytest.mark.anyio
 
 
 @contextlib.asynccontextmanager
-async def started(*arguments, url="ws://127.0.0.1:9", stdout=asyncio.subprocess.PIPE, **variables):
-    process = await asyncio.create_subprocess_exec(
+async def started(*arguments, url="ws://127.0.0.1:9", stdout=forked.PIPE, real=False, **variables):
+    """Start it. `real`: as a person does, not forked."""
+    process = await (asyncio.create_subprocess_exec if real else forked.start)(
         *("ws-chat", "chat", *arguments),
         env=environment(**{"WS_CHAT_URL": url, **variables}),
-        stdin=asyncio.subprocess.PIPE,
+        stdin=forked.PIPE,
         stdout=stdout,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=forked.PIPE,
     )
     try:
-        async with asyncio.timeout(30):
-            yield process
+        yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+        if not real:
+            process.close()
 
 
 async def ask(*arguments, stdin=b"", **variables):
@@ -50,8 +53,9 @@ def asked(fake):
     return fake.requests[-1].body["messages"]
 
 
-async def test_an_answer_is_plain_text(service, fake):
-    assert await ask("say", "hi", url=service.url) == (0, "Hello\n", "")
+@pytest.mark.parametrize("real", [True, False])
+async def test_an_answer_is_plain_text(real, service, fake):
+    assert await ask("say", "hi", url=service.url, real=real) == (0, "Hello\n", "")
     assert asked(fake) == [{"role": "user", "content": "say hi"}]
 
 
@@ -137,7 +141,7 @@ async def test_what_is_no_text_is_told(service, fake):
 
 async def test_ctrl_c_cancels_the_answer(service, fake):
     fake.reply([sse(chunk({"content": "Hel"})), Hang()])
-    async with started("hi", url=service.url) as process:
+    async with started("hi", url=service.url, real=True) as process:
         process.stdin.close()
         assert await process.stdout.readexactly(3) == b"Hel"
         process.send_signal(signal.SIGINT)
@@ -237,45 +241,44 @@ async def test_it_goes_on_over_a_network_that_breaks(serve, fake):
     words = [f"w{number} " for number in range(40)]
     fake.reply(text(*words))
     budgets = iter([400, 400])
-    proxy = DroppingProxy(int(service.url.rpartition(":")[2]), lambda: next(budgets, None))
-    await proxy.start()
-    try:
+    async with dropping(service.url, lambda: next(budgets, None)) as proxy:
         status, out, _ = await ask("hi", url=proxy.url)
-    finally:
-        await proxy.stop()
 
     assert (status, out) == (0, "".join(words) + "\n")
     assert proxy.drops
 
 
-async def test_what_a_server_takes_with_it_is_asked_of_the_next_one(fake):
+async def replaced(network, process, service):
+    """Let a server be killed, and another one take its place; return what the program has said of that."""
+    await network.pull()
+    said = await process.stderr.readuntil(b"trying again")
+    network.lead_to(port_of(service.url))
+    await network.plug()
+    return said
+
+
+async def test_what_a_server_takes_with_it_is_asked_of_the_next_one(serve, fake):
     fake.reply([Hang()])
-    async with program("ws-chat", "serve", "--port", "0", OPENAI_BASE_URL=fake.base_url) as server:
-        port = await server.port()
-        async with started("hi", url=f"ws://127.0.0.1:{port}") as process:
-            process.stdin.close()
-            await fake.request()
-            server.process.kill()
-            await server.process.wait()
-            async with program("ws-chat", "serve", "--port", str(port), OPENAI_BASE_URL=fake.base_url):
-                out, err = await process.communicate()
+    first, second = await serve(), await serve()
+    async with dropping(first.url) as network, started("hi", url=network.url) as process:
+        process.stdin.close()
+        await fake.request()
+        said = await replaced(network, process, second)
+        out, err = await process.communicate()
 
     assert (process.returncode, out) == (0, b"Hello\n")
-    assert b"cannot be reached" in err
-    assert err.count(b"trying again") == 1
+    assert b"cannot be reached" in said
+    assert b"trying again" not in err, "it is said once"
 
 
-async def test_an_answer_that_was_printed_in_part_is_not_begun_again(fake):
+async def test_an_answer_that_was_printed_in_part_is_not_begun_again(serve, fake):
     fake.reply([sse(chunk({"content": "Hel"})), Hang()])
-    async with program("ws-chat", "serve", "--port", "0", OPENAI_BASE_URL=fake.base_url) as server:
-        port = await server.port()
-        async with started("hi", url=f"ws://127.0.0.1:{port}") as process:
-            process.stdin.close()
-            assert await process.stdout.readexactly(3) == b"Hel"
-            server.process.kill()
-            await server.process.wait()
-            async with program("ws-chat", "serve", "--port", str(port), OPENAI_BASE_URL=fake.base_url):
-                out, err = await process.communicate()
+    first, second = await serve(), await serve()
+    async with dropping(first.url) as network, started("hi", url=network.url) as process:
+        process.stdin.close()
+        assert await process.stdout.readexactly(3) == b"Hel"
+        await replaced(network, process, second)
+        out, err = await process.communicate()
 
     assert (process.returncode, out) == (1, b"\n")
     assert b"no longer has this answer" in err

@@ -8,6 +8,7 @@ import ssl
 
 import httpx2
 import pytest
+from clock import advance, with_clock
 from processes import need, output
 from waiting import until
 
@@ -66,7 +67,7 @@ async def raw():
 
 @pytest.fixture
 async def client():
-    async with httpx2.AsyncClient(transport=PushTransport(), timeout=httpx2.Timeout(5)) as client:
+    async with httpx2.AsyncClient(transport=PushTransport(), timeout=None) as client:
         yield client
 
 
@@ -150,8 +151,7 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(raw, client
     monkeypatch.setattr(transport_module, "KEEPALIVE_TIMEOUT", 0.01)
     raw.scripts = [[LENGTH], [LENGTH]]
     await pushed(client, raw.url)
-    while client._transport._open:
-        await asyncio.sleep(0.001)
+    await until(lambda: not client._transport._open, "the idle connection to be closed")
     assert client._transport._sweep is None
     await pushed(client, raw.url)
 
@@ -161,8 +161,7 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(raw, client
 async def test_a_request_is_sent_again_once_and_not_on_every_idle_connection(raw, client):
     raw.scripts = [[CHUNKED, b"wait", b"0\r\n\r\n"]] * 3 + [[b""]] * 3
     slow = [asyncio.create_task(pushed(client, raw.url)) for _ in range(3)]
-    while len(raw.requests) < 3:
-        await asyncio.sleep(0)
+    await until(lambda: len(raw.requests) == 3, "three requests")
     raw.go.set()
     await asyncio.gather(*slow)
     with pytest.raises(httpx2.RemoteProtocolError):
@@ -177,8 +176,7 @@ async def test_a_connection_whose_body_came_at_once_is_read_on_for_the_next(size
     raw.scripts = [[large], [LENGTH]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
-    while body._size <= connection_module.BUFFER_LIMIT:
-        await asyncio.sleep(0)
+    await until(lambda: body._size > connection_module.BUFFER_LIMIT, "the buffer to be full")
     got = []
     await body.push(lambda read: got.append(len(read)) or False)
     await response.aclose()
@@ -208,8 +206,7 @@ async def test_a_late_close_hits_no_request_that_came_after(raw, client):
     body = first.extensions[PUSHED]
     await body.push(lambda _: False)
     second = asyncio.create_task(pushed(client, raw.url))
-    while len(raw.requests) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(raw.requests) == 2, "the second request")
     await first.aclose()
     await body.aclose()
     raw.go.set()
@@ -219,14 +216,14 @@ async def test_a_late_close_hits_no_request_that_came_after(raw, client):
 
 
 async def test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near(raw, client, monkeypatch):
+    monkeypatch.setattr(connection_module, "DRAIN_TIMEOUT", 600)
     raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"wait", b"0\r\n\r\n"], [LENGTH]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     await response.extensions[PUSHED].push(lambda _: True)
     await response.aclose()
     raw.go.set()
     (transport,) = (client._transport,)
-    while not any(transport._idle.values()):
-        await asyncio.sleep(0)
+    await until(lambda: any(transport._idle.values()), "the connection to be idle")
     await pushed(client, raw.url)
 
     assert raw.connections == 1
@@ -238,8 +235,7 @@ async def test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far(raw
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     await response.extensions[PUSHED].push(lambda _: True)
     await response.aclose()
-    while client._transport._open:
-        await asyncio.sleep(0.001)
+    await until(lambda: not client._transport._open, "the connection to be given up")
     await pushed(client, raw.url)
 
     assert raw.connections == 2
@@ -249,35 +245,41 @@ async def test_a_connection_that_is_lost_before_it_is_used_is_told_at_once(raw, 
     transport = client._transport
     host, port = raw.url.removeprefix("http://").split("/")[0].split(":")
     connection = await transport._connect((False, host, int(port)), 5)
-    while not raw.tasks:
-        await asyncio.sleep(0)
+    await until(lambda: raw.tasks, "the server to accept the connection")
     await raw.stop()
-    while connection in transport._open:
-        await asyncio.sleep(0)
+    await until(lambda: connection not in transport._open, "the connection to be lost")
 
     with pytest.raises(httpx2.RemoteProtocolError):
-        async with asyncio.timeout(30):
-            await connection.exchange(b"GET / HTTP/1.1\r\n\r\n", None)
+        await connection.exchange(b"GET / HTTP/1.1\r\n\r\n", None)
 
 
+@with_clock
 async def test_silence_in_a_body_ends_it(raw):
     raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"wait"]]
-    async with httpx2.AsyncClient(transport=PushTransport(), timeout=httpx2.Timeout(0.1)) as client:
+    got = asyncio.Event()
+
+    def sink(_: bytes) -> bool:
+        got.set()
+        return False
+
+    async with httpx2.AsyncClient(transport=PushTransport(), timeout=httpx2.Timeout(20)) as client:
+        response = await client.send(client.build_request("GET", raw.url), stream=True)
+        pushing = asyncio.create_task(response.extensions[PUSHED].push(sink))
+        await got.wait()
+        advance(20)
         with pytest.raises(httpx2.ReadTimeout):
-            await pushed(client, raw.url)
+            await pushing
+        await response.aclose()
 
 
 async def test_a_body_that_nobody_takes_is_not_read_into_memory(raw, client):
-    size = 64 * 1024 * 1024
-    raw.scripts = [[OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x" * 1024 * 1024] * 64]]
+    size = 8 * 1024 * 1024
+    raw.scripts = [[OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x" * 1024 * 1024] * 8]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
-    while body._size <= connection_module.BUFFER_LIMIT:
-        await asyncio.sleep(0)
-    held = body._size
-    for _ in range(1000):
-        await asyncio.sleep(0)
-    assert body._size == held < 1024 * 1024
+    await until(lambda: body._size > connection_module.BUFFER_LIMIT, "the buffer to be full")
+    assert not body._source._transport.is_reading()
+    assert body._size < 1024 * 1024
     assert sum([len(part) async for part in response.aiter_raw()]) == size
 
 
@@ -306,11 +308,11 @@ async def test_tls(tmp_path, monkeypatch):
     raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"0\r\n\r\n"], [CHUNKED + b"2\r\nhi\r\n", b""]]
     server = await asyncio.start_server(raw.serve, "127.0.0.1", 0, ssl=context)
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    async with httpx2.AsyncClient(transport=PushTransport()) as stranger:
+    async with httpx2.AsyncClient(transport=PushTransport(), timeout=None) as stranger:
         with pytest.raises(httpx2.ConnectError, match="certificate"):
             await stranger.get(url)
     monkeypatch.setenv("SSL_CERT_FILE", certificate)
-    async with httpx2.AsyncClient(transport=PushTransport()) as client:
+    async with httpx2.AsyncClient(transport=PushTransport(), timeout=None) as client:
         assert await pushed(client, url) == b"hi"
         with pytest.raises(httpx2.RemoteProtocolError):
             await pushed(client, url)

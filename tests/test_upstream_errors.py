@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import httpx
 import pytest
-from conftest import both_paths, events, joined
+from clock import advance, with_clock
+from conftest import HELLO, both_paths, events, joined
 
 from ws_chat.protocol.errors import CODES
 from ws_chat.testing import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text, usage_chunk
@@ -18,6 +21,12 @@ pytestmark = [pytest.mark.anyio, both_paths]
 
 JSON = {"Content-Type": "application/json"}
 NO_RETRY = {**JSON, "x-should-retry": "false"}
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch):
+    """Let the SDK try again at once, and not after seconds."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01, raising=False)
 
 
 @dataclass
@@ -42,7 +51,9 @@ def status(number: int, body: bytes, headers: dict[str, str] | None = None) -> R
 
 
 A = sse(chunk({"content": "a"}))
-QUICK = {"upstream_timeout": 0.3}
+QUICK = {"upstream_timeout": 0.05}
+SILENCE = 20
+"""Seconds of an upstream timeout that passes when a test says so."""
 
 FAULTS = {
     "400 with a message": Fault(
@@ -76,7 +87,7 @@ FAULTS = {
         status(400, b'{"error":' + b"[" * 500 + b'"deep"' + b"]" * 500 + b"}"), "upstream_rejected", 400, "deep"
     ),
     "an endless error": Fault(
-        Reply([b"xxx " * 15_000] * 500, 400, {"Content-Type": "text/plain"}), "upstream_rejected", 400, "xxx xxx"
+        Reply([b"xxx " * 15_000] * 40, 400, {"Content-Type": "text/plain"}), "upstream_rejected", 400, "xxx xxx"
     ),
     "401": Fault(
         status(401, error_body("Incorrect API key provided: sk-operator-key")), "upstream_auth", 502, "credentials"
@@ -147,7 +158,6 @@ FAULTS = {
     "cut in mid-stream": Fault(stream(A, Cut()), "upstream_incomplete", 502, said="a"),
     "cut in mid-event": Fault(stream(A, A[:20]), "upstream_incomplete", 502, said="a"),
     "cut in mid-event and mid-stream": Fault(stream(A, A[:20], Cut()), "upstream_incomplete", 502, said="a"),
-    "silence in mid-stream": Fault(stream(A, Hang()), "upstream_timeout", 504, said="a", settings=QUICK),
     "bad JSON": Fault(stream(A, b"data: {nonsense\n\n", *text("b")), "upstream_malformed", 502, said="a"),
     "bad JSON in the same read": Fault(stream(A + b"data: {nonsense\n\n"), "upstream_malformed", 502, said="a"),
     "NaN": Fault(stream(A, b'data: {"choices":[],"x":NaN}\n\n'), "upstream_malformed", 502, said="a"),
@@ -225,10 +235,48 @@ async def test_a_refused_connection_is_unavailable(serve, fake):
     assert (await service.post()).status_code == 502
 
 
-@pytest.mark.parametrize("end", [Cut(), Reset(), Hang(), Garbage(), b"data: junk\n\n", sse({"error": "late"}), b"junk"])
-async def test_what_breaks_after_the_finish_reason_breaks_no_answer(end, serve, fake):
+@with_clock
+async def test_silence_in_mid_stream_is_told_at_every_door(serve, fake):
+    fake.default = stream(A, Hang())
+    service = await serve(upstream_timeout=SILENCE)
+
+    async with service.socket() as socket, httpx.AsyncClient(timeout=None) as client:
+        ask = partial(client.stream, "POST", service.stream_url, json={"messages": HELLO})
+        async with ask(params={"format": "frames"}) as over_sse, ask() as as_text:
+            await socket.send({"messages": HELLO})
+            assert [(await socket.receive())["type"] for _ in range(2)] == ["start", "token"]
+            advance(SILENCE)  # each door has told the "a"
+            (failed,) = await socket.until_end()
+            frames, texts = events(await over_sse.aread()), events(await as_text.aread())
+
+    fault = Fault(fake.default, "upstream_timeout", 504)
+    check(fault, failed["error"])
+    assert failed["seq"] == 2
+    assert [event["event"] for event in frames] == ["start", "token", "error"]
+    check(fault, json.loads(frames[-1]["data"])["error"])
+    assert texts[0] == {"data": "a"}
+    assert texts[1]["event"] == "error"
+    check(fault, json.loads(texts[1]["data"])["error"])
+
+
+@with_clock
+async def test_silence_after_the_finish_reason_breaks_no_answer(serve, fake, monkeypatch):
+    monkeypatch.setattr(openai_module, "GRACE", 600)
+    fake.default = stream(sse(chunk({"content": "a"}, "stop")), Hang())
+    service = await serve(upstream_timeout=SILENCE)
+
+    async with service.socket() as socket:
+        await socket.send({"messages": HELLO})
+        assert [(await socket.receive())["type"] for _ in range(2)] == ["start", "token"]
+        advance(SILENCE)
+        (done,) = await socket.until_end()
+
+    assert (done["status"], done["finish_reason"], done["usage"]) == ("completed", "stop", None)
+
+
+@pytest.mark.parametrize("end", [Cut(), Reset(), Garbage(), b"data: junk\n\n", sse({"error": "late"}), b"junk"])
+async def test_what_breaks_after_the_finish_reason_breaks_no_answer(end, service, fake):
     fake.default = stream(A, sse(chunk({}, "stop")), end)
-    service = await serve(**QUICK)
 
     async with service.socket() as socket:
         _, *tokens, done = await socket.chat()
@@ -250,25 +298,34 @@ async def test_an_answer_that_has_finished_is_not_waited_for_long(service, fake,
     assert joined(tokens) == "a"
 
 
+@with_clock
 async def test_a_rate_limit_is_told_as_one_however_long_it_was_waited_for(serve, fake):
     for _ in range(3):
-        fake.refuse(429, "slow down", Retry_After="0.4")
-    service = await serve(upstream_timeout=0.5)
+        fake.refuse(429, "slow down", Retry_After="0.01")
+    service = await serve(upstream_timeout=SILENCE)
 
     async with service.socket() as socket:
-        *_, failed = await socket.chat()
+        await socket.send({"messages": HELLO})
+        for number in (1, 2):
+            await fake.request(number)
+            advance(0.75 * SILENCE)  # no silence is too long, but all of them together are
+        *_, failed = await socket.until_end()
 
     assert failed["error"]["code"] == "upstream_rate_limited"
     assert len(fake.requests) == 3
 
 
+@with_clock
 @pytest.mark.usefixtures("only_fast")
 async def test_silence_is_waited_for_once(serve, fake):
     fake.default = Reply(head_after=[Hang()])
-    service = await serve(**QUICK)
+    service = await serve(upstream_timeout=SILENCE)
 
     async with service.socket() as socket:
-        *_, failed = await socket.chat()
+        await socket.send({"messages": HELLO})
+        await fake.request()
+        advance(SILENCE)
+        *_, failed = await socket.until_end()
 
     assert failed["error"]["code"] == "upstream_timeout"
     assert len(fake.requests) == 1
@@ -366,32 +423,29 @@ async def test_a_connection_serves_one_answer_after_another(service, fake):
 
 
 @pytest.mark.usefixtures("only_fast")
-async def test_five_thousand_generations_run_at_once(serve, fake):
+async def test_hundreds_of_generations_run_at_once(serve, fake):
+    """tests/stress.py runs five thousand."""
+    sockets, each = 4, 75
     gate = asyncio.Event()
     fake.default = Reply([A, Wait(gate), *text("b")])
-    service = await serve(max_generations_per_connection=500)
-    sockets = []
+    service = await serve(max_generations_per_connection=each)
 
-    async with asyncio.timeout(120), asyncio.TaskGroup() as group:
-
-        async def one_socket() -> list[list[dict[str, Any]]]:
-            async with service.socket() as socket:
-                for _ in range(500):
-                    await socket.send({"messages": [{"role": "user", "content": "hi"}]})
-                frames: dict[str, list[dict[str, Any]]] = {}
-                ends = 0
-                while ends < 500:
-                    frame = await socket.receive(patience=120)
+    async def ask() -> list[list[dict[str, Any]]]:
+        """Return the frames of each generation on one socket."""
+        async with service.socket() as socket:
+            for _ in range(each):
+                await socket.send({"messages": HELLO})
+            frames: dict[str, list[dict[str, Any]]] = {}
+            for _ in range(each):
+                for frame in await socket.until_end():
                     frames.setdefault(frame["id"], []).append(frame)
-                    ends += frame["type"] in ("done", "error")
-                return list(frames.values())
+            return list(frames.values())
 
-        sockets = [group.create_task(one_socket()) for _ in range(10)]
-        await fake.request(5000)
-        gate.set()
+    asking = [asyncio.create_task(ask()) for _ in range(sockets)]
+    await fake.request(sockets * each)
+    gate.set()
 
-    for task in sockets:
-        for frames in task.result():
-            assert joined(frames) == "ab"
-            assert frames[-1]["type"] == "done"
-    assert fake.accepted == 5000
+    for answers in await asyncio.gather(*asking):
+        assert [joined(frames) for frames in answers] == ["ab"] * each
+        assert {frames[-1]["type"] for frames in answers} == {"done"}
+    assert fake.accepted == sockets * each

@@ -6,17 +6,16 @@ import asyncio
 import contextlib
 import os
 import re
-import resource
 import signal
 import socket
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
+from clock import advance, with_clock
 from conftest import HELLO, joined
-from processes import output, program
-from test_holding import UPGRADE, nobody
+from peers import accepts, all_closed, connected, upgrade
+from processes import output
 
 from ws_chat.testing import Hang, Reply, text
 
@@ -36,6 +35,7 @@ asyncio.run(main())
 """
 
 
+@with_clock
 async def test_an_upstream_that_is_stopped_is_a_timeout_and_disturbs_nobody(serve):
     """SIGSTOP: its kernel still answers, and nobody else does."""
     process = await asyncio.create_subprocess_exec(
@@ -43,15 +43,19 @@ async def test_an_upstream_that_is_stopped_is_a_timeout_and_disturbs_nobody(serv
     )
     try:
         base_url = (await process.stdout.readline()).decode().strip()
-        stopped = await serve(openai_base_url=base_url, upstream_timeout=0.5)
+        stopped = await serve(openai_base_url=base_url, upstream_timeout=20)
         other = await serve()
-        async with stopped.socket() as socket_, other.socket() as elsewhere:
+        async with stopped.socket(ping_interval=None) as socket_, other.socket(ping_interval=None) as elsewhere:
             await socket_.send({"messages": HELLO})
-            while not (await socket_.receive()).get("content", "").endswith("b"):
-                pass
+            said = ""
+            while said != "ab":
+                said += (await socket_.receive()).get("content", "")
             process.send_signal(signal.SIGSTOP)
             assert joined(await elsewhere.chat()) == "Hello"
+            advance(20)
             assert (await socket_.until_end())[-1]["error"]["code"] == "upstream_timeout"
+        unanswered = await serve(openai_base_url=base_url, upstream_timeout=0.1)
+        async with unanswered.socket() as socket_:
             assert (await socket_.chat())[-1]["error"]["code"] == "upstream_timeout", "also one that is not answered"
         assert stopped.relay.running == 0
     finally:
@@ -84,15 +88,24 @@ async def cable():
 
 
 PEER = {
-    "sse": "import socket,sys,time\ns=socket.create_connection((sys.argv[1],int(sys.argv[2])))\n"
-    'b=b\'{"messages":[{"role":"user","content":"hi"}]}\'\n'
-    's.sendall(b"POST /v1/chat/stream HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: %d\\r\\n\\r\\n%b"%(len(b),b))\n'
-    "print(s.recv(1000),flush=True)\ntime.sleep(60)",
-    "websocket": "import sys,asyncio\nfrom websockets.asyncio.client import connect\nasync def main():\n"
-    " s=await connect(f'ws://{sys.argv[1]}:{sys.argv[2]}/v1/chat/ws')\n"
-    ' await s.send(\'{"messages":[{"role":"user","content":"hi"}]}\')\n print(await s.recv(),flush=True)\n'
-    " await asyncio.sleep(60)\nasyncio.run(main())",
+    "sse": """
+import signal, socket, sys
+peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+body = b'{"messages":[{"role":"user","content":"hi"}]}'
+peer.sendall(b"POST /v1/chat/stream HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(body), body))
+print(peer.recv(1000), flush=True)
+signal.pause()
+""",
+    "websocket": """
+import signal, sys
+from websockets.sync.client import connect
+peer = connect(f"ws://{sys.argv[1]}:{sys.argv[2]}/v1/chat/ws", open_timeout=None, ping_interval=None)
+peer.send('{"messages":[{"role":"user","content":"hi"}]}')
+print(peer.recv(), flush=True)
+signal.pause()
+""",
 }
+"""Programs that ask, read the beginning of the answer, and stay."""
 
 
 @pytest.mark.parametrize("door", PEER)
@@ -101,90 +114,46 @@ async def test_a_peer_whose_cable_is_pulled_is_dropped(door, serve, fake, monkey
     monkeypatch.setattr("ws_chat.server.chat.sse.PING_INTERVAL", 0.2)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with cable() as (name, address, pull):
-        settings = {"ws_ping_interval": 0.2, "ws_ping_timeout": 20}
-        service = await serve(write_timeout=0.5, server=settings)
-        port = service.url.rsplit(":", 1)[1]
-        # The server listens on the loopback only: this carries the bytes of one connection to it.
-        carrier = await asyncio.create_subprocess_exec(
-            *(
-                "ip",
-                "netns",
-                "exec",
-                name,
-                sys.executable,
-                "-c",
-                PEER[door],
-                address,
-                await forward(service, address, port),
-            ),
-            stdout=asyncio.subprocess.PIPE,
-        )
+        service = await serve(write_timeout=0.5, server={"ws_ping_interval": 0.2, "ws_ping_timeout": 600})
+        port = await also_on(service, address)
+        command = ("ip", "netns", "exec", name, sys.executable, "-c", PEER[door], address, str(port))
+        peer = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         try:
-            assert await carrier.stdout.readline()
+            assert await peer.stdout.readline(), "the peer has read nothing"
             request = await fake.request()
             await pull()
-            await asyncio.wait_for(request.closed.wait(), 30)
-            await nobody(service)
+            await request.closed.wait()
+            await all_closed(service)
         finally:
-            carrier.kill()
-            await carrier.wait()
+            peer.kill()
+            await peer.wait()
 
 
-async def forward(service, address: str, _: str) -> str:
+async def also_on(service, address: str) -> int:
     """Let the server listen on one more address, which only the namespace reaches; return the port."""
     listening = socket.socket()
     listening.bind((address, 0))
-    config, state = service.server.config, service.server.server_state
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: config.http_protocol_class(config=config, server_state=state, app_state=service.server.lifespan.state),
-        sock=listening,
-    )
+    server = await asyncio.get_running_loop().create_server(accepts(service), sock=listening)
     service.server.servers.append(server)
-    return str(listening.getsockname()[1])
+    return listening.getsockname()[1]
 
 
-async def test_ten_thousand_idle_sockets(capsys):
-    """They cost memory, which is told, and nobody a token."""
-    count = 10_000
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < count + 1000:
-        pytest.skip(f"only {hard} files may be open")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    loop = asyncio.get_running_loop()
-    async with program("ws-chat", "serve", "--port", "0", "--log-level", "info", WS_CHAT_UPSTREAM="demo") as server:
-        port = await server.port()
-        url = f"http://127.0.0.1:{port}"
-        drain_log = asyncio.create_task(server.process.stderr.read())
-        before = resident(server.process.pid)
-        idle = []
-        for _ in range(count):
-            peer = socket.socket()
-            peer.setblocking(False)
-            await loop.sock_connect(peer, ("127.0.0.1", port))
-            await loop.sock_sendall(peer, UPGRADE)
-            idle.append(peer)
-        async with httpx.AsyncClient(timeout=30) as client:
-            while await open_sockets(client, url) < count:
-                pass
-            each = (resident(server.process.pid) - before) / count
-            body = {"messages": HELLO, "model": "demo-fast"}
-            assert (await client.post(url + "/v1/chat/stream", json=body)).status_code == 200
-            for peer in idle:
-                peer.close()
-            while await open_sockets(client, url):
-                pass
-        drain_log.cancel()
-        await asyncio.wait({drain_log})
-    with capsys.disabled():
-        print(f"\n{count} idle sockets: {each:.1f} KB each")
-    assert each < 64
-
-
-async def open_sockets(client: httpx.AsyncClient, url: str) -> float:
-    figures = (await client.get(url + "/metrics")).text
-    found = re.search(r'^ws_chat_connections\{door="websocket"\} (\S+)$', figures, re.MULTILINE)
-    return float(found[1]) if found else 0
+async def test_idle_sockets_cost_little_memory_and_nobody_a_token(serve):
+    """A few hundred; tests/stress.py opens ten thousand."""
+    count = 300
+    service = await serve(server={"ws_ping_interval": None})
+    before = resident(os.getpid())
+    idle = [await connected(service) for _ in range(count)]
+    for peer in idle:
+        await upgrade(peer)
+    assert service.connections.open == count
+    each = (resident(os.getpid()) - before) / count
+    async with service.socket() as talking:
+        assert joined(await talking.chat()) == "Hello"
+    for peer in idle:
+        peer.close()
+    await all_closed(service)
+    assert each < 64, f"{each:.1f} KB for each idle socket"
 
 
 def resident(pid: int) -> int:

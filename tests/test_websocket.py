@@ -7,10 +7,14 @@ import logging
 import httpx
 import pytest
 from conftest import HELLO, both_paths, joined
+from peers import all_closed, roomy, slow_socket
 from test_frames import BAD_FRAMES, BAD_JSON
+from waiting import until
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from ws_chat.server.chat import websocket as transport
+from ws_chat.server.chat.sender import MAX_REPLIES
 from ws_chat.testing import Hang, Reply, Wait, chunk, sse, text
 
 pytestmark = [pytest.mark.anyio, both_paths]
@@ -152,8 +156,7 @@ async def test_a_process_has_so_many_connections_and_no_more(serve, fake):
                 pass
         over_sse = await service.post()
         assert joined(await socket.chat()) == "Hello"
-    while service.connections.open:
-        await asyncio.sleep(0.01)
+    await all_closed(service)
     assert (await service.post()).status_code == 200
 
     response = caught.value.response
@@ -175,23 +178,20 @@ async def test_models_that_are_not_allowed_are_refused(serve, fake):
     assert (await service.post({"messages": HELLO, "model": "davinci"})).status_code == 403
 
 
-async def test_no_number_of_answers_on_one_socket_ends_one_that_runs(serve, fake):
-    service = await serve(max_generations_per_connection=500)
+async def test_no_number_of_answers_on_one_socket_ends_one_that_runs(serve, fake, monkeypatch):
+    monkeypatch.setattr(transport, "REMEMBERED", 4)
+    count = 10
+    service = await serve(max_generations_per_connection=count)
     go = asyncio.Event()
     fake.default = Reply([A, Wait(go), *text("b")[1:]])
     async with service.socket() as socket:
-        for _ in range(300):
+        for _ in range(count):
             await socket.send({"messages": HELLO})
-        for number in range(1, 301):
-            await fake.request(number)
+        await fake.request(count)
         go.set()
-        ends = []
-        while len(ends) < 300:
-            frame = await socket.receive()
-            if frame["type"] == "done":
-                ends.append(frame["status"])
+        ends = [(await socket.until_end())[-1]["status"] for _ in range(count)]
 
-    assert set(ends) == {"completed"}
+    assert ends == ["completed"] * count
 
 
 async def test_no_frame_closes_the_socket_or_disturbs_a_generation(service, fake, caplog):
@@ -220,13 +220,25 @@ async def test_no_frame_closes_the_socket_or_disturbs_a_generation(service, fake
 
 
 async def test_a_client_that_asks_without_reading_is_slowed_down_and_loses_nothing(service, fake):
-    async with service.socket(ping_interval=None) as socket:
-        for _ in range(20_000):
-            await socket.send('{"type":"ping"}')
-        pongs = [await socket.receive() for _ in range(20_000)]
+    count = 2000
+    async with slow_socket(service) as socket:
+
+        async def ask() -> None:
+            for number in range(count):
+                await socket.send({"type": "cancel", "id": f"r{number}", "padding": "x" * 1000})
+
+        socket.connection.transport.pause_reading()
+        asking = asyncio.create_task(ask())
+        (connection,) = service.connections._open
+        await until(lambda: len(connection.sender._replies) == MAX_REPLIES, "the server to read no further")
+        await until(socket.connection.transport.get_write_buffer_size, "the client to be slowed down")
+        assert not asking.done()
+        socket.connection.transport.resume_reading()
+        answers = [await socket.receive() for _ in range(count)]
+        await asking
         assert joined(await socket.chat()) == "Hello"
 
-    assert pongs == [{"type": "pong"}] * 20_000
+    assert [answer["id"] for answer in answers] == [f"r{number}" for number in range(count)]
 
 
 @pytest.mark.parametrize(("data", "code"), [("x" * 1001, 1009), (b"x" * 1001, 1009)])
@@ -255,7 +267,7 @@ async def test_text_that_is_not_utf8_closes_the_socket(service, fake, caplog):
 @pytest.mark.usefixtures("only_fast")
 async def test_a_socket_anywhere_else_is_404(service, caplog):
     with pytest.raises(InvalidStatus) as caught:
-        async with connect(service.url.replace("http", "ws") + "/v1/chat"):
+        async with connect(service.url.replace("http", "ws") + "/v1/chat", open_timeout=None):
             pass
 
     assert caught.value.response.status_code == 404
@@ -274,34 +286,30 @@ async def test_a_reply_that_nobody_waits_for_holds_nothing_up(end, service, fake
         socket.connection.transport.write(ping * 500 + end)
         if not end:
             socket.connection.transport.abort()
-        async with asyncio.timeout(30):
-            await fake.requests[0].closed.wait()
-            while service.connections.open:
-                await asyncio.sleep(0.01)
+        await fake.requests[0].closed.wait()
+        await all_closed(service)
         socket.connection.transport.abort()  # it has not read the pongs, and would not see the end
 
 
 async def test_a_cancel_is_not_held_up_by_a_reply_that_waits(service, fake):
     """A reader with a backlog asks for a pong, and then cancels: the cancel counts at once, the pong comes soon."""
-    words = ["x" * 60_000] * 1000
+    words = ["x" * 10_000] * 400
     fake.default = Reply([*text(*words)[:-2], Hang()])
-    async with service.socket(max_queue=1, ping_interval=None) as socket:
+    async with slow_socket(service) as socket:
         await socket.send({"messages": HELLO})
         await socket.receive()
         socket.connection.transport.pause_reading()
-        while not service.relay._store._logs or next(iter(service.relay._store._logs.values())).last < 1000:
-            await asyncio.sleep(0.01)
+        (log,) = service.relay._store._logs.values()
+        await until(lambda: log.last == len(words), "the whole text to be in the log")
         await socket.send({"type": "ping"})
         await socket.send({"type": "cancel"})
-        async with asyncio.timeout(30):
-            await fake.requests[0].closed.wait()
+        await fake.requests[0].closed.wait()
+        roomy(socket)
         socket.connection.transport.resume_reading()
-        frames = [await socket.receive()]
-        while frames[-1]["type"] != "done":
-            frames.append(await socket.receive())
+        frames = await socket.until_end()
 
     pong = [frame["type"] for frame in frames].index("pong")
-    assert sum(len(frame.get("content", "")) for frame in frames[:pong]) < 30_000_000
+    assert sum(len(frame.get("content", "")) for frame in frames[:pong]) < len("".join(words)) / 2
     assert joined(frames) == "".join(words)
     assert frames[-1]["status"] == "cancelled"
 
@@ -319,34 +327,33 @@ async def test_two_messages_that_are_not_utf8_close_once(service, caplog):
 
 @pytest.mark.usefixtures("only_fast")
 async def test_pings_of_a_client_that_does_not_read_pile_up_nowhere(service, fake):
-    async with service.socket(ping_interval=None, max_queue=1) as socket:
-        connection = socket.connection
-        connection.transport.pause_reading()
+    async with slow_socket(service) as socket:
+        transport = socket.connection.transport
+        transport.pause_reading()
         ping = b"\x89\xfd\0\0\0\0" + b"x" * 125
-        for _ in range(200):
-            connection.transport.write(ping * 1000)  # 26 MB in all, more than the kernel's buffers hold of pongs
-            await asyncio.sleep(0)
+        transport.write(ping * 10_000)  # 1.3 MB, more than the buffers hold of pongs
+        await socket.send({"messages": HELLO})
+        await fake.request()  # the server has read all of them
         (protocol,) = service.server.server_state.connections
-        while connection.transport.get_write_buffer_size():
-            await asyncio.sleep(0.01)
-        assert protocol.transport.get_write_buffer_size() < 1_000_000
-        connection.transport.abort()
+        assert protocol.transport.get_write_buffer_size() < 200_000
+        transport.abort()
 
 
 async def test_a_slow_reader_gets_the_same_text_in_fewer_frames_and_delays_nobody(service, fake):
-    words = [f"{number:06} " * 1500 for number in range(2000)]  # more than the kernel's buffers hold
+    words = [f"{number:06} " * 1500 for number in range(200)]  # more than the buffers hold
     fake.default = Reply(text(*words))
-    async with service.socket(max_queue=1, write_limit=1, ping_interval=None) as slow, service.socket() as quick:
+    async with slow_socket(service) as slow, service.socket() as quick:
         await slow.send({"messages": HELLO})
         await slow.receive()
         slow.connection.transport.pause_reading()
         assert joined(await quick.chat()) == "".join(words)
+        roomy(slow)
         slow.connection.transport.resume_reading()
         *tokens, done = await slow.until_end()
 
     assert joined(tokens) == "".join(words)
-    assert len(tokens) < 2000
-    assert (done["status"], done["seq"]) == ("completed", 2001)
+    assert len(tokens) < len(words)
+    assert (done["status"], done["seq"]) == ("completed", len(words) + 1)
 
 
 async def test_an_error_of_our_own_is_told_without_its_details(service, fake, caplog, monkeypatch):
@@ -382,7 +389,7 @@ async def test_an_error_in_the_door_closes_the_socket_with_1011(service, fake, c
 
 
 async def test_a_request_without_an_upgrade_is_told_what_it_lacks(service):
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         response = await client.get(service.url + "/v1/chat/ws")
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
     assert "Upgrade" in response.json()["error"]["message"]

@@ -12,7 +12,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 PATH="$here/../../.venv/bin:$PATH:/usr/sbin"
 port=${PORT:-8080} redis_port=${REDIS_PORT:-6390} folder=${FOLDER:-${TMPDIR:-/tmp}/ws-chat-replicas}
 read -r one other <<<"${REPLICAS:-8001 8002}"
-export WS_CHAT_REDIS_URL="redis://127.0.0.1:$redis_port" WS_CHAT_UPSTREAM=demo WS_CHAT_DRAIN_TIMEOUT=1
+export WS_CHAT_REDIS_URL="redis://127.0.0.1:$redis_port" WS_CHAT_DRAIN_TIMEOUT=1
+export WS_CHAT_UPSTREAM=${WS_CHAT_UPSTREAM:-demo}
 
 fail() { echo "$*" >&2; exit 1; }
 listens() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
@@ -47,7 +48,7 @@ sed -e "s/:8080;/:$port;/; s/:8001 /:$one /; s/:8002 /:$other /" "$here/nginx.co
 nginx -p "$folder" -c "$folder/nginx.conf" &
 
 for each in "$redis_port" "$one" "$other" "$port"; do
-  for ((tries = 0; tries < 300; tries++)); do ! listens "$each" || continue 2; sleep 0.1; done
+  for ((tries = 0; tries < 600; tries++)); do ! listens "$each" || continue 2; sleep 0.1; done
   fail "$(tail -n 5 "$folder"/*.log) nothing listens on port $each"
 done
 echo "http://127.0.0.1:$port is ready: replicas on $one and $other, Redis on $redis_port, logs in $folder. Ctrl-C ends it."

@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 QUESTION = [{"role": "user", "content": "Who says this?"}]
 MIDDLE = 15
 """After so many deltas the blow falls."""
-PATIENCE = 20
+PATIENCE = 60
 """Seconds for a replica to be there (again)."""
 
 

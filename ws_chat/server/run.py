@@ -101,8 +101,8 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         forced = self.force_exit
         super().handle_exit(sig, frame)  # sets force_exit for any SIGINT after another signal
-        first = self._signals.setdefault(sig, time.monotonic())
-        self.force_exit = forced or time.monotonic() - first > REPEAT_INTERVAL
+        now = time.monotonic()
+        self.force_exit = forced or now - self._signals.setdefault(sig, now) > REPEAT_INTERVAL
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self.config.workers > 1:
