@@ -135,8 +135,7 @@ def test_a_file_is_read_and_the_environment_goes_before_it(tmp_path, monkeypatch
         (
             "WS_CHAT_ALLOWED_ORIGINS",
             "*,https://a/b",
-            "must be a scheme and a host, without a path, got 'https://a/b'"
-            " (example: WS_CHAT_ALLOWED_ORIGINS=https://chat.example.com)",
+            "must be a scheme and a host, without a path, got 'https://a/b' (example: WS_CHAT_ALLOWED_ORIGINS=https://chat.example.com)",
         ),
     ],
 )
@@ -148,5 +147,5 @@ def test_a_message_names_the_variable_the_value_the_fault_and_an_example(name, v
 
 
 def test_all_wrong_variables_are_named_at_once():
-    with pytest.raises(SettingsError, match="WS_CHAT_RETENTION .*; WS_CHAT_LOG_CONTENT "):
+    with pytest.raises(SettingsError, match=r"WS_CHAT_RETENTION .*; WS_CHAT_LOG_CONTENT "):
         Settings.from_environment({"WS_CHAT_RETENTION": "long", "WS_CHAT_LOG_CONTENT": "maybe"})
