@@ -12,7 +12,7 @@ from conftest import HELLO
 from processes import ROOT, lacking, need, output
 
 from ws_chat.protocol.frames import InvalidFrameError, decode
-from ws_chat.server.describe.schemas import CLIENT_FRAMES, SCHEMAS
+from ws_chat.server import describe
 
 if TYPE_CHECKING:
     import jsonschema_rs
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 MODULES = ROOT / ".venv/node/node_modules"
+SCHEMAS = json.loads(describe.path("asyncapi").read_text())["components"]["schemas"]
 BY_TYPE = {"start": "Start", "token": "TokenFrame", "done": "Done", "pong": "Pong", "goaway": "GoAway"}
 
 
@@ -70,9 +71,15 @@ async def test_every_frame_is_as_described(serve):
 @pytest.mark.parametrize(
     ("name", "frame"),
     [
-        ("Chat", {"messages": HELLO}),
-        ("Chat", {"type": "chat", "messages": HELLO, "id": "r1", "previous_id": "r0", "model": "m", "stream": True}),
-        ("Chat", {"messages": [{"role": "tool", "content": None, "tool_call_id": "c"}], "temperature": 0.5, "n": 1}),
+        ("ChatRequest", {"messages": HELLO}),
+        (
+            "ChatRequest",
+            {"type": "chat", "messages": HELLO, "id": "r1", "previous_id": "r0", "model": "m", "stream": True},
+        ),
+        (
+            "ChatRequest",
+            {"messages": [{"role": "tool", "content": None, "tool_call_id": "c"}], "temperature": 0.5, "n": 1},
+        ),
         ("Messages", HELLO),
         ("Resume", {"type": "resume", "id": "r1"}),
         ("Resume", {"type": "resume", "id": "r1", "after": 7}),
@@ -106,7 +113,7 @@ def test_what_is_described_is_taken(name, frame):
     ],
 )
 def test_what_is_not_described_is_refused(frame):
-    names = ["Messages", *(kind.__name__ for kind in CLIENT_FRAMES)]
+    names = ("Messages", "ChatRequest", "Cancel", "Resume", "Ping")
     assert not [name for name in names if validator(name).is_valid(frame)]
     with pytest.raises(InvalidFrameError):
         decode(json.dumps(frame))

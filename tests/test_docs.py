@@ -177,7 +177,7 @@ def test_every_setting_and_metric_that_is_named_is_there():
 
 def test_every_frame_is_documented():
     for frame in frames.ServerFrame.__args__:
-        assert f'{{"type":"{frame.type}"' in PROTOCOL, frame
+        assert f'{{"type":"{frame.__struct_config__.tag}"' in PROTOCOL, frame
     for name in ("cancel", "ping", "resume", "token"):
         assert f'{{"type":"{name}"' in PROTOCOL
 

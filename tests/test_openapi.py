@@ -6,9 +6,11 @@ import logging
 
 import pytest
 from processes import need, output
+from starlette.routing import Route
 
 from ws_chat.protocol.errors import CODES
-from ws_chat.server.describe.openapi import CANCEL_OPERATION, CHAT_OPERATION, FOLLOW_OPERATION
+from ws_chat.server import describe
+from ws_chat.server.describe.__main__ import updated
 
 pytestmark = pytest.mark.anyio
 
@@ -50,12 +52,28 @@ async def test_the_description_is_true(phases, service, tmp_path, caplog):
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-def test_every_error_is_described():
-    codes = {
-        code
-        for operation in (CHAT_OPERATION, FOLLOW_OPERATION, CANCEL_OPERATION)
-        for response in operation["responses"].values()
-        if "application/json" in response.get("content", {})
-        for code in response["description"].replace("`", "").split(", ")
-    }
-    assert codes == set(CODES)
+def test_every_error_is_described_with_its_status():
+    document = describe.openapi()
+    found = {}
+    for path in document["paths"].values():
+        for operation in path.values():
+            for status, response in operation["responses"].items():
+                if "$ref" in response:
+                    response = document["components"]["responses"][response["$ref"].rpartition("/")[2]]
+                if "application/json" in response.get("content", {}) and status != "200":
+                    codes = response["description"].replace("`", "").split(", ")
+                    found.update(dict.fromkeys(codes, status))
+
+    assert found == {code: str(kind.status) for code, kind in CODES.items()} | {"upstream_rejected": "4XX"}
+
+
+async def test_every_route_is_described(service):
+    routes = {route.path for route in service.app.routes if isinstance(route, Route)}
+    not_api = {"/", "/asyncapi.json", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc", "/v1/chat/ws"}
+
+    assert routes - not_api == set(describe.openapi()["paths"])
+
+
+@pytest.mark.parametrize("name", ["openapi", "asyncapi"])
+def test_the_schemas_are_those_of_the_frames(name):
+    assert describe.path(name).read_text() == updated(name), "run: python -m ws_chat.server.describe"

@@ -11,6 +11,7 @@ from conftest import HELLO, both_paths
 from ws_chat import Settings, SettingsError
 from ws_chat.protocol.urls import redact_url
 from ws_chat.server.app import choose_upstream
+from ws_chat.terminal.local import local_server
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,16 @@ async def test_a_password_in_the_url_is_sent_as_basic_authentication(serve, fake
 
     assert (await service.post({"messages": HELLO})).text.endswith("data: [DONE]\n\n")
     assert fake.requests[0].headers["authorization"] == "Basic " + b64encode(b"me:hunter2").decode()
+
+
+def test_the_terminal_names_the_upstream_without_its_password(tmp_path, monkeypatch, caplog):
+    for name in ("ws_chat", "uvicorn.error"):
+        caplog.set_level(logging.INFO, name)  # which is restored after local_server has changed it
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://me:hunter2@127.0.0.1:9/v1")
+    monkeypatch.setenv("WS_CHAT_MODEL", "m")
+    with local_server() as server:
+        assert server.description == "m at http://127.0.0.1:9/v1"
 
 
 def test_the_chosen_upstream_is_logged(caplog):

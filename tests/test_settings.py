@@ -116,3 +116,36 @@ def test_a_file_is_read_and_the_environment_goes_before_it(tmp_path, monkeypatch
     settings = Settings.load()
 
     assert (settings.openai_api_key, settings.model) == ("sk-file", "environment")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "WS_CHAT_UPSTREAM",
+            "gemini",
+            "must be 'auto', 'openai' or 'demo', got 'gemini' (example: WS_CHAT_UPSTREAM=auto)",
+        ),
+        ("WS_CHAT_MAX_CONNECTIONS", "0", "must be greater than 0, got '0' (example: WS_CHAT_MAX_CONNECTIONS=20000)"),
+        (
+            "WS_CHAT_API_KEYS",
+            "k,a b",
+            "must consist of visible ASCII characters (example: WS_CHAT_API_KEYS=a-long-random-key)",
+        ),
+        (
+            "WS_CHAT_ALLOWED_ORIGINS",
+            "*,https://a/b",
+            "must be a scheme and a host, without a path, got 'https://a/b' (example: WS_CHAT_ALLOWED_ORIGINS=https://chat.example.com)",
+        ),
+    ],
+)
+def test_a_message_names_the_variable_the_value_the_fault_and_an_example(name, value, message):
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({name: value})
+
+    assert str(caught.value) == f"{name} {message}"
+
+
+def test_all_wrong_variables_are_named_at_once():
+    with pytest.raises(SettingsError, match=r"WS_CHAT_RETENTION .*; WS_CHAT_LOG_CONTENT "):
+        Settings.from_environment({"WS_CHAT_RETENTION": "long", "WS_CHAT_LOG_CONTENT": "maybe"})

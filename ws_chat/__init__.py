@@ -1,20 +1,20 @@
-"""Streams chat-model answers over WebSocket and SSE, from any OpenAI-compatible server.
+"""Stream chat-model answers over WebSocket and SSE, from any OpenAI-compatible server.
 
-As a program: `ws-chat serve`. As an ASGI application, configured by the environment (docs/settings.md):
+From the command line: `ws-chat serve`. As an ASGI application with the settings of the environment (docs/settings.md):
 
     app = ws_chat.create_app()
 
-As a part of a FastAPI application that is there already (docs/embedding.md):
+In another FastAPI application (docs/embedding.md):
 
     ws_chat.mount(app, "/chat", principal=current_user)
 
 - `create_app(settings, *, upstream, store, observers, principal)` returns the application.
-- `mount(app, path, *, principal, …)` serves it below a path of another one.
-- `Settings` holds one value for each environment variable; `SettingsError` names the variable that makes no sense.
-- `ChatError` is what an upstream, a store or an authentication function raises: a code of docs/protocol.md, a message.
+- `mount(app, path, *, principal, …)` serves it below a path of another application.
+- `Settings` has one field for each environment variable; `SettingsError` names the variable that is wrong.
+- `ChatError(code, message)` is raised by upstreams, stores and authentication, with a code of docs/protocol.md.
 
-`ws_chat.client` is the Python client, `ws_chat.testing` has what tests need. Seams for code of your own:
-`ws_chat.upstreams.base.Upstream`, `ws_chat.stores.base.Store`, `ws_chat.relay.events.Observer`.
+`ws_chat.client` is the Python client, `ws_chat.testing` helps to test what is built on ws_chat. To extend ws_chat,
+implement `ws_chat.upstreams.base.Upstream`, `ws_chat.stores.base.Store` or `ws_chat.relay.events.Observer`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ChatError", "Settings", "SettingsError", "__version__", "create_app", "mount"]
 __version__ = version("ws-chat")
 
-# Imported on first use: a program that needs only the client does not load the server.
+# Imported on first use: a program that needs only the client must not load the server.
 _MODULES = {
     "ChatError": "ws_chat.protocol.errors",
     "Settings": "ws_chat.server.settings",

@@ -7,16 +7,13 @@ import logging
 import secrets
 import sys
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from ws_chat.protocol.errors import ErrorInfo
@@ -24,13 +21,12 @@ from ws_chat.protocol.urls import redact_url
 from ws_chat.relay.access import Keys, Origins, Quota
 from ws_chat.relay.events import Observers
 from ws_chat.relay.relay import Relay
+from ws_chat.server import describe
 from ws_chat.server.auth import by_key
 from ws_chat.server.chat.sender import DRAIN, WRITE_TIMEOUT
 from ws_chat.server.chat.sse import SSEEndpoint
 from ws_chat.server.chat.websocket import WebSocketEndpoint
 from ws_chat.server.connections import Connections
-from ws_chat.server.describe.asyncapi import document as asyncapi_document
-from ws_chat.server.describe.openapi import describe
 from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
@@ -43,6 +39,7 @@ from ws_chat.upstreams.demo import DemoUpstream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from starlette.requests import Request
     from starlette.websockets import WebSocket
 
     from ws_chat.relay.events import Observer
@@ -112,20 +109,30 @@ def create_app(
             yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout}
         await relay.close()
 
+    async def readyz(_: Request) -> Response:
+        relay.check_ready()
+        return JSONResponse({"status": "ok"})
+
+    async def export_metrics(_: Request) -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
     front_page = FrontPage([] if upstream else known_models(settings), needs_key=bool(settings.api_keys))
     app = FastAPI(
         title="ws_chat",
-        version=version("ws-chat"),
         lifespan=lifespan,
         # Plain ASGI: FastAPI's own handling would add half of the cost of a request.
         routes=[
             WebSocketRoute("/v1/chat/ws", sockets),
-            Route("/v1/chat/ws", _only_a_socket_here, include_in_schema=False),
+            Route("/v1/chat/ws", _upgrade_required),
             Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
-            WebSocketRoute("/{path:path}", _no_socket_here),
-            Route("/", front_page.answer, methods=["GET"], include_in_schema=False),
+            WebSocketRoute("/{path:path}", _no_websocket),
+            Route("/", front_page.answer),
             Mount("/static", Page(directory=Path(__file__).parent / "page" / "static")),
+            Route("/healthz", _healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", export_metrics),
+            Route("/asyncapi.json", _asyncapi),
         ],
     )
     app.state.relay = relay
@@ -140,42 +147,9 @@ def create_app(
             expose_headers=["X-Generation-Id", "Retry-After"],
         )
 
-    @app.head("/healthz", include_in_schema=False)
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """Answer 200 while the process lives."""
-        return {"status": "ok"}
-
-    @app.head("/readyz", include_in_schema=False)
-    @app.get("/readyz")
-    async def readyz() -> dict[str, str]:
-        """Answer 200 while new generations are accepted."""
-        relay.check_ready()
-        return {"status": "ok"}
-
-    @app.get("/metrics", response_class=Response)
-    async def figures() -> Response:
-        """Return the metrics in Prometheus's text format."""
-        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-    _describe(app)
+    # FastAPI's documented way to serve a document of one's own.
+    app.openapi = describe.openapi  # type: ignore[method-assign]
     return app
-
-
-def _describe(app: FastAPI) -> None:
-    """Serve both documents: OpenAPI for the SSE door, AsyncAPI for the WebSocket."""
-
-    def openapi() -> dict[str, Any]:
-        if not app.openapi_schema:
-            app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            describe(app.openapi_schema)
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend its document
-
-    @app.get("/asyncapi.json", include_in_schema=False)
-    async def asyncapi(request: Request) -> dict[str, Any]:
-        return asyncapi_document(request, app.title, app.version)
 
 
 def choose_upstream(settings: Settings) -> Upstream:
@@ -225,13 +199,20 @@ def _tracing() -> list[Observer]:
     return [Tracing()]
 
 
-async def _no_socket_here(websocket: WebSocket) -> None:
-    await websocket.send_denial_response(
-        error_response(ErrorInfo.of("not_found", "There is no WebSocket at this path."))
-    )
+async def _healthz(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})
 
 
-async def _only_a_socket_here(_: Request) -> Response:
+async def _asyncapi(request: Request) -> Response:
+    return JSONResponse(describe.asyncapi(request))
+
+
+async def _no_websocket(websocket: WebSocket) -> None:
+    error = ErrorInfo.of("not_found", "There is no WebSocket at this path.")
+    await websocket.send_denial_response(error_response(error))
+
+
+async def _upgrade_required(_: Request) -> Response:
     message = "This path is a WebSocket: the request needs `Upgrade: websocket`, which a proxy may have removed."
     return error_response(ErrorInfo.of("invalid_request", message))
 

@@ -1,7 +1,7 @@
 """Run the application under uvicorn: our protocol classes, a drain before connections close, workers that are replaced.
 
 uvicorn itself closes every WebSocket with 1012 as soon as a signal arrives. `Server` drains first; `Supervisor` and
-`_Worker` do the same for several workers, and replace them without a moment in which nobody listens.
+`_Worker` do the same for several workers, and replace them while the address stays served.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ class Supervisor(multiprocess.Multiprocess):
         while any(worker.process.is_alive() for worker in (*self.processes, *self._retired)):
             time.sleep(0.05)
             if not any(worker.process.is_alive() for worker in self.processes):
-                for listening in self.sockets:  # nobody accepts any more: refuse connections instead of queueing them
+                for listening in self.sockets:  # refuse connections that no worker would accept
                     listening.close()
             if self.signal_queue:
                 self.signal_queue.clear()

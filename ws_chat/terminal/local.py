@@ -11,6 +11,7 @@ import logging
 import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ws_chat.protocol.urls import redact_url
 from ws_chat.server.app import create_app
 from ws_chat.server.settings import Settings
 from ws_chat.server.thread import serving
@@ -40,6 +41,6 @@ def local_server() -> Iterator[LocalServer]:
     settings = Settings.load().model_copy(update=own)
     for name in ("ws_chat", "uvicorn.error"):  # log lines would be printed into the chat
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    model = f"{settings.model} at {settings.openai_base_url or 'OpenAI'}"
+    model = f"{settings.model} at {redact_url(settings.openai_base_url or 'OpenAI')}"
     with serving(create_app(settings, store=MemoryStore(retention=RETENTION)), settings) as url:
         yield LocalServer(url, key, "the built-in demo" if settings.uses_demo else model)

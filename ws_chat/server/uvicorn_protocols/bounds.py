@@ -1,4 +1,10 @@
-"""What the kernel does for us: it drops a peer that takes nothing, and keeps no more for a slow one than it should."""
+"""Bounds that the kernel keeps: how long a peer may read nothing, and how much is stored for a slow one.
+
+Neither uvicorn nor asyncio has a write timeout. A closed window is invisible to them: `transport.close()` waits for ever
+to write what is pending, and only `abort()` or the kernel ends that. Tests: tests/test_holding.py
+(test_a_peer_that_takes_nothing_is_dropped_and_disturbs_nobody, test_a_peer_that_crawls_is_not_dropped,
+test_memory_for_a_peer_that_takes_nothing_is_bounded).
+"""
 
 from __future__ import annotations
 
@@ -15,13 +21,13 @@ if TYPE_CHECKING:
     import asyncio
 
 SEND_BUFFER: Final = 128 * 1024
-"""Bytes that the kernel keeps for a peer that is slow (twice that, by its own counting)."""
+"""Bytes that the kernel stores for a slow peer (it counts twice as many)."""
 
 
 def bound(transport: asyncio.BaseTransport, app_state: dict[str, Any]) -> None:
-    """Let the kernel drop a peer that takes nothing for the write timeout, and keep no more than SEND_BUFFER for it.
+    """Let the kernel drop a peer that reads nothing for the write timeout, and store SEND_BUFFER bytes for it.
 
-    The user timeout (RFC 5482) is the time that sent data may stay unacknowledged, or a window closed.
+    The user timeout (RFC 5482) is the time for which sent data may stay unacknowledged, or a window closed.
     """
     seconds = app_state.get(WRITE_TIMEOUT)
     if seconds and is_bounded(transport):
@@ -31,17 +37,17 @@ def bound(transport: asyncio.BaseTransport, app_state: dict[str, Any]) -> None:
 
 
 def is_bounded(transport: asyncio.BaseTransport) -> bool:
-    """Whether the kernel does so: for TCP, on Linux."""
+    """Whether the kernel can do so: with TCP, on Linux."""
     peer = transport.get_extra_info("socket")
     return peer is not None and peer.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT")
 
 
 def pending(transport: asyncio.Transport) -> int:
-    """Return the bytes that a peer has not taken."""
+    """Return the bytes that a peer has not acknowledged, or those that the transport has not written yet."""
     waiting = transport.get_write_buffer_size()
     if waiting == 0 and (peer := transport.get_extra_info("socket")):
         sent = array.array("i", [0])
-        with contextlib.suppress(OSError):  # it is gone
+        with contextlib.suppress(OSError):  # it is closed
             fcntl.ioctl(peer.fileno(), termios.TIOCOUTQ, sent)
         waiting = sent[0]
     return waiting

@@ -1,4 +1,28 @@
-"""uvicorn's HTTP protocol, with a direct writer, and bounds in time and size for whoever is slow to ask."""
+"""uvicorn's HTTP protocol, with a direct writer, and with limits in time and size for slow clients.
+
+Invariants, with the tests that hold them:
+
+- A chunk is written around ASGI only between `http.response.start` and the end of a response, both of which go through
+  uvicorn, and only where the application was given uvicorn's own `send`. The response is chunked, and uvicorn writes
+  each of its chunks whole: so another one is legal between any two (RFC 9112, section 7.1). None stands before a status
+  line, or in another response (tests/test_direct_writing.py).
+- Backpressure is the transport's, for both ways of writing: `is_writable` is false while it is full.
+- A head comes within HEAD_TIMEOUT and MAX_HEAD, a body within BODY_TIMEOUT. uvicorn has no such limits (uvicorn #157),
+  nor one for a connection that sends no request (uvicorn #160, #1192). An answer may take any time
+  (tests/test_holding.py: test_who_dawdles_with_a_request_is_closed, test_a_head_has_a_size, test_trailers_have_a_size,
+  test_a_line_break_keeps_no_connection_open, test_an_answer_may_take_longer_than_a_request).
+- While an answer is under way the connection is read, so that a client that goes away is noticed
+  (tests/test_sse.py: test_a_pipelined_request_hides_no_client_that_goes_away,
+  test_a_large_request_hides_no_client_that_goes_away).
+- One request at a time: what is pipelined is not answered
+  (tests/test_sse.py: test_a_pipelined_request_is_not_answered_and_the_connection_closes,
+  test_a_pipelined_upgrade_does_not_break_the_answer).
+- A shutdown waits for the answer that is under way, and for no request that is still to come
+  (tests/test_drain.py: test_a_request_that_has_not_come_does_not_hold_the_end_up).
+
+Known fault, inherited: the body of a request with any other `Upgrade` than websocket is lost (uvicorn #2722,
+httptools #124).
+"""
 
 from __future__ import annotations
 
@@ -19,11 +43,11 @@ if TYPE_CHECKING:
     from ws_chat.server.chat.sender import Encode
 
 HEAD_TIMEOUT: Final = 10.0
-"""Seconds in which a request's head must come, of a WebSocket's handshake too."""
+"""Seconds for the head of a request, that of a WebSocket handshake too."""
 BODY_TIMEOUT: Final = 60.0
-"""Seconds in which its body must come."""
+"""Seconds for its body."""
 MAX_HEAD: Final = 64 * 1024
-"""Bytes that a request's head has at most, and all that may come between two pieces of a body, or after the last."""
+"""Bytes of a request's head, of what stands between two pieces of a body, and of trailers."""
 
 
 class DirectHTTPProtocol(HttpToolsProtocol):
@@ -32,109 +56,88 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     on_writable: Callable[[], None] | None = None
     sent = 0
     dropped = False
-    _deaf = False
+    _discarding = False  # a pipelined request has come: nothing more is parsed
     _upgraded = False
-    _head = 0  # bytes that came of a head, or since the last piece of a body: trailers, the sizes of chunks
-    _slow: asyncio.TimerHandle | None = None
+    _head = 0  # bytes that came of a head, or since the last piece of a body: sizes of chunks, trailers
+    _deadline: asyncio.TimerHandle | None = None  # for what is awaited of a request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Take a connection, and give its first request a time to come."""
         super().connection_made(transport)
         bound(transport, self.app_state)
-        self._await_within(HEAD_TIMEOUT)
+        self._close_after(HEAD_TIMEOUT)
 
-    # uvicorn reads no further when a request comes before the last one is answered, and then it does not see the client
-    # go away. That may be an answer of minutes: here such a request is not answered but read past, and the connection
-    # closes after the first response, for which a client must be prepared (RFC 9112, section 9.3.2).
+    # At a pipelined request uvicorn pauses reading until the answer before it has ended, which may take minutes: it
+    # would not notice the client going away. Such a request is not answered, and the connection closes after the answer
+    # under way, for which a client must be prepared (RFC 9112, section 9.3.2).
 
     def on_headers_complete(self) -> None:
-        """Take a request, or pass it over."""
         if self.cycle and not self.cycle.response_complete:
-            self._deaf = True
+            self._discarding = True
             self.cycle.keep_alive = False
         else:
             self._head = 0
-            self._await_within(BODY_TIMEOUT)
+            self._close_after(BODY_TIMEOUT)
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of a request's body."""
         self._head = 0
-        if not self._deaf:
+        if not self._discarding:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Take the end of a request."""
-        if not self._deaf:
+        if not self._discarding:
             self._head = 0
-            self._await_within(None)
+            self._close_after(None)
             super().on_message_complete()
-            # A large body may have paused reading, and a client that goes away would not be seen.
+            # uvicorn pauses reading at a large body, until the answer ends.
             self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        """Take a read."""
-        if self._deaf:
+        if self._discarding:
             return
         self._head += len(data)
         super().data_received(data)
         if self._head > MAX_HEAD:
-            self.logger.warning("A request's head is too long.")
+            self.logger.warning("A request's head has more than %d bytes: its connection is closed.", MAX_HEAD)
             self.transport.abort()
-        elif self._slow is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
-            self._await_within(HEAD_TIMEOUT)  # a line break is not a request yet, and stops uvicorn's own timer
+        elif self._deadline is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
+            # Any byte stops uvicorn's own keep-alive timer, and a line break starts no request.
+            self._close_after(HEAD_TIMEOUT)
 
     def on_message_begin(self) -> None:
-        """Offer the direct writer to the application."""
+        """Start a request, and offer the direct writer to the application."""
         self._head = 0
-        if self._slow is None:
-            self._await_within(HEAD_TIMEOUT)
+        if self._deadline is None:
+            self._close_after(HEAD_TIMEOUT)
         super().on_message_begin()
         extensions: dict[str, Any] = {DIRECT_WRITER: self}
         self.scope["extensions"] = extensions
 
     def pause_writing(self) -> None:
-        """Tell that the transport takes no more bytes."""
         super().pause_writing()
-        if self.on_writable:
-            self.on_writable()
+        self._call_on_writable()
 
     def resume_writing(self) -> None:
-        """Tell that the transport takes bytes again."""
         super().resume_writing()
-        if self.on_writable:
-            self.on_writable()
+        self._call_on_writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take the end of the connection, and tell whoever writes."""
         super().connection_lost(exc)
-        self._await_within(None)
+        self._close_after(None)
         self.dropped = isinstance(exc, TimeoutError)
-        if self.on_writable:
-            self.on_writable()
-
-    def _await_within(self, seconds: float | None) -> None:
-        """Give up the connection after so many seconds; None: it may take its time."""
-        if self._slow:
-            self._slow.cancel()
-        self._slow = self.loop.call_later(seconds, self.transport.abort) if seconds else None
+        self._call_on_writable()
 
     def handle_websocket_upgrade(self) -> None:
-        """Upgrade, unless an answer is under way."""
-        if not self._deaf:
+        if not self._discarding:
             self._upgraded = True
-            self._await_within(None)
+            self._close_after(None)
             super().handle_websocket_upgrade()
 
     def shutdown(self) -> None:
-        """Close, after the answer that is under way; a request that has not come yet is not waited for."""
-        if self._slow:
+        if self._deadline:
             self.transport.abort()
         else:
             super().shutdown()
-
-    # A chunk is written around ASGI only after `http.response.start` went out through uvicorn, and before the end did:
-    # no chunk stands in front of a status line, and none is in another response.
 
     def owns(self, receive: Receive, send: Send) -> bool:
         """Whether these are uvicorn's own callables for the request that is being answered."""
@@ -155,8 +158,18 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         return self.transport.is_closing()
 
     def write_direct(self, encode: Encode, frame: Frame) -> None:
-        """Write a chunk (RFC 9112, section 7.1) of a response whose head is out, unless the connection is gone."""
+        """Write a frame as a chunk. On a connection that is closing it is lost."""
         data = encode(frame)
         self.sent += len(data)
         if data and not self.transport.is_closing():
             self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def _call_on_writable(self) -> None:
+        if self.on_writable:
+            self.on_writable()
+
+    def _close_after(self, seconds: float | None) -> None:
+        """Close the connection after so many seconds, unless called again; None: never."""
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(seconds, self.transport.abort) if seconds else None

@@ -1,4 +1,24 @@
-"""uvicorn's WebSocket protocol, with a direct writer, and frames parsed in slices."""
+"""uvicorn's WebSocket protocol (sans-I/O), with a direct writer, and frames parsed in slices.
+
+Invariants, with the tests that hold them:
+
+- A text frame is written around ASGI only after `websocket.accept` went out through uvicorn and before a close frame
+  was sent or received, only without compression, and only where the application was given uvicorn's own `send`. uvicorn
+  writes each of its frames whole and unfragmented: so another one is legal between any two (RFC 6455, section 5.4)
+  (tests/test_direct_writing.py; tests/test_conformance.py runs Autobahn's cases).
+- Backpressure is the transport's, for both ways of writing (uvicorn has it since #3048). Pongs are subject to it too
+  (tests/test_websocket.py: test_pings_of_a_client_that_does_not_read_pile_up_nowhere).
+- Frames are parsed SLICE_BYTES at a time, for PARSE_TIMEOUT in one turn of the event loop: a read of thousands of tiny
+  frames holds nobody up (tests/test_holding.py: test_one_that_floods_disturbs_nobody).
+- Reading is paused while a message waits for the application, or slices for the parser; the application always has a
+  task in `receive`, so pongs and close frames are read
+  (tests/test_websocket.py: test_a_client_that_asks_without_reading_is_slowed_down_and_loses_nothing).
+- A peer that answers no ping is dropped, and its socket freed. While bytes wait for it, the write timeout decides, where
+  there is one: the ping waits behind them (tests/test_holding.py: test_a_socket_that_answers_no_pings_is_dropped,
+  test_a_slow_reader_whose_pongs_come_late_is_not_dropped, test_pings_drop_a_stalled_peer_where_no_write_timeout_does).
+- What is no handshake is answered with 400 and closed (tests/test_holding.py:
+  test_what_is_no_handshake_is_answered_and_closed).
+"""
 
 from __future__ import annotations
 
@@ -23,23 +43,23 @@ if TYPE_CHECKING:
     from ws_chat.protocol.frames import Frame
     from ws_chat.server.chat.sender import Encode
 
-SLICE: Final = 512
+SLICE_BYTES: Final = 512
 """Bytes of a client's frames that are parsed at a time."""
-TURN: Final = 0.002
-"""Seconds after which others have their turn."""
+PARSE_TIMEOUT: Final = 0.002
+"""Seconds of parsing in one turn of the event loop."""
 
 _HEAD = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 )
-_ERROR = error_response(ErrorInfo.of("invalid_request", "This is no WebSocket handshake.")).body
+_ERROR = error_response(ErrorInfo.of("invalid_request", "The request is not a WebSocket handshake.")).body
 _BAD_HANDSHAKE: Final = _HEAD % (len(_ERROR), _ERROR)
 
-# Unmasked, unfragmented text frames (RFC 6455, section 5.2) of up to 125 bytes: their two bytes of header.
+# The headers of unmasked, unfragmented text frames of up to 125 bytes (RFC 6455, section 5.2).
 _SHORT_HEADERS = [bytes((0x81, length)) for length in range(126)]
 
 
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
-    """A WebSocket whose text frames can be written directly. Only without compression."""
+    """A WebSocket to which text frames can be written directly."""
 
     on_writable: Callable[[], None] | None = None
     sent = 0
@@ -48,25 +68,24 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn.debug = False  # it would log the handshake, and the keys in it
+        self.conn.debug = False  # it would log the handshake with the keys in it
         self._unread = bytearray()
 
     def handle_connect(self, event: Request) -> None:
-        """Offer the direct writer to the application."""
+        """Start the application, and offer it the direct writer."""
         super().handle_connect(event)
         if not self.close_sent and not self.config.ws_per_message_deflate:
             cast("dict[str, Any]", self.scope["extensions"])[DIRECT_WRITER] = self
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Take a message of the application."""
         await super().send(message)
         if message["type"] == "websocket.http.response.body":
-            self.handshake_complete = True  # refused: else it would be logged as an application that did nothing
+            self.handshake_complete = True  # else each refusal is logged as an error of the application (uvicorn #3138)
         elif message["type"] == "websocket.close":
-            self._tell()
+            self._call_on_writable()
 
     def send_receive_event_to_app(self) -> None:
-        """Give a message to the application; close on one that is not UTF-8, which is the client's fault."""
+        # uvicorn logs text that is not UTF-8 as an error of ours, with a traceback. It is the client's.
         if self.curr_msg_data_type == "text" and not self.close_sent:
             try:
                 b"".join(self.frames).decode()
@@ -77,63 +96,57 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
 
     def handle_ping(self) -> None:
-        """Answer a ping, but not one of a peer that reads no answers: they would pile up without a bound."""
+        # No pongs for a peer that reads none: they would pile up without limit.
         pong = b"".join(self.conn.data_to_send())
         if self.writable.is_set():
             self.transport.write(pong)
 
     def pause_writing(self) -> None:
-        """Tell that the transport takes no more bytes."""
         self._full = True
         super().pause_writing()
-        self._tell()
+        self._call_on_writable()
 
     def resume_writing(self) -> None:
-        """Tell that the transport takes bytes again."""
         self._full = False
         super().resume_writing()
-        self._tell()
+        self._call_on_writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take the end of the connection, and tell whoever writes."""
         super().connection_lost(exc)
         self.dropped = self.dropped or isinstance(exc, TimeoutError)
-        self._tell()
+        self._call_on_writable()
 
     def data_received(self, data: bytes) -> None:
-        """Take a read; when it ended the connection, tell whoever writes."""
-        # It may hold tens of thousands of tiny frames, which would keep everybody else waiting.
         self._unread += data
-        if len(self._unread) > SLICE:
+        if len(self._unread) > SLICE_BYTES:
             self.transport.pause_reading()
         self._feed()
 
     def _feed(self) -> None:
-        """Parse until there is a message for the application, or others have waited long enough."""
-        enough = self.loop.time() + TURN
-        # After our close frame nobody takes messages any more, and the peer's own is waited for.
+        """Parse until there is a message for the application, or PARSE_TIMEOUT has passed."""
+        end = self.loop.time() + PARSE_TIMEOUT
+        # After our close frame the application receives no more messages, and the peer's close frame is awaited.
         while self._unread and (self.close_sent or self.queue.empty()) and not self.transport.is_closing():
-            if self.loop.time() > enough:
+            if self.loop.time() > end:
                 self.loop.call_soon(self._feed)
                 return
-            part = self._unread[:SLICE]
-            del self._unread[:SLICE]
+            part = self._unread[:SLICE_BYTES]
+            del self._unread[:SLICE_BYTES]
             super().data_received(bytes(part))
         if self.conn.handshake_exc and not self.handshake_initiated:
             self._refuse_handshake()
         if not (self._unread or self.read_paused or self.transport.is_closing()):
             self.transport.resume_reading()
         if self.is_gone():
-            self._tell()
+            self._call_on_writable()
 
     def _refuse_handshake(self) -> None:
-        """Answer what is no handshake: uvicorn would leave it open for ever, and fail at its own end."""
+        # uvicorn leaves such a connection open for ever, and fails when it is shut down.
         self.handshake_complete = self.close_sent = True
         self.transport.write(_BAD_HANDSHAKE)
         self.transport.close()
 
     async def receive(self) -> ASGIReceiveEvent:
-        """Give the application a message, and read on when there is none left."""
         while self._unread and self.queue.empty() and not self.is_gone():
             await asyncio.sleep(0)
             self._feed()
@@ -143,18 +156,14 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         return await self.queue.get()
 
     def keepalive_timeout(self) -> None:
-        """Give up a peer that answers no pings, and tell whoever writes."""
         if self.ping_timeout and is_bounded(self.transport) and pending(self.transport):
-            # The ping waits behind them. Whether the peer goes on taking bytes is the write timeout's business.
             self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
             return
         super().keepalive_timeout()
         if pending(self.transport):
-            self.transport.abort()  # it would wait for ever to write them
+            self.transport.abort()  # uvicorn's `close` (since #2888) waits for them to be written, which may be for ever
         self.dropped = True
-        self._tell()
-
-    # A frame is written around ASGI only after `websocket.accept` went out through uvicorn, and before a close frame did.
+        self._call_on_writable()
 
     def owns(self, receive: Receive, send: Send) -> bool:
         """Whether these are uvicorn's own callables for this connection."""
@@ -168,12 +177,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         """Whether no frame will ever be written again."""
         return self.close_sent or self.transport.is_closing()
 
-    def _tell(self) -> None:
-        if self.on_writable:
-            self.on_writable()
-
     def write_direct(self, encode: Encode, frame: Frame) -> None:
-        """Write a text frame, unless the connection is gone."""
+        """Write a text frame. On a connection that is closing it is lost."""
         data = encode(frame)
         length = len(data)
         self.sent += length
@@ -185,3 +190,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             header = b"\x81\x7f" + length.to_bytes(8, "big")
         if not self.transport.is_closing():
             self.transport.write(header + data)
+
+    def _call_on_writable(self) -> None:
+        if self.on_writable:
+            self.on_writable()

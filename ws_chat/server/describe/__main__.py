@@ -1,0 +1,32 @@
+"""Update the schemas in both documents from the structs that decode and encode frames."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import msgspec
+
+from ws_chat.protocol.errors import ErrorBody
+from ws_chat.protocol.frames import Cancel, ChatRequest, Ping, Resume, ServerFrame
+from ws_chat.protocol.types import TokenFrame
+from ws_chat.server.describe import path
+
+TYPES = (ChatRequest, Cancel, Resume, Ping, *get_args(ServerFrame), TokenFrame, ErrorBody)
+
+
+def updated(name: str) -> str:
+    """Return the text of a document's file with the schemas as they should be."""
+    _, schemas = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
+    messages = schemas[ChatRequest.__name__]["properties"]["messages"]
+    schemas["Messages"] = {"description": "A bare list of messages: a chat without parameters.", **messages}
+    document = json.loads(path(name).read_text(encoding="utf-8"))
+    document["components"]["schemas"] = schemas
+    for message, described in document["components"].get("messages", {}).items():
+        described["summary"] = schemas[message]["description"]
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    for name in ("openapi", "asyncapi"):
+        path(name).write_text(updated(name), encoding="utf-8")
