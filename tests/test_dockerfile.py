@@ -26,6 +26,10 @@ pytestmark = pytest.mark.anyio
 TEXT = (ROOT / "Dockerfile").read_text()
 STEPS = [line.split(maxsplit=1) for line in TEXT.splitlines() if line and not line.startswith("#")]
 IGNORED = (ROOT / ".dockerignore").read_text().split()
+ENVIRONMENT = {**STARTED_WITH, "UV_SYSTEM_CERTS": "1"}
+if ENVIRONMENT.get("SSL_CERT_DIR") == str(ROOT / "tests"):
+    # A worker of pytest-xdist is started with what processes.py has set: a folder without certificates.
+    del ENVIRONMENT["SSL_CERT_DIR"]
 
 
 def the(instruction: str) -> list[str]:
@@ -63,7 +67,7 @@ def test_what_is_copied_is_there_and_not_ignored():
 async def run(words: list[str], folder: Path) -> str:
     """Run a command that must succeed; return what it printed."""
     process = await asyncio.create_subprocess_exec(
-        *words, cwd=folder, env=STARTED_WITH, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *words, cwd=folder, env=ENVIRONMENT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
         out, _ = await process.communicate()

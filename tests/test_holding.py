@@ -85,7 +85,7 @@ async def crawl(peer: socket.socket) -> bytearray | None:
         except ConnectionError:
             if loop.time() < last + CRAWL_TIMEOUT / 2:
                 raise
-        await asyncio.sleep(0.05)  # that slow it is
+        await asyncio.sleep(0.05)  # the pace of this reader
         if loop.time() > last + CRAWL_TIMEOUT / 2:
             return None
         last = loop.time()

@@ -54,7 +54,7 @@ class DistantStore(MemoryStore):
 
     async def get(self, key, after=0):
         found = await super().get(key, after)
-        await asyncio.sleep(0)  # the turn
+        await asyncio.sleep(0)  # the turn that an answer from another machine takes
         return found
 
 

@@ -15,6 +15,7 @@ from conftest import HELLO, both_paths, events, joined
 
 from ws_chat.protocol.errors import CODES
 from ws_chat.testing import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text, usage_chunk
+from ws_chat.upstreams import connection as connection_module
 from ws_chat.upstreams import openai as openai_module
 
 pytestmark = [pytest.mark.anyio, both_paths]
@@ -245,7 +246,7 @@ async def test_silence_in_mid_stream_is_told_at_every_door(serve, fake):
         async with ask(params={"format": "frames"}) as over_sse, ask() as as_text:
             await socket.send({"messages": HELLO})
             assert [(await socket.receive())["type"] for _ in range(2)] == ["start", "token"]
-            advance(SILENCE)  # each door has told the "a"
+            advance(SILENCE)  # every transport has sent the "a"
             (failed,) = await socket.until_end()
             frames, texts = events(await over_sse.aread()), events(await as_text.aread())
 
@@ -287,7 +288,7 @@ async def test_what_breaks_after_the_finish_reason_breaks_no_answer(end, service
 
 async def test_an_answer_that_has_finished_is_not_waited_for_long(service, fake, monkeypatch):
     monkeypatch.setattr(openai_module, "GRACE", 0.05)
-    fake.default = stream(A, sse(chunk({}, "stop")), sse(usage_chunk()), Hang())
+    fake.default = stream(A, sse(chunk({}, "stop"), usage_chunk()), Hang())
 
     async with service.socket() as socket:
         _, *tokens, done = await socket.chat()
@@ -413,7 +414,9 @@ async def test_stream_options_of_the_client_are_passed_on_and_kept(service, fake
     ]
 
 
-async def test_a_connection_serves_one_answer_after_another(service, fake):
+async def test_a_connection_serves_one_answer_after_another(service, fake, monkeypatch):
+    for module in (openai_module, connection_module):
+        monkeypatch.setattr(module, "DRAIN_TIMEOUT", 600)
     async with service.socket() as socket:
         for _ in range(20):
             await socket.chat()
