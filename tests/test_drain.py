@@ -297,7 +297,10 @@ async def test_a_slow_reader_gets_what_the_drain_has_ended(door, fake, serving):
 
 async def test_a_signal_while_workers_are_replaced_is_not_kept_waiting(serving):
     async with (
-        serving(None, "--workers", "2", constants={**AGAIN, "ws_chat.server.run.LAST_REQUEST_TIMEOUT": 0}) as (server, url),
+        serving(None, "--workers", "2", constants={**AGAIN, "ws_chat.server.run.LAST_REQUEST_TIMEOUT": 0}) as (
+            server,
+            url,
+        ),
         connected(url) as websocket,
         http() as client,
     ):

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import FALLBACK, Service, events, joined, running
 
-from ws_chat import Settings
-from ws_chat import create_app
+from ws_chat import Settings, create_app
 from ws_chat.testing import DONE, FakeOpenAI, Pause, chunk, sse, text, usage_chunk
 
 if TYPE_CHECKING:

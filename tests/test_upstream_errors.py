@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -189,7 +190,10 @@ def check(fault: Fault, error: dict[str, Any]) -> None:
         "param": None,
         "status": fault.status or kind.status,
         "retryable": kind.retryable,
+        "retry_after": error["retry_after"],
     }
+    seconds = error["retry_after"]
+    assert (None if seconds is None else str(math.ceil(seconds))) == fault.retry_after
     assert fault.message is None or fault.message in error["message"]
     assert "sk-operator-key" not in error["message"]
     assert "Traceback" not in error["message"]
