@@ -178,6 +178,7 @@ def check(fault: Fault, error: dict[str, Any]) -> None:
         "param": None,
         "status": fault.status or kind.status,
         "retryable": kind.retryable,
+        "retry_after": None if fault.retry_after is None else float(fault.retry_after),
     }
     assert fault.message is None or fault.message in error["message"]
     assert "sk-operator-key" not in error["message"]
@@ -238,7 +239,7 @@ async def test_what_breaks_after_the_finish_reason_breaks_no_answer(end, serve, 
 
 
 async def test_an_answer_that_has_finished_is_not_waited_for_long(service, fake, monkeypatch):
-    monkeypatch.setattr(openai_module, "GRACE", 0.05)
+    monkeypatch.setattr(openai_module, "TAIL_TIMEOUT", 0.05)
     fake.default = stream(A, sse(chunk({}, "stop")), sse(usage_chunk()), Hang())
 
     async with service.socket() as socket:

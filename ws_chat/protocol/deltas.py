@@ -34,8 +34,8 @@ class Outcome(msgspec.Struct):
     model: str | None = None
 
 
-def substance(delta: Delta) -> Delta:
-    """Return what of a delta is worth sending: no role, no null, nothing empty. `{}` means that it makes no frame."""
+def strip_empty(delta: Delta) -> Delta:
+    """Remove what is never sent: the role, null and empty fields. `{}` makes no frame."""
     return {key: value for key, value in delta.items() if value not in _EMPTY and key not in _NEVER_SENT}
 
 
