@@ -51,7 +51,7 @@ class Address:
                 compression=None,
                 open_timeout=min(longest, max(shortest, timeout)),
                 close_timeout=1,
-                ping_interval=None,  # ChatConnection pings: it tells a full write buffer from a dead peer
+                ping_interval=None,  # ChatConnection pings, as a full write buffer does not mean a dead peer
             )
         except InvalidStatus as error:
             raise _refusal(error) from error
