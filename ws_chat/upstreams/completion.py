@@ -13,6 +13,7 @@ from pydantic_core import from_json
 
 from ws_chat.protocol.deltas import strip_empty
 from ws_chat.protocol.errors import ChatError
+from ws_chat.protocol.frames import DEEP, check_depth
 from ws_chat.protocol.sse import SSEDecoder
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 MESSAGE_LIMIT: Final = 1000
 """Characters of an upstream's message that are passed on."""
 _LF: Final = 10
-DEEP: Final = 150
-"""An event with more opening brackets than this may be nested too deeply to be encoded again."""
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -117,8 +116,8 @@ class CompletionParser:
         """Return an event's delta without its empty fields, and record the rest."""
         try:
             event = _decode(data)
-            if len(data) > 2 * DEEP and data.count(b"[") + data.count(b"{") > DEEP:
-                from_json(data)  # refuses deep nesting
+            if len(data) > 2 * DEEP:
+                check_depth(data)
         except msgspec.ValidationError:
             raise ChatError("upstream_malformed", "The upstream sent an event that is no chat completion.") from None
         except (ValueError, RecursionError):
