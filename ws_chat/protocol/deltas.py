@@ -1,8 +1,8 @@
-"""The algebra of deltas: what an upstream says, what of it is worth a frame, and how neighbours become one.
+"""Deltas: what of one is sent, and how neighbouring ones are joined without loss.
 
-A delta is the `delta` object of an OpenAI chat completion chunk (its streaming reference), as parsed JSON. Deltas are
-only ever joined: text by concatenation, lists by appending, tool calls by their `index`. Pure functions over JSON
-values; nothing here knows a frame, a log or a clock.
+A delta is the `delta` object of an OpenAI chat completion chunk (its streaming reference), as parsed JSON. Text is joined
+by concatenation, lists by appending, tool calls by their `index`. Pure functions over JSON values; knows no frame, log or
+clock.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 Delta: TypeAlias = dict[str, Any]
 
 MERGE_SIZE: Final = 256 * 1024
-"""How large a joined delta may grow before it is left at that, in characters, more or less."""
+"""Characters, roughly, at which a joined delta is large enough."""
 
-# `role` is the same in every delta of an answer and some servers repeat it in each; the others are a frame's own keys.
+# `role` is always the assistant's, and some servers repeat it in each delta; the others are a frame's own keys.
 _NEVER_SENT: Final = frozenset({"role", "type", "id", "seq"})
 _EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
 # Given once per tool call. Servers that repeat them send the same value again.
@@ -27,7 +27,7 @@ _CALL_CONSTANTS: Final = frozenset({"index", "id", "type", "name"})
 
 
 class Outcome(msgspec.Struct):
-    """What an upstream says of its answer besides the deltas, as far as it has said it."""
+    """What an upstream reports of its answer besides the deltas. None: not reported, or not yet."""
 
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
@@ -62,7 +62,7 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
 
 
 def _texts(deltas: Sequence[Delta]) -> tuple[str, list[str]] | None:
-    """Return deltas that are all the same field of text, which nearly always they are, up to MERGE_SIZE."""
+    """Return the key and the texts of deltas that are all the same field of text, up to MERGE_SIZE. Nearly all are."""
     key, *more = deltas[0]
     parts: list[str] = []
     size = 0
@@ -87,14 +87,14 @@ def _size(value: Any) -> int:
 
 
 class _Text:
-    """Text being joined. It is put together once, so that a long answer costs linear time."""
+    """Text being joined: once, at the end, so that a long answer takes linear time."""
 
     def __init__(self, text: str) -> None:
         self.parts = [text]
 
 
 class _Object:
-    """An object being joined from its pieces; what cannot be joined is replaced by what comes later."""
+    """An object being joined from its pieces. A field that cannot be joined gets the later value."""
 
     kind = dict
 
@@ -166,7 +166,7 @@ def _result(value: Any) -> Any:
 class ToolCalls:
     """Tool calls being joined from their pieces: those with the same `index`, until one comes with another `id`.
 
-    A piece without an index only ever stands for itself. `exact` is for a frame, which readers join to those before it:
+    A piece without an index is a call of its own. `exact` is for a frame, which readers join to those before it:
     only pieces that lose nothing by it are joined there. Without it, the calls are those of a whole message.
     """
 
@@ -175,7 +175,7 @@ class ToolCalls:
     def __init__(self, pieces: Sequence[Any] = (), *, exact: bool = False) -> None:
         self._exact = exact
         self._calls: list[Any] = []
-        self._open: dict[int | None, _Object] = {}  # by index: the last call that was started under it
+        self._open: dict[int | None, _Object] = {}  # by index: the last call that it started
         self.add(pieces)
 
     def fits(self, pieces: Sequence[Any]) -> bool:
