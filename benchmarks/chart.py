@@ -1,4 +1,4 @@
-"""Draw what a token, or an answer, costs each side: bars as an SVG (W3C, Scalable Vector Graphics 1.1)."""
+"""Draw the cost of a token, or of an answer, by side: bars as an SVG (W3C, Scalable Vector Graphics 1.1)."""
 
 from __future__ import annotations
 

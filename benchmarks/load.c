@@ -1,11 +1,11 @@
-/* A crowd of readers: load PORT KIND STREAMS SECONDS WARMUP SLOW MESSAGES PIDS…
+/* Generate load: load PORT KIND STREAMS SECONDS WARMUP SLOW MESSAGES PIDS…
  *
- * KIND is ws (our WebSocket), named (the same with an id for each request), text (our SSE, and the tutorial's) or openai
- * (an OpenAI-compatible gateway). Every stream
- * has a connection of its own and asks again whenever an answer is complete. Every token is checked: its number follows
- * the one before. Between WARMUP and WARMUP + SECONDS it counts tokens and answers, takes the time each token was under
- * way, the time from a question to its first token, and the CPU time of the processes PIDS; then it prints one line of JSON and ends. SLOW of the streams take 2 KB
- * every 100 ms. MESSAGES is the length of the history that is sent. KIND idle opens STREAMS sockets and asks nothing. */
+ * KIND is ws (our WebSocket), named (the same with an id for each request), text (our SSE, and the tutorial's), openai
+ * (an OpenAI-compatible gateway) or idle (STREAMS sockets without a request). Every stream has a connection of its own
+ * and sends the next request when an answer is complete. Every token is checked: its number follows the one before.
+ * Between WARMUP and WARMUP + SECONDS it counts tokens and answers, and measures the latency of each token, the time from
+ * a request to its first token, and the CPU time of the processes PIDS; then it prints one line of JSON and exits. SLOW
+ * of the streams read 2 KB every 100 ms. MESSAGES is the length of the history in each request. */
 #include "common.h"
 
 enum { INPUT = 1 << 16, BUCKETS = 200000 };
@@ -174,7 +174,7 @@ static void take(Stream *s, size_t most) {
   static unsigned char in[INPUT];
   ssize_t got = recv(s->fd, in, most, 0);
   if (got < 0 && errno == EAGAIN) return;
-  if (got <= 0) {                          /* a server that closes after each answer: come again */
+  if (got <= 0) {                          /* a server that closes after each answer: connect again */
     if (s->open != 2 && kind != IDLE) failed++;
     close(s->fd);
     connect_stream(s);
@@ -261,7 +261,7 @@ int main(int argc, char **argv) {
   struct epoll_event found[512];
   for (;;) {
     uint64_t now = now_us();
-    /* The first questions are spread over half of the warm-up, so that the answers do not march in step. */
+    /* The first requests are spread over half of the warm-up, so that the answers are not in step. */
     for (; asked < streams && (now - start) * (uint64_t)streams >= spread * (uint64_t)asked; asked++) ask(&all[asked]);
     if (!measuring && now - start >= (uint64_t)(warmup * 1e6)) {
       measuring = 1;

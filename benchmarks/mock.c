@@ -1,16 +1,16 @@
-/* An OpenAI-compatible upstream that costs next to nothing: mock PORT RATE COUNT
+/* An OpenAI-compatible upstream that costs very little CPU: mock PORT RATE COUNT
  *
- * Answers every POST with COUNT tokens, RATE per second (0: as fast as they are taken), each an event of about 250
+ * Answers every POST with COUNT tokens, RATE per second (0: as fast as the client reads), each an event of about 250
  * bytes in an HTTP chunk of its own, then a finish_reason, usage and [DONE]. One thread, epoll, 127.0.0.1 only. */
 #include "common.h"
 
 enum { INPUT = 1 << 16, OUTPUT = 1 << 15, EVENT_MAX = 320 };
 
 typedef struct Stream {
-  int fd, active;        /* active: its place in the list of answers under way, -1 when idle */
+  int fd, active;        /* active: its index in the list of running answers, -1 when idle */
   unsigned sent;
   uint64_t due;
-  size_t have, want;     /* bytes of the request so far, and in all (0: its head is not whole) */
+  size_t have, want;     /* bytes of the request so far, and in all (0: its head is incomplete) */
   size_t out_from, out_to;
   char in[INPUT], out[OUTPUT];
 } Stream;
@@ -66,7 +66,7 @@ static void put(Stream *s, const char *data, size_t length) {
   s->out_to += length;
 }
 
-/* Writes what is due and what there is room for; false when the connection is gone. */
+/* Write the tokens that are due and fit; return false when the connection is closed. */
 static int produce(Stream *s, uint64_t now) {
   for (;;) {
     while (s->sent < count && s->out_to + EVENT_MAX < OUTPUT && (rate == 0 || s->due <= now)) {

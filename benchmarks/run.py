@@ -1,12 +1,12 @@
-"""Measure what a relay adds to a token: sides, scenarios, medians, ratios.
+"""Measure what a relay adds to each token: sides, scenarios, medians, ratios.
 
     make bench                        the short form, in under 10 minutes; writes docs/performance.md
     python benchmarks/run.py --runs 5 --seconds 8 --sides ours-ws,vllm-router --scenarios paced,thousand
 
-The relay has one core to itself; the mock upstream and the readers, both in C, share another. Sides are interleaved, so
-that a slow minute of the machine hits all of them. CPU and memory are read from /proc. The load generator checks the
-number of every token, and any that is missing, doubled or out of order is an error. Everything is on 127.0.0.1, and
-every run ends by itself. Linux, with cc; sides that are not installed are named and left out.
+The relay has one core; the mock upstream and the readers, both in C, share another. Sides are interleaved, so that a slow
+minute of the machine affects all of them. CPU and memory are read from /proc. The load generator checks the number of
+every token: one that is missing, doubled or out of order is an error. Everything listens on 127.0.0.1. Needs Linux and
+cc; sides that are not installed are named and left out.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RELAY_CORE, LOAD_CORE = "0", "1"
 class Scenario:
     """Readers, tokens per second of each (0: as fast as possible) and tokens per answer."""
 
-    what: str
+    description: str
     streams: int
     rate: int
     count: int
@@ -51,7 +51,7 @@ class Scenario:
 
     @property
     def warmup(self) -> float:
-        """Seconds before measuring: the first questions of a crowd cost more than its tokens."""
+        """Seconds before measuring: the requests of a crowd cost more than its tokens."""
         return 2 if self.idle or not self.rate else 2 + self.streams / 500
 
 
@@ -70,9 +70,9 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class Side:
-    """How to start a relay, and how its clients speak: `ws`, `named`, `text` or `openai`.
+    """How to start a relay, and the `kind` of its clients: `ws`, `named`, `text` or `openai` (load.c).
 
-    With `redis` there is one beside it, on the core of the load.
+    `redis`: with a Redis server, on the core of the load.
     """
 
     kind: str
@@ -87,7 +87,7 @@ def ours(*options: str) -> Callable[[], list[str]]:
 
 
 def guarded() -> list[str]:
-    """Return our server with a key, an origin and every limit."""
+    """Return the command of our server with a key, an origin and every limit."""
     settings = {
         "API_KEYS": "benchmark",
         "ALLOWED_ORIGINS": "https://chat.example.com",
@@ -99,7 +99,7 @@ def guarded() -> list[str]:
 
 
 def shared() -> list[str]:
-    """Return our server with its named generations in Redis."""
+    """Return the command of our server with its named generations in Redis."""
     return ["env", f"WS_CHAT_REDIS_URL=redis://127.0.0.1:{REDIS}/0", *ours()()]
 
 
@@ -171,7 +171,7 @@ SIDES = {
     "litellm": Side("openai", litellm, ("paced", "requests")),
     "nginx": Side("openai", nginx, ALL[:-1]),
     "mock": Side("openai", list, ("saturated",)),
-    # Unpinned: relay, mock and load share what cores there are.
+    # Not pinned: relay, mock and load share all cores.
     "1-worker": Side("ws", ours("--workers", "1"), ("saturated", "requests"), pinned=False),
     "2-workers": Side("ws", ours("--workers", "2"), ("saturated", "requests"), pinned=False),
 }
@@ -187,7 +187,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path, help="the page whose table is replaced, and its chart beside it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        programs = {name: compiled(name, Path(folder)) for name in ("mock", "load")}
+        programs = {name: compile_program(name, Path(folder)) for name in ("mock", "load")}
         results: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for scenario in options.scenarios.split(","):
             for _ in range(options.runs):
@@ -213,27 +213,27 @@ def main() -> int:
     return bool([key for key in broken if key[1].startswith("ours")])
 
 
-def compiled(name: str, folder: Path) -> str:
-    """Compile one of the C programs."""
+def compile_program(name: str, folder: Path) -> str:
+    """Compile a C program of this folder; return its path."""
     subprocess.run(["cc", "-O2", "-o", str(folder / name), str(HERE / f"{name}.c")], check=True)
     return str(folder / name)
 
 
 def measure(programs: dict[str, str], side: str, scenario: str, seconds: float) -> dict[str, Any] | None:
-    """Run one side in one scenario; None when it is not installed or does not start."""
-    chosen, it = SIDES[side], SCENARIOS[scenario]
+    """Run one side in one scenario. Return None when it is not installed or fails."""
+    chosen, what = SIDES[side], SCENARIOS[scenario]
     command = chosen.command()
     redis = (
         installed("redis-server", "--port", str(REDIS), "--bind", "127.0.0.1", "--save", "")() if chosen.redis else []
     )
     if command is None or redis is None:
-        print(f"{side} is not installed", file=sys.stderr)
+        print(f"{side} is left out: it is not installed", file=sys.stderr)
         return None
     environ = {**os.environ, "OPENAI_BASE_URL": f"http://127.0.0.1:{MOCK}/v1", "OPENAI_API_KEY": "none"}
     environ |= {"WS_CHAT_MAX_CONNECTIONS": "50000", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
     relay_core = ["taskset", "-c", RELAY_CORE] if chosen.pinned else []
     load_core = ["taskset", "-c", LOAD_CORE] if chosen.pinned else []
-    processes = [start([*load_core, programs["mock"], str(MOCK), str(it.rate), str(it.count)], environ)]
+    processes = [start([*load_core, programs["mock"], str(MOCK), str(what.rate), str(what.count)], environ)]
     try:
         wait_for(MOCK)
         if redis:
@@ -244,8 +244,8 @@ def measure(programs: dict[str, str], side: str, scenario: str, seconds: float) 
             wait_for(RELAY)
         port, pids = (RELAY, list(family(processes[-1].pid))) if command else (MOCK, [processes[0].pid])
         load = [
-            *(*load_core, programs["load"], str(port), "idle" if it.idle else chosen.kind),
-            *(str(it.streams), str(seconds), str(it.warmup), str(it.slow), str(it.messages), *map(str, pids)),
+            *(*load_core, programs["load"], str(port), "idle" if what.idle else chosen.kind),
+            *(str(what.streams), str(seconds), str(what.warmup), str(what.slow), str(what.messages), *map(str, pids)),
         ]
         done = subprocess.run(load, capture_output=True, text=True, timeout=seconds + 60, check=False)
         if done.returncode:
@@ -274,11 +274,11 @@ def wait_for(port: int) -> None:
                 time.sleep(0.5)  # a router may still be looking at its upstreams
                 return
         time.sleep(0.05)
-    raise TimeoutError(f"nothing listens on {port}")
+    raise TimeoutError(f"nothing listens on port {port} after 60 s")
 
 
 def family(pid: int) -> Iterator[int]:
-    """Yield a process and all below it."""
+    """Yield a process and its descendants."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in children.read_text().split():
@@ -297,66 +297,65 @@ def table(results: dict[tuple[str, str], list[dict[str, Any]]], options: argpars
         "| scenario | side | CPU | ÷ ours-ws | per second | added latency p50 / p99 | first token p50 / p99 | memory |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for scenario, it in SCENARIOS.items():
-        mine = figure(results.get((scenario, "ours-ws")), it)
+    for scenario, what in SCENARIOS.items():
+        mine = figure(results.get((scenario, "ours-ws")), what)
         for side in SIDES:
             runs = results.get((scenario, side))
             if runs:
-                cpu = figure(runs, it)
+                cpu = figure(runs, what)
                 ratio = f"{cpu / mine:.2f}" if mine and cpu else ""
-                lines.append(f"| {scenario} | {side} | {row(runs, it, cpu, ratio)} |")
-    with_redis = [f"{scenario}: {told}" for scenario in SCENARIOS if (told := ratios(results, scenario))]
+                lines.append(f"| {scenario} | {side} | {row(runs, what, cpu, ratio)} |")
+    with_redis = [f"{scenario}: {ratio}" for scenario in SCENARIOS if (ratio := redis_ratios(results, scenario))]
     if with_redis:
         lines += ["", "Redis on ÷ off, medians of the runs one by one (least to most): " + "; ".join(with_redis) + "."]
-    what = [f"*{name}*: {it.what}" for name, it in SCENARIOS.items()]
-    return "\n".join([*lines, "", "; ".join(what) + ".", ""])
+    legend = [f"*{name}*: {what.description}" for name, what in SCENARIOS.items()]
+    return "\n".join([*lines, "", "; ".join(legend) + ".", ""])
 
 
-def ratios(results: dict[tuple[str, str], list[dict[str, Any]]], scenario: str) -> str:
-    """Return how much more it costs to share through Redis what is named: CPU, and the time to the first token."""
+def redis_ratios(results: dict[tuple[str, str], list[dict[str, Any]]], scenario: str) -> str:
+    """Return what Redis costs: CPU and the time to the first token, as ratios to the same side without it."""
     pairs = list(
         zip(results.get((scenario, "ours-redis"), []), results.get((scenario, "ours-named"), []), strict=False)
     )
-    it = SCENARIOS[scenario]
-    cpu = [figure([on], it) / figure([off], it) for on, off in pairs]
+    what = SCENARIOS[scenario]
+    cpu = [figure([on], what) / figure([off], what) for on, off in pairs]
     first = [on["first_p50_us"] / off["first_p50_us"] for on, off in pairs if off["first_p50_us"]]
-    told = [
-        f"{what} {statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
-        for what, each in (("CPU", cpu), ("first token", first))
+    return ", ".join(
+        f"{name} {statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+        for name, each in (("CPU", cpu), ("first token", first))
         if each
-    ]
-    return ", ".join(told)
+    )
 
 
-def figure(runs: list[dict[str, Any]] | None, it: Scenario) -> float | None:
-    """Return the median CPU per token (or per answer) in microseconds; None where none came."""
-    unit = "answers" if it.count == 1 else "tokens"
-    if not runs or it.idle or not all(run[unit] for run in runs):
+def figure(runs: list[dict[str, Any]] | None, what: Scenario) -> float | None:
+    """Return the median CPU per token, or per answer of one token, in microseconds. None where none was measured."""
+    unit = "answers" if what.count == 1 else "tokens"
+    if not runs or what.idle or not all(run[unit] for run in runs):
         return None
     return statistics.median(run["cpu"] / run[unit] * 1e6 for run in runs)
 
 
-def spans(*microseconds: float) -> str:
-    """Return times in ms: nothing where none was measured. The load generator counts up to 200 ms."""
+def milliseconds(*microseconds: float) -> str:
+    """Return times in ms; an empty text where none was measured. The load generator counts up to 200 ms."""
     if not any(microseconds):
         return ""
     return " / ".join("> 200" if each >= 199_999 else f"{each / 1000:.1f}" for each in microseconds) + " ms"
 
 
-def row(runs: list[dict[str, Any]], it: Scenario, cpu: float | None, ratio: str) -> str:
+def row(runs: list[dict[str, Any]], what: Scenario, cpu: float | None, ratio: str) -> str:
     def median(name: str) -> float:
         return statistics.median(run[name] for run in runs)
 
-    if it.idle:
-        each = (median("memory_after_kb") - median("memory_before_kb")) / it.streams
+    if what.idle:
+        each = (median("memory_after_kb") - median("memory_before_kb")) / what.streams
         return f" |  |  |  |  | {each:.1f} KB per socket"
     if cpu is None:
         return "nothing came before an answer's end |  |  |  |  | "
-    unit = "answers" if it.count == 1 else "tokens"
+    unit = "answers" if what.count == 1 else "tokens"
     rate = statistics.median(run[unit] / run["seconds"] for run in runs)
-    cost = f"{cpu / 1000:.2f} ms per answer" if it.count == 1 else f"{cpu:.1f} µs per token"
-    latency = spans(median("p50_us"), median("p99_us")) if it.rate else ""
-    first = spans(median("first_p50_us"), median("first_p99_us"))
+    cost = f"{cpu / 1000:.2f} ms per answer" if what.count == 1 else f"{cpu:.1f} µs per token"
+    latency = milliseconds(median("p50_us"), median("p99_us")) if what.rate else ""
+    first = milliseconds(median("first_p50_us"), median("first_p99_us"))
     return f"{cost} | {ratio} | {rate:,.0f} {unit} | {latency} | {first} | {median('memory_after_kb') / 1024:.0f} MB"
 
 

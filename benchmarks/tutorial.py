@@ -1,6 +1,6 @@
-"""The baseline that everyone writes: the tutorial's server, and the same with the asynchronous client.
+"""The baseline: the server of the usual tutorial, and the same with the asynchronous client.
 
-It is here to be measured, not to be copied: see docs/performance.md for what it gets wrong.
+To be measured, not to be copied: an answer that breaks off looks complete.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def check(holds: object, what: str, *seen: object) -> None:
 
 def check_error(error: Any, status: int | None = None) -> None:
     """Check an error object, and that it came with its status."""
-    keys = ["type", "code", "message", "param", "status", "retryable"]
+    keys = ["type", "code", "message", "param", "status", "retryable", "retry_after"]
     check(isinstance(error, dict) and list(error) == keys, "an error object has these keys", error)
     kind = CODES.get(error["code"])
     check(kind, "the code is one of the table", error)
@@ -35,6 +35,8 @@ def check_error(error: Any, status: int | None = None) -> None:
     check((error["type"], error["retryable"]) == (kind.type, kind.retryable), "so do the others", error)
     check(isinstance(error["message"], str) and error["message"], "there is a message", error)
     check(error["param"] is None or isinstance(error["param"], str), "param is a name", error)
+    after = error["retry_after"]
+    check(after is None or (isinstance(after, int | float) and after >= 0), "retry_after is seconds", error)
     check(error["code"] != "internal_error", "nothing went wrong inside the server", error)
     check(status in (None, error["status"]), "it came with its status", error, status)
 
@@ -168,6 +170,6 @@ def _is_chat(value: dict[str, Any]) -> bool:
         and all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages)
         and (isinstance(model, str) and 0 < len(model) <= 256)
         and value.get("stream", True) is True
-        and not (isinstance(count, int | float) and count > 1)
+        and (count is None or (type(count) in (int, float) and count <= 1))
         and _is_id(value.get("previous_id", "x"))
     )

@@ -138,6 +138,7 @@ async def test_without_a_key_nobody_is_let_in(given, serve, fake):
                 "param": None,
                 "status": 401,
                 "retryable": False,
+                "retry_after": None,
             }
         assert (await client.get(service.url + "/healthz")).status_code == 200
     assert fake.requests == []
@@ -269,5 +270,18 @@ async def test_who_asks_has_to_be_told_by_a_name(name):
         return name
 
     connections = Connections(1, principal, Origins([]))
-    with pytest.raises(TypeError, match="by a name"):
+    with pytest.raises(TypeError, match="must return a non-empty str"):
         await connections.caller({"type": "http", "headers": []}, "sse")
+
+
+async def test_over_a_websocket_too_it_is_known_when_to_try_again(serve, fake):
+    service = await serve(requests_per_minute=2)
+    fake.default = Reply(status=429, headers={"Retry-After": "7", "x-should-retry": "false"})
+    async with service.socket() as socket:
+        failed = (await socket.chat())[-1]
+        await socket.chat()
+        refused = (await socket.chat())[-1]
+
+    assert (failed["error"]["code"], failed["error"]["retry_after"]) == ("upstream_rate_limited", 7)
+    assert refused["error"]["code"] == "rate_limited"
+    assert 1 <= refused["error"]["retry_after"] <= 60

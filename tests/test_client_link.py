@@ -150,9 +150,9 @@ async def test_a_refusal_that_stays_is_told_when_patience_ends(serve, fake, cloc
         await until(lambda: len(pauses) >= 4, "both to be refused")
         await cancelled.cancel()
         assert (await cancelled).status == "cancelled"
-        clock.now = 9.9
+        clock.now = 9
         seen = len(pauses)
-        await until(lambda: len(pauses) > seen, "one more refusal, just before patience ends")
+        await until(lambda: len(pauses) > seen, "one more refusal, whose retry_after of 1 s ends with patience")
         assert refused.status == "running"
         clock.now = 10
         with pytest.raises(Exception, match="overloaded"):

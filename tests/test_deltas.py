@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ws_chat.protocol.deltas import merge, substance
+from ws_chat.protocol.deltas import merge, strip_empty
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from ws_chat.protocol.deltas import merge, substance
     ],
 )
 def test_only_what_is_worth_a_frame_is_left(delta, left):
-    assert substance(delta) == left
+    assert strip_empty(delta) == left
 
 
 def call(index: Any, arguments: str | None = None, **head: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ COMMANDS = [block for block in claim("README.md", "sh") if block not in TARGETS]
 TYPED = claim_one("README.md", "console", "websocat")
 TYPED_INTO_A_SHELL = claim_one("README.md", "console", "ws-chat serve").splitlines()
 MODULES = (
+    "test_architecture_page",
     "test_client_docs",
     "test_embedding_docs",
     "test_operators_docs",

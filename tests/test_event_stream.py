@@ -7,16 +7,16 @@ from conftest import events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ws_chat.protocol import sse as event_stream
-from ws_chat.protocol.sse import NotAnEventStreamError, Splitter, event
+from ws_chat.protocol import sse
+from ws_chat.protocol.sse import NotAnEventStreamError, SSEDecoder, event
 
 STREAM = "data: a\n\n: comment\n\nevent: x\ndata:b\ndata\ndata:  c\nid: 4\n\ndata: ☃é\u2028x\n\ndata:\n\n".encode()
 FOUND = [b"a", b"b\n\n c", "☃é\u2028x".encode(), b""]
 
 
 def split(reads: list[bytes]) -> list[bytes]:
-    splitter = Splitter()
-    return [data for read in reads for data in splitter.feed(read)] + splitter.end()
+    decoder = SSEDecoder()
+    return [data for read in reads for data in decoder.feed(read)] + decoder.end()
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
@@ -40,14 +40,14 @@ def test_what_is_written_is_what_is_read(texts, size):
 
 
 def test_an_event_is_told_as_soon_as_it_is_whole():
-    splitter = Splitter()
+    decoder = SSEDecoder()
 
-    assert splitter.feed(b"data: a\n") == []
-    assert splitter.feed(b"\ndata: b") == [b"a"]
-    assert splitter.feed(b"\r\r") == [b"b"]
-    assert splitter.feed(b"\n") == []
-    assert splitter.feed(b"data: c\r\n\r") == [b"c"]
-    assert splitter.feed(b"\ndata: d\n\n") == [b"d"]
+    assert decoder.feed(b"data: a\n") == []
+    assert decoder.feed(b"\ndata: b") == [b"a"]
+    assert decoder.feed(b"\r\r") == [b"b"]
+    assert decoder.feed(b"\n") == []
+    assert decoder.feed(b"data: c\r\n\r") == [b"c"]
+    assert decoder.feed(b"\ndata: d\n\n") == [b"d"]
 
 
 def test_the_last_event_needs_no_blank_line():
@@ -69,11 +69,11 @@ def test_fields_that_nobody_knows_are_passed_over(start):
 
 @pytest.mark.parametrize("read", [b"x", b"data: xxx\n", b"data:\n"])
 def test_an_event_does_not_grow_without_end(read, monkeypatch):
-    monkeypatch.setattr(event_stream, "MAX_EVENT_BYTES", 1000)
-    splitter = Splitter()
-    splitter.feed(b"data: ok\n\ndata: ")
+    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 1000)
+    decoder = SSEDecoder()
+    decoder.feed(b"data: ok\n\ndata: ")
     with pytest.raises(NotAnEventStreamError):
-        [splitter.feed(read) for _ in range(1001)]
+        [decoder.feed(read) for _ in range(1001)]
 
 
 def test_an_event_is_written_as_the_standard_says():

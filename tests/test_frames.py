@@ -24,6 +24,7 @@ from ws_chat.protocol.frames import (
     decode,
     encode,
 )
+from ws_chat.stores.redis.names import terminal_of
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -275,3 +276,9 @@ def test_a_server_frame_is_one_line_of_json_type_first(frame, value):
 
 def test_infinity_from_an_upstream_is_sent_as_null():
     assert encode({"type": "token", "logprobs": -math.inf}) == b'{"type":"token","logprobs":null}'
+
+
+def test_a_terminal_frame_is_read_again_as_it_was():
+    error = ErrorInfo.of("upstream_rate_limited", "slow down", retry_after=1.5)
+    for frame in (Failed("r1", 2, error), SERVER_FRAMES[1][0]):
+        assert terminal_of(encode(frame)) == frame

@@ -21,7 +21,7 @@ from ws_chat.relay.generation import Generation
 from ws_chat.relay.reader import Reader
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.testing import DONE, chunk, sse, usage_chunk
-from ws_chat.upstreams.completion import Answer
+from ws_chat.upstreams.completion import CompletionParser
 
 TEXTS = st.text(max_size=5)
 TEXT_DELTA = TEXTS.map(lambda text: {"content": text})
@@ -42,7 +42,7 @@ DROPS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=10, m
 def test_any_cut_of_the_upstream_and_any_drop_of_a_reader(deltas, cuts, drops):
     generation = Generation("r1", "m", 0.0)
     log = MemoryLog(Start("r1", 0, "m"))
-    answer = Answer(log.append, generation.outcome, str)
+    answer = CompletionParser(log.append, generation.outcome, str)
     received = Received("r1", "{}")
     seen = []
     follower = Follower(log, received, seen)

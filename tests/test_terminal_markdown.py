@@ -90,6 +90,7 @@ def test_code_has_nothing_beside_it():
         ("```\none\n\ntwo\n", ""),
         ("- one\n\n  two\n\nthree\n", "- one\n\n  two\n\n"),
         ("one\n===\ntwo\n", "one\n===\n"),
+        ("one\u2028two\n\nthree\n", "one\u2028two\n\n"),  # not the end of a line
     ],
 )
 def test_the_last_block_is_all_that_may_change(text, before):

@@ -278,7 +278,7 @@ async def test_a_body_that_nobody_takes_is_not_read_into_memory(raw, client):
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
     await until(lambda: body._size > connection_module.BUFFER_LIMIT, "the buffer to be full")
-    assert not body._source._transport.is_reading()
+    assert not body._connection._transport.is_reading()
     assert body._size < 1024 * 1024
     assert sum([len(part) async for part in response.aiter_raw()]) == size
 

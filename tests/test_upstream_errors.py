@@ -16,7 +16,7 @@ from conftest import HELLO, both_paths, events, joined
 
 from ws_chat.protocol.errors import CODES
 from ws_chat.testing import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text, usage_chunk
-from ws_chat.upstreams import connection as connection_module
+from ws_chat.upstreams.http import connection as connection_module
 from ws_chat.upstreams import openai as openai_module
 
 pytestmark = [pytest.mark.anyio, both_paths]
@@ -266,7 +266,7 @@ async def test_silence_in_mid_stream_is_told_at_every_door(serve, fake):
 
 @with_clock
 async def test_silence_after_the_finish_reason_breaks_no_answer(serve, fake, monkeypatch):
-    monkeypatch.setattr(openai_module, "GRACE", 600)
+    monkeypatch.setattr(openai_module, "TAIL_TIMEOUT", 600)
     fake.default = stream(sse(chunk({"content": "a"}, "stop")), Hang())
     service = await serve(upstream_timeout=SILENCE)
 
@@ -291,7 +291,7 @@ async def test_what_breaks_after_the_finish_reason_breaks_no_answer(end, service
 
 
 async def test_an_answer_that_has_finished_is_not_waited_for_long(service, fake, monkeypatch):
-    monkeypatch.setattr(openai_module, "GRACE", 0.05)
+    monkeypatch.setattr(openai_module, "TAIL_TIMEOUT", 0.05)
     fake.default = stream(A, sse(chunk({}, "stop"), usage_chunk()), Hang())
 
     async with service.socket() as socket:

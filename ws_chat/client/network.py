@@ -13,6 +13,7 @@ from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
 from ws_chat.client.errors import ConnectionLostError, ReplyError, UntrustedServerError, error_from
+from ws_chat.protocol.urls import redact_url
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -51,7 +52,7 @@ class Address:
                 compression=None,
                 open_timeout=min(longest, max(shortest, timeout)),
                 close_timeout=1,
-                ping_interval=None,  # ChatConnection pings: it tells a full write buffer from a dead peer
+                ping_interval=None,  # ChatConnection pings, as a full write buffer does not mean a dead peer
             )
         except InvalidStatus as error:
             raise _refusal(error) from error
@@ -64,7 +65,7 @@ class Address:
 
 
 def _websocket_url(url: str) -> str:
-    shown = repr(re.sub(r"^(\w+://)?.*@", r"\1", url).partition("?")[0])  # without a password or a token
+    shown = repr(redact_url(url))
     try:
         scheme, host, path, query, _ = urlsplit(url if "://" in url else f"ws://{url}")
         scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)

@@ -1,4 +1,4 @@
-"""The frames that the client sends, checked and encoded in the call that asks for them, so that mistakes raise there."""
+"""The frames that the client sends: checked and encoded in the caller's own call, so that a mistake raises there."""
 
 from __future__ import annotations
 

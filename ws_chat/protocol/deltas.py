@@ -1,8 +1,8 @@
-"""The algebra of deltas: what an upstream says, what of it is worth a frame, and how neighbours become one.
+"""Deltas: what of one is sent, and how neighbouring ones are joined without loss.
 
-A delta is the `delta` object of an OpenAI chat completion chunk (its streaming reference), as parsed JSON. Deltas are
-only ever joined: text by concatenation, lists by appending, tool calls by their `index`. Pure functions over JSON
-values; nothing here knows a frame, a log or a clock.
+A delta is the `delta` object of an OpenAI chat completion chunk (its streaming reference), as parsed JSON. Text is joined
+by concatenation, lists by appending, tool calls by their `index`. Pure functions over JSON values; knows no frame, log or
+clock.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 Delta: TypeAlias = dict[str, Any]
 
 MERGE_SIZE: Final = 256 * 1024
-"""How large a joined delta may grow before it is left at that, in characters, more or less."""
+"""Characters, roughly, at which a joined delta is large enough."""
 
-# `role` is the same in every delta of an answer and some servers repeat it in each; the others are a frame's own keys.
+# `role` is always the assistant's, and some servers repeat it in each delta; the others are a frame's own keys.
 _NEVER_SENT: Final = frozenset({"role", "type", "id", "seq"})
 _EMPTY: Final[tuple[Any, ...]] = (None, "", [], {})
 # Given once per tool call. Servers that repeat them send the same value again.
@@ -27,15 +27,15 @@ _CALL_CONSTANTS: Final = frozenset({"index", "id", "type", "name"})
 
 
 class Outcome(msgspec.Struct):
-    """What an upstream says of its answer besides the deltas, as far as it has said it."""
+    """What an upstream reports of its answer besides the deltas. None: not reported, or not yet."""
 
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     model: str | None = None
 
 
-def substance(delta: Delta) -> Delta:
-    """Return what of a delta is worth sending: no role, no null, nothing empty. `{}` means that it makes no frame."""
+def strip_empty(delta: Delta) -> Delta:
+    """Remove what is never sent: the role, null and empty fields. `{}` makes no frame."""
     return {key: value for key, value in delta.items() if value not in _EMPTY and key not in _NEVER_SENT}
 
 
@@ -62,7 +62,7 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
 
 
 def _texts(deltas: Sequence[Delta]) -> tuple[str, list[str]] | None:
-    """Return deltas that are all the same field of text, which nearly always they are, up to MERGE_SIZE."""
+    """Return the key and the texts of deltas that are all the same field of text, up to MERGE_SIZE. Nearly all are."""
     key, *more = deltas[0]
     parts: list[str] = []
     size = 0
@@ -87,14 +87,16 @@ def _size(value: Any) -> int:
 
 
 class _Text:
-    """Text being joined. It is put together once, so that a long answer costs linear time."""
+    """Text being joined: once, at the end, so that a long answer takes linear time."""
 
     def __init__(self, text: str) -> None:
         self.parts = [text]
 
 
 class _Object:
-    """An object being joined from its pieces; what cannot be joined is replaced by what comes later."""
+    """An object being joined from its pieces. A field that cannot be joined gets the later value."""
+
+    kind = dict
 
     def __init__(self, first: dict[str, Any], constants: frozenset[str] = frozenset()) -> None:
         self._constants = constants
@@ -103,51 +105,50 @@ class _Object:
 
     def fits(self, piece: dict[str, Any]) -> bool:
         """Return whether a piece can be joined exactly."""
-        return all(self._fits(key, value) for key, value in piece.items())
-
-    def _fits(self, key: str, new: Any) -> bool:
-        old = self._fields.get(key)
-        if key in self._constants:
-            return not new or old == new
-        if old is None or new is None:
-            return True
-        match old:
-            case _Text():
-                return isinstance(new, str)
-            case _Object():
-                return isinstance(new, dict) and old.fits(new)
-            case ToolCalls():
-                return isinstance(new, list) and old.fits(new)
-            case list():
-                return isinstance(new, list)
-        return bool(type(old) is type(new) and old == new)
+        for key, new in piece.items():
+            old = self._fields.get(key)
+            kind = type(old)
+            if key in self._constants:
+                fits = not new or old == new
+            elif old is None or new is None or (kind is _Text and type(new) is str):
+                continue
+            elif kind is _Object or kind is ToolCalls:
+                fits = type(new) is old.kind and old.fits(new)
+            else:
+                fits = type(new) is kind and (kind is list or old == new)
+            if not fits:
+                return False
+        return True
 
     def add(self, piece: dict[str, Any]) -> None:
+        fields = self._fields
         for key, value in piece.items():
-            match self._fields.get(key), value:
-                case _Text() as old, str():
-                    old.parts.append(value)
-                case (_Object() as old, dict()) | (ToolCalls() as old, list()):
-                    old.add(value)
-                case list() as old, list():
-                    old += value
-                case old, _ if old is None or (value if key in self._constants else value is not None):
-                    self._fields[key] = self._start(key, value)
+            old = fields.get(key)
+            kind = type(old)
+            if old is None:
+                fields[key] = self._start(key, value)
+            elif value is None or (key in self._constants and not value):
+                pass
+            elif kind is _Text and type(value) is str:
+                old.parts.append(value)
+            elif kind is list and type(value) is list and key not in self._constants:
+                old += value
+            elif (kind is _Object or kind is ToolCalls) and type(value) is old.kind:
+                old.add(value)
+            else:
+                fields[key] = self._start(key, value)
 
     def _start(self, key: str, value: Any) -> Any:
-        match value:
-            case _ if key in self._constants:
-                return value
-            case str():
-                return _Text(value)
-            case dict():
-                return _Object(value, self._constants)
-            case list():
-                return ToolCalls(value, exact=True) if key == "tool_calls" else [*value]
-        return value
+        if key in self._constants:
+            return value
+        kind = type(value)
+        if kind is list:
+            return ToolCalls(value, exact=True) if key == "tool_calls" else [*value]
+        return _Text(value) if kind is str else _Object(value, self._constants) if kind is dict else value
 
     def result(self) -> dict[str, Any]:
-        return {key: _result(value) for key, value in self._fields.items()}
+        # A copy: the client without async reads while the thread of its event loop adds.
+        return {key: _result(value) for key, value in list(self._fields.items())}
 
     def get(self, key: str) -> Any:
         return _result(self._fields.get(key))
@@ -165,42 +166,61 @@ def _result(value: Any) -> Any:
 class ToolCalls:
     """Tool calls being joined from their pieces: those with the same `index`, until one comes with another `id`.
 
-    A piece without an index only ever stands for itself. `exact` is for a frame, which readers join to those before it:
-    there, only pieces that lose nothing by it are joined.
+    A piece without an index is a call of its own. `exact` is for a frame, which readers join to those before it:
+    only pieces that lose nothing by it are joined there. Without it, the calls are those of a whole message.
     """
+
+    kind = list
 
     def __init__(self, pieces: Sequence[Any] = (), *, exact: bool = False) -> None:
         self._exact = exact
         self._calls: list[Any] = []
-        self._open: dict[int, _Object] = {}  # by index: the last call that was started under it
+        self._open: dict[int | None, _Object] = {}  # by index: the last call that it started
         self.add(pieces)
 
     def fits(self, pieces: Sequence[Any]) -> bool:
         """Return whether no piece would start another call under an index that has one."""
-        known = [(index, piece) for piece in pieces if (index := _index(piece)) in self._open]
-        repeated = len({index for index, _ in known}) < len(known)
-        return not repeated and all(self._open[index].fits(piece) for index, piece in known if index is not None)
-
-    def add(self, pieces: Sequence[Any]) -> None:
+        seen = set()
         for piece in pieces:
             index = _index(piece)
-            if index is None:
-                self._calls.append(piece)
-            elif (call := self._open.get(index)) and self._continues(call, piece):
+            if call := self._open.get(index):
+                if index in seen or not call.fits(piece):
+                    return False
+                seen.add(index)
+        return True
+
+    def add(self, pieces: Sequence[Any]) -> None:
+        """Add pieces; in a frame, those that fit."""
+        started = set()
+        for piece in pieces:
+            index = _index(piece)
+            call = self._open.get(index)
+            if call and (index not in started if self._exact else _is_same(call, piece)):
                 call.add(piece)
-            else:
-                self._open[index] = call = _Object(piece, _CALL_CONSTANTS)
-                self._calls.append(call)
+                continue
+            self._calls.append(_Object(piece, _CALL_CONSTANTS) if isinstance(piece, dict) else piece)
+            if index is not None:
+                self._open[index] = self._calls[-1]
+                started.add(index)
 
     def result(self) -> list[Any]:
-        """Return the calls in the order in which they started, as far as they have come."""
-        return [call.result() if isinstance(call, _Object) else call for call in self._calls]
-
-    def _continues(self, call: _Object, piece: dict[str, Any]) -> bool:
+        """Return the calls in the order in which they started; whole ones without what servers send empty."""
         if self._exact:
-            return call.fits(piece)
-        known, given = call.get("id"), piece.get("id")
-        return not (known and given and known != given)
+            return [call.result() if isinstance(call, _Object) else call for call in self._calls]
+        return [_whole(call.result()) for call in self._calls if isinstance(call, _Object)]
+
+
+def _is_same(call: _Object, piece: dict[str, Any]) -> bool:
+    known, given = call.get("id"), piece.get("id")
+    return not (known and given and known != given)
+
+
+def _whole(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if isinstance(function, dict) and function:
+        named = {key: value for key, value in function.items() if value}
+        call["function"] = {**named, "arguments": function.get("arguments") or ""}
+    return {key: value for key, value in call.items() if value or key == "index"}
 
 
 def _index(call: Any) -> int | None:

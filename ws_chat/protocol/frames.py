@@ -94,13 +94,19 @@ def _decode_json(data: str | bytes) -> Any:
         if isinstance(data, str):
             data = data.encode()
         value = _decoder.decode(data)
-        if len(data) > 2 * DEEP and data.count(b"[") + data.count(b"{") > DEEP:
-            from_json(data)  # refuses deep nesting
+        if len(data) > 2 * DEEP:
+            check_depth(data)
     except RecursionError:
         raise InvalidFrameError("invalid_json", "The frame is nested too deeply.") from None
     except ValueError as error:
         raise InvalidFrameError("invalid_json", f"The frame is not valid JSON: {error}.") from None
     return value
+
+
+def check_depth(data: bytes) -> None:
+    """Raise ValueError for JSON, of more than 2 * DEEP bytes, that may be nested too deeply to be encoded again."""
+    if data.count(b"[") + data.count(b"{") > DEEP:
+        from_json(data)  # refuses deep nesting
 
 
 def _frame(value: dict[str, Any]) -> ClientFrame:

@@ -61,18 +61,9 @@ def assistant_message(deltas: Sequence[Delta]) -> dict[str, Any] | None:
         if isinstance(pieces := delta.get("tool_calls"), list):
             calls.add(pieces)
     message: dict[str, Any] = {"role": "assistant", "content": "".join(texts) or None}
-    if tool_calls := [_without_index(call) for call in calls.result() if isinstance(call, dict)]:
+    if tool_calls := [{key: call[key] for key in call if key != "index"} for call in calls.result()]:
         message["tool_calls"] = tool_calls
     return message if message["content"] or tool_calls else None
-
-
-def _without_index(call: dict[str, Any]) -> dict[str, Any]:
-    """Return a joined tool call as a message has it: what servers send empty, to be filled later, is left out."""
-    function = call.get("function")
-    if isinstance(function, dict):
-        kept = {key: value for key, value in function.items() if value or key == "arguments"}
-        call = {**call, "function": {"arguments": "", **kept}}
-    return {key: value for key, value in call.items() if value and key != "index"}
 
 
 def _request(chat: Chat) -> dict[str, Any]:

@@ -43,9 +43,9 @@ class MemoryLog:
         self._deltas: list[Delta] = []
         self._parts: list[bytes] = []  # the deltas, after the end
         self._watchers: dict[Wake, None] = {}
-        # What a write goes through: readers come and go while they are woken. Made anew at the first write after
-        # that and not at each change, or the end of a log would take time quadratic in its readers.
-        self._wakes: tuple[Wake, ...] | None = ()
+        # What a write goes through, because readers come and go while they are woken; empty after each change. Made
+        # at the next write and not at each change, or the end of a log would take time quadratic in its readers.
+        self._wakes: tuple[Wake, ...] = ()
 
     @property
     def size(self) -> int:
@@ -64,10 +64,7 @@ class MemoryLog:
             raise LogEndedError
         self._deltas.extend(deltas)
         self.last = last = self.last + len(deltas)
-        wakes = self._wakes
-        if wakes is None:
-            wakes = self._wakes = tuple(self._watchers)
-        for wake in wakes:
+        for wake in self._wakes or self._all_wakes():
             wake(last, deltas)
 
     def end(self, terminal: Terminal, on_end: OnEnd | None = None) -> None:
@@ -77,18 +74,22 @@ class MemoryLog:
         self._deltas = []
         self.terminal = terminal
         self._on_packed()
-        for wake in tuple(self._watchers):
+        for wake in self._all_wakes():
             wake(self.last, ())
         if on_end:
             on_end(terminal)
 
     def watch(self, wake: Wake) -> None:
         self._watchers[wake] = None
-        self._wakes = None
+        self._wakes = ()
 
     def unwatch(self, wake: Wake) -> None:
         self._watchers.pop(wake, None)
-        self._wakes = None
+        self._wakes = ()
+
+    def _all_wakes(self) -> tuple[Wake, ...]:
+        self._wakes = wakes = tuple(self._watchers)
+        return wakes
 
 
 class _Kept(NamedTuple):

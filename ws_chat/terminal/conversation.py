@@ -91,9 +91,10 @@ class Conversation:
         self._unanswered = None
 
     def save(self, name: str, *, last: Path | None) -> Path:
-        """Write the conversation to a file and return its path: Markdown, or a message list where the name ends in .json.
+        """Write the conversation to a file: a message list if the name ends in .json, else Markdown. Return its path.
 
-        Without a name it is `last`, or a new file. An existing file is overwritten only when it is `last`. Raises OSError.
+        Without a name, the file is `last` or a new one. An existing file is overwritten only if it is `last`. Raises
+        OSError.
         """
         path = last if last and not name else Path(name or time.strftime("chat-%Y%m%d-%H%M%S.md"))
         path = path.expanduser().absolute()

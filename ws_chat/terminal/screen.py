@@ -58,7 +58,7 @@ class GrowingText:
         return self._rest(lines)
 
     def live(self, room: int) -> tuple[list[Line], list[Line]]:
-        """Return lines that are made final because there are too many, and those to redraw, which are at most `room`."""
+        """Return the lines that are made final because there are too many, and at most `room` lines to redraw."""
         lines = self._lines(self._text)[self._given_up :]
         if ends_in_table(self._text):
             return [], lines[-room:]

@@ -1,6 +1,6 @@
-"""For tests of what is built on ws_chat: an OpenAI-compatible server that answers what a test tells it to.
+"""For tests of applications that are built on ws_chat: an OpenAI-compatible server that a test scripts.
 
-`FakeOpenAI` is that server; `text` and the other functions write its replies; `Cut`, `Hang` and the like break them.
+`FakeOpenAI` is that server; `text` and the other functions make its replies; `Cut`, `Hang` and the like break them.
 `serving` runs an application on a free port. With pytest, the fixtures `fake_openai` and `ws_chat_url` are available
 without an import (`ws_chat.testing.pytest_plugin`).
 """

@@ -1,6 +1,6 @@
-"""A real OpenAI-compatible HTTP server that says, and breaks, exactly what a test tells it to.
+"""An OpenAI-compatible HTTP server that answers, and breaks, exactly as a test scripts it.
 
-Every request is recorded, with the moment at which its connection was closed.
+Every request is recorded, with the time at which its connection was closed.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
     from ws_chat.testing.replies import Step
 
-POLL: Final = 0.01
+POLL_INTERVAL: Final = 0.01
 """Seconds between two looks at an event of another thread."""
 
 
 @dataclass
 class Recorded:
-    """A request as it came in: its path, its headers (names in lower case), its body as JSON.
+    """A request: its path, its headers (names in lower case), its body as JSON.
 
-    `closed` is set when its connection was lost, at the loop time `closed_at`; `answered`: the reply was sent in full.
+    `closed` is set when its connection is lost, at the loop time `closed_at`. `answered`: the whole reply was sent.
     """
 
     path: str
@@ -42,58 +42,57 @@ class Recorded:
 
 
 class FakeOpenAI:
-    """The server, from `start` to `stop`, or inside of `async with`, on a free port of 127.0.0.1.
+    """The server, from `start` to `stop` or in an `async with` block, on a free port of 127.0.0.1.
 
-    `replies` are given in order; when they run out, `default` is given: an answer of two deltas, `Hel` and `lo`.
-    `requests` are those that have come. All may be used from other threads, but for what is awaited.
+    `replies` are sent in order, then `default` for every further request: an answer of two deltas, `Hel` and `lo`.
+    `requests` are those received. Everything may be used from other threads, except what is awaited.
     """
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []
         self.default = Reply(text("Hel", "lo"))
         self.requests: list[Recorded] = []
-        self.connections: set[_Connection] = set()
+        self.connections: set[_UpstreamConnection] = set()
         self.accepted = 0
         self._arrived = asyncio.Event()
         self._server: asyncio.Server | None = None
 
     @property
     def base_url(self) -> str:
-        """Where it is: what OPENAI_BASE_URL is set to."""
+        """The value for OPENAI_BASE_URL."""
         return f"http://127.0.0.1:{self._running.sockets[0].getsockname()[1]}/v1"
 
     @property
     def _running(self) -> asyncio.Server:
         if self._server is None:
-            raise RuntimeError("The fake upstream was not started.")
+            raise RuntimeError("The fake upstream was not started: use `async with`, or await start().")
         return self._server
 
     def reply(self, steps: Sequence[Step], status: int = 200, headers: dict[str, str] | None = None) -> None:
-        """Give this to the next request that has no reply yet."""
+        """Script the reply to the next request that has none yet."""
         reply = Reply(steps, status)
         if headers is not None:
             reply.headers = headers
         self.replies.append(reply)
 
     def refuse(self, status: int, message: str, **headers: str) -> None:
-        """Answer the next request with an error; `Retry_After="7"` is a header."""
+        """Script an error for the next request that has no reply yet; `Retry_After="7"` is a header."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         self.reply([error_body(message)], status, {"Content-Type": "application/json", **given})
 
     async def request(self, number: int = 1) -> Recorded:
-        """Wait until so many requests have come, and return that one."""
+        """Wait for the request of this number, counted from 1, and return it."""
         while len(self.requests) < number:
             self._arrived.clear()
             await self._arrived.wait()
         return self.requests[number - 1]
 
     async def start(self) -> None:
-        """Listen."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, backlog=8192)
+        self._server = await loop.create_server(lambda: _UpstreamConnection(self), "127.0.0.1", 0, backlog=8192)
 
     async def stop(self) -> None:
-        """Break every connection off, and listen no more."""
+        """Abort all connections and stop listening."""
         self._running.close()
         for connection in list(self.connections):
             connection.transport.abort()
@@ -110,13 +109,13 @@ class FakeOpenAI:
         await self.stop()
 
     def record(self, request: Recorded) -> Reply:
-        """Take note of a request; return what is its reply."""
+        """Record a request and return its reply."""
         self.requests.append(request)
         self._arrived.set()
         return self.replies.pop(0) if self.replies else self.default
 
 
-class _Connection(asyncio.Protocol):
+class _UpstreamConnection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, server: FakeOpenAI) -> None:
@@ -128,7 +127,7 @@ class _Connection(asyncio.Protocol):
         self._current: Recorded | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as it is
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a TCP transport
         self.transport = transport
         self._server.connections.add(self)
         self._server.accepted += 1
@@ -186,7 +185,7 @@ class _Connection(asyncio.Protocol):
                 await event.wait()
             case Wait(event):
                 while not event.is_set():  # noqa: ASYNC110  (one of another thread)
-                    await asyncio.sleep(POLL)
+                    await asyncio.sleep(POLL_INTERVAL)
             case Hang():
                 await asyncio.Event().wait()
             case Garbage():

@@ -1,4 +1,4 @@
-"""Fixtures for pytest, found by it wherever ws_chat is installed. All else is imported where one is asked for."""
+"""Fixtures that pytest finds wherever ws_chat is installed. They import what they need when they are used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def fake_openai() -> Iterator[FakeOpenAI]:
-    """Return an OpenAI-compatible server that says what the test tells it to, in a thread of its own."""
+    """An OpenAI-compatible server in a thread of its own, which the test scripts."""
     from ws_chat.client.thread import LoopThread
     from ws_chat.testing.fake_openai import FakeOpenAI
 
@@ -27,7 +27,7 @@ def fake_openai() -> Iterator[FakeOpenAI]:
 
 @pytest.fixture
 def ws_chat_url(fake_openai: FakeOpenAI) -> Iterator[str]:
-    """Return the URL of a ws_chat server, with no setting of the environment, in front of `fake_openai`."""
+    """The URL of a ws_chat server in front of `fake_openai`, without the settings of the environment."""
     from ws_chat.server.app import create_app
     from ws_chat.server.settings import Settings
     from ws_chat.server.thread import serving

@@ -1,4 +1,4 @@
-"""What an upstream says in a test, and how it breaks: a reply is a list of steps, carried out in order."""
+"""The script of a fake upstream: a reply is a list of steps, executed in order."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DONE: Final = b"data: [DONE]\n\n"
-"""The event that ends a stream."""
+"""The last event of a stream."""
 
 
 class Cut:
-    """Close the connection politely, in the middle of the response."""
+    """Close the connection (FIN) in the middle of the response."""
 
 
 class Reset:
@@ -24,29 +24,29 @@ class Reset:
 
 
 class Hang:
-    """Say nothing more, and leave the connection open."""
+    """Send nothing more, and leave the connection open."""
 
 
 class Garbage:
-    """Break the transfer coding: what follows is no HTTP."""
+    """Break the chunked transfer coding."""
 
 
 @dataclass
 class Pause:
-    """Wait for some seconds."""
+    """Wait for so many seconds."""
 
     seconds: float
 
 
 @dataclass
 class Wait:
-    """Wait until the test sets the event: one of the server's event loop, or one of any thread."""
+    """Wait until the test sets the event, which belongs to the server's event loop or to any thread."""
 
     event: asyncio.Event | threading.Event
 
 
 Step: TypeAlias = bytes | Cut | Reset | Hang | Garbage | Pause | Wait
-"""Bytes are written in a write of their own: one read at the other end, as far as TCP lets a test say so."""
+"""Each `bytes` is a write of its own, and usually a read of its own at the other end."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Reply:
 
 
 def chunk(delta: dict[str, Any] | None = None, finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
-    """Return a chat completion chunk as OpenAI sends it; `logprobs` goes into its choice, all else beside it."""
+    """Return a chat completion chunk as OpenAI sends it. `logprobs` is set in the choice, others in the chunk."""
     choice: dict[str, Any] = {"index": 0, "delta": delta or {}, "finish_reason": finish_reason, "logprobs": None}
     if "logprobs" in more:
         choice["logprobs"] = more.pop("logprobs")
@@ -75,18 +75,18 @@ def chunk(delta: dict[str, Any] | None = None, finish_reason: str | None = None,
 
 
 def usage_chunk(prompt: int = 5, completion: int = 3) -> dict[str, Any]:
-    """Return the last chunk, which has usage (in tokens) and no choice."""
+    """Return the last chunk of a stream, with the usage in tokens and without a choice."""
     usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     return {**chunk(), "choices": [], "usage": usage}
 
 
 def sse(*values: Any, eol: str = "\n") -> bytes:
-    """Return events, one for each JSON value."""
+    """Return one event per JSON value."""
     return "".join(f"data: {json.dumps(v, ensure_ascii=False)}{eol}{eol}" for v in values).encode()
 
 
 def text(*contents: str, finish_reason: str | None = "stop", usage: bool = True, done: bool = True) -> list[bytes]:
-    """Return the steps of a whole answer, one step (so one read, mostly) for each event."""
+    """Return the steps of a whole answer, one per event."""
     steps = [sse(chunk({"role": "assistant", "content": ""}))]
     steps += [sse(chunk({"content": content})) for content in contents]
     if finish_reason:

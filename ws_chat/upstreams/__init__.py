@@ -1,1 +1,1 @@
-"""Where answers come from."""
+"""Upstreams: what produces answers."""

@@ -1,7 +1,7 @@
-"""One streamed chat completion (the OpenAI reference): the bytes of a response body becoming deltas. Pure.
+"""The parser of a streamed chat completion (the OpenAI reference): a response body in, deltas out. Pure.
 
-Servers differ in what they send besides: empty and choice-less chunks, comments, no `[DONE]`, an error object in
-mid-stream. All of it has its answer here; what is not the protocol at all raises.
+Compatible servers differ in detail: chunks without choices or with an empty delta, comments, no `[DONE]`, an error object
+in mid-stream. The differences end here; what is not the protocol raises.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from pydantic_core import from_json
 
-from ws_chat.protocol.deltas import substance
+from ws_chat.protocol.deltas import strip_empty
 from ws_chat.protocol.errors import ChatError
-from ws_chat.protocol.sse import Splitter
+from ws_chat.protocol.frames import DEEP, check_depth
+from ws_chat.protocol.sse import SSEDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
     from ws_chat.upstreams.base import Emit
 
 MESSAGE_LIMIT: Final = 1000
-"""Characters of an upstream's own message that are passed on."""
+"""Characters of an upstream's message that are passed on."""
 _LF: Final = 10
-DEEP: Final = 150
-"""An event with more opening brackets than this may be nested too deeply to be encoded again."""
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -36,7 +35,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Event(msgspec.Struct, gc=False):
-    """What is of use in a chat completion chunk, and in what stands in its place when something went wrong."""
+    """A chat completion chunk, or the error object in its place: the fields that are used."""
 
     choices: list[_Choice] | None = None
     usage: Any = None
@@ -49,53 +48,54 @@ class _Event(msgspec.Struct, gc=False):
 _decode: Final = msgspec.json.Decoder(_Event).decode
 
 
-class Answer:
-    """One answer: bytes in, deltas to `emit`, those of one read together, and all else into `outcome`.
+class CompletionParser:
+    """The parser of one streamed completion: deltas go to `emit`, those of one read together, the rest to `outcome`.
 
-    `on_more`, where it is set, is called after every read that leaves it finished and not done.
+    `mask` masks the operator's secrets in a message of the upstream. `on_tail`, where it is set, is called after each
+    read between the finish_reason and [DONE].
     """
 
-    __slots__ = ("_emit", "_mask", "_outcome", "_splitter", "done", "finished", "on_more")
+    __slots__ = ("_decoder", "_emit", "_mask", "_outcome", "done", "finished", "on_tail")
 
     def __init__(self, emit: Emit, outcome: Outcome, mask: Callable[[str], str]) -> None:
         self._emit = emit
         self._outcome = outcome
         self._mask = mask
-        self._splitter = Splitter()
-        self.finished = False  # a finish_reason has come
+        self._decoder = SSEDecoder()
+        self.finished = False  # the finish_reason has come
         self.done = False  # [DONE] has come
-        self.on_more: Callable[[], None] | None = None
+        self.on_tail: Callable[[], None] | None = None
 
     def feed(self, read: bytes) -> bool:
-        """Take one read; return whether that was all: [DONE] has come.
+        """Parse one read; return whether [DONE] has come.
 
         Raises ChatError, and NotAnEventStreamError, after what came before the fault was emitted.
         """
-        # One whole event, as in nearly every read of an answer that is being typed, needs no splitting.
+        # Nearly every read of an answer at a typing pace is one whole event, which the decoder need not see.
         if (
-            self._splitter.between
+            self._decoder.between
             and read.startswith(b"data: {")
             and read.find(b"\n") == len(read) - 2
             and read[-1] == _LF
             and b"\r" not in read
         ):
-            if delta := self._delta(read[6:-2]):
+            if delta := self._parse(read[6:-2]):
                 self._emit((delta,))
         else:
-            self._take(self._splitter.feed(read))
-        if self.finished and not self.done and self.on_more:
-            self.on_more()
+            self._parse_all(self._decoder.feed(read))
+        if self.finished and not self.done and self.on_tail:
+            self.on_tail()
         return self.done
 
     def end(self) -> None:
-        """Take the end of the stream. An event that was cut off in its middle was never sent.
+        """Parse what is left at the end of the stream, but for an event that was cut off.
 
         Raises ChatError and NotAnEventStreamError.
         """
         if not self.done:
-            self._take([data for data in self._splitter.end() if _is_whole(data)])
+            self._parse_all([data for data in self._decoder.end() if _is_whole(data)])
 
-    def _take(self, events: Sequence[bytes]) -> None:
+    def _parse_all(self, events: Sequence[bytes]) -> None:
         deltas: list[Delta] = []
         try:
             for data in events:
@@ -106,19 +106,18 @@ class Answer:
                         return
                     if not data:
                         continue
-                if delta := self._delta(data):
+                if delta := self._parse(data):
                     deltas.append(delta)
         finally:
-            # What came before an error in the same read was said, and is relayed.
             if deltas:
                 self._emit(deltas)
 
-    def _delta(self, data: bytes) -> Delta | None:
-        """Return what is worth sending of an event's delta, if there is something, and note the rest."""
+    def _parse(self, data: bytes) -> Delta | None:
+        """Return an event's delta without its empty fields, and record the rest."""
         try:
             event = _decode(data)
-            if len(data) > 2 * DEEP and data.count(b"[") + data.count(b"{") > DEEP:
-                from_json(data)  # refuses deep nesting
+            if len(data) > 2 * DEEP:
+                check_depth(data)
         except msgspec.ValidationError:
             raise ChatError("upstream_malformed", "The upstream sent an event that is no chat completion.") from None
         except (ValueError, RecursionError):
@@ -138,8 +137,8 @@ class Answer:
                     self.finished = True
                 delta = _with_logprobs(choice) if choice.logprobs else choice.delta
                 if not delta or (len(delta) == 1 and delta.get("content")):
-                    return delta  # as nearly always, and as `substance` would
-                return substance(delta)
+                    return delta  # nearly always, and strip_empty would return the same
+                return strip_empty(delta)
         return None
 
 
@@ -157,9 +156,9 @@ def _is_whole(data: bytes) -> bool:
 
 
 def error_message(body: object, mask: Callable[[str], str]) -> str | None:
-    """Find the message in an error body (OpenAI's, a bare one, FastAPI's `detail`, or plain text), masked.
+    """Return the masked message of an error body (OpenAI's, a bare one, FastAPI's `detail`, or plain text).
 
-    The SDK's parser lets through what no JSON can hold, such as half a surrogate pair: that is replaced.
+    Lone surrogates, which the SDK's parser lets through and no JSON can hold, are replaced.
     """
     while isinstance(body, dict | list):
         if isinstance(body, list):
@@ -170,6 +169,6 @@ def error_message(body: object, mask: Callable[[str], str]) -> str | None:
         return None
     message = body.strip()
     if len(message) > 2 * MESSAGE_LIMIT:
-        # Cut between words: a key that is cut in two is no longer recognised.
+        # Cut between words: half a key would not be masked.
         message = message[: 2 * MESSAGE_LIMIT].rpartition(" ")[0]
     return mask(message).encode(errors="replace").decode()[:MESSAGE_LIMIT] or None

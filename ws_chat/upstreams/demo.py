@@ -1,7 +1,7 @@
-"""The built-in demo: answers without a key, a network or a model, so that everything around it can be tried.
+"""The built-in demo: answers without a key, a network or a model.
 
-`demo` talks about the user's last message; the others are for whoever builds a front end and wants to see tool calls,
-reasoning, failures and silence on demand.
+`demo` talks about the user's last message. The other models show a developer of a front end tool calls, reasoning,
+failures and silence on demand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Behaviour:
-    """How one demo model answers: `rate` deltas per second (0: no pacing), and what it does besides."""
+    """How a demo model answers. `rate`: deltas per second, 0 for no pacing; `length`: deltas of an answer of numbers."""
 
     rate: float = 30.0
     reasons: bool = False
@@ -45,8 +45,7 @@ MODELS: Final = {
     "demo-break": _Behaviour(breaks=True),
     "demo-silent": _Behaviour(falls_silent=True),
 }
-FEW: Final = 5
-"""How many deltas come before a break or a silence."""
+DELTAS_BEFORE_FAILURE: Final = 5
 
 _PIECE: Final = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uff00-\uffef]|\s*[^\s\u3040-\u30ff\u3400-\u9fff\uff00-\uffef]+|\s+"
@@ -55,17 +54,17 @@ _CALLS: Final = (("get_weather", {"city": "Kyoto", "unit": "celsius"}), ("get_ti
 
 
 class DemoUpstream:
-    """Answers of our own. `timeout` is how many seconds `demo-silent` is silent before it counts as timed out."""
+    """The built-in answers. `timeout`: seconds after which the silence of `demo-silent` ends with `upstream_timeout`."""
 
     def __init__(self, *, timeout: float = 120.0) -> None:
         self._timeout = timeout
 
     def resolve(self, model: str | None) -> str:
-        """Return the demo model of that name; `demo` answers for every other."""
+        """Return the demo model of that name, else `demo`."""
         return model if model in MODELS else "demo"
 
     async def generate(self, request: Mapping[str, Any], emit: Emit, outcome: Outcome) -> None:
-        """Answer the last message. Raises ChatError where the model is one that fails."""
+        """Answer the last message. Raises ChatError where the model is to fail."""
         behaviour = MODELS[request["model"]]
         if behaviour.fails:
             raise ChatError("upstream_unavailable", "This is the demo model that always fails.")
@@ -75,9 +74,9 @@ class DemoUpstream:
         count = 0
         last = request["messages"][-1]
         for delta in _answer(behaviour, last):
-            if count == FEW and behaviour.breaks:
+            if count == DELTAS_BEFORE_FAILURE and behaviour.breaks:
                 return
-            if count == FEW and behaviour.falls_silent:
+            if count == DELTAS_BEFORE_FAILURE and behaviour.falls_silent:
                 await asyncio.sleep(self._timeout)
                 raise ChatError("upstream_timeout", "This is the demo model that falls silent.")
             due += pause
@@ -85,11 +84,12 @@ class DemoUpstream:
             emit([delta])
             count += 1
         outcome.finish_reason = "tool_calls" if _calls_tools(behaviour, last) else "stop"
-        asked = 1 + sum(len(_text(message)) for message in request["messages"]) // 4  # as OpenAI's rule of thumb has it
-        outcome.usage = {"prompt_tokens": asked, "completion_tokens": count, "total_tokens": asked + count}
+        # OpenAI's rule of thumb: four characters a token.
+        prompt = 1 + sum(len(_text(message)) for message in request["messages"]) // 4
+        outcome.usage = {"prompt_tokens": prompt, "completion_tokens": count, "total_tokens": prompt + count}
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def _answer(behaviour: _Behaviour, last: Mapping[str, Any]) -> Iterator[Delta]:
@@ -112,7 +112,7 @@ def _calls_tools(behaviour: _Behaviour, last: Mapping[str, Any]) -> bool:
 
 
 def _tool_calls() -> Iterator[Delta]:
-    """Two parallel calls, in pieces, as OpenAI streams them: the head of each, then its arguments."""
+    """Yield two parallel calls in pieces, as OpenAI streams them: the head of each, then its arguments."""
     for index, (name, arguments) in enumerate(_CALLS):
         head = {"index": index, "id": f"call_demo_{index}", "type": "function"}
         yield {"tool_calls": [{**head, "function": {"name": name, "arguments": ""}}]}
@@ -121,19 +121,19 @@ def _tool_calls() -> Iterator[Delta]:
 
 
 def _reply(last: Mapping[str, Any]) -> str:
-    said = _text(last).strip()
-    quoted = said if len(said) <= 200 else said[:200] + "…"
-    heard = f"The tool says: {quoted}" if last["role"] == "tool" else f"You said: “{quoted}”"
+    text = _text(last).strip()
+    quoted = text if len(text) <= 200 else text[:200] + "…"
+    echo = f"The tool says: {quoted}" if last["role"] == "tool" else f"You said: “{quoted}”"
     return (
-        f"{heard}\n\n"
-        f"That is {len(said)} character{'' if len(said) == 1 else 's'}. "
+        f"{echo}\n\n"
+        f"That is {len(text)} character{'' if len(text) == 1 else 's'}. "
         "I am the built-in demo, so no model has seen them: これはデモの返事です 🎈\n"
         "Set OPENAI_API_KEY or OPENAI_BASE_URL, start the server again, and a real model answers here."
     )
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    """Return the text of a message: its content, or the text parts of it."""
+    """Return the text of a message: its content, or the text parts of that."""
     content = message.get("content")
     if isinstance(content, list):
         texts = (part.get("text") for part in content if isinstance(part, dict))

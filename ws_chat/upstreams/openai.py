@@ -1,8 +1,8 @@
 """OpenAI and every server that speaks its chat-completions protocol, through the official SDK.
 
-From the SDK come the request and the connection: keys, retries (only before the answer begins), pool, status errors.
-The answer itself is read as bytes and split and decoded here, because the SDK's parsed chunks cost many times more
-than the rest of a token's path, and because the SDK reports neither a truncated stream nor one that is no stream.
+The SDK makes the request and the connection: keys, retries (only before the answer starts), status errors. The answer
+itself is read as bytes and parsed here: the SDK's parsed chunks cost many times more than the rest of a token's path, and
+the SDK reports neither a truncated stream nor one that is no event stream.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from ws_chat.protocol.errors import ChatError
 from ws_chat.protocol.sse import NotAnEventStreamError
-from ws_chat.upstreams.completion import Answer, error_message
+from ws_chat.upstreams.completion import CompletionParser, error_message
 from ws_chat.upstreams.http.connection import DRAIN_TIMEOUT
 from ws_chat.upstreams.http.transport import PUSHED, PushTransport
 
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ws_chat.upstream")
 
 CONNECT_TIMEOUT: Final = 10.0
-GRACE: Final = 3.0
-"""Seconds of silence after a finish_reason, for the usage and [DONE] that some servers never send."""
+TAIL_TIMEOUT: Final = 3.0
+"""Seconds to wait after a finish_reason for usage and [DONE], which some servers never send."""
 MAX_RETRY_AFTER: Final = 7 * 24 * 3600.0
 
-# Foreign errors and what they are called here, first match; the SDK's timeout is one of its connection errors.
-_FAULTS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
+# The first match counts: the SDK's timeout is one of its connection errors.
+_TRANSLATIONS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
     (
         (openai.APITimeoutError, httpx2.TimeoutException, TimeoutError),
         "upstream_timeout",
@@ -58,7 +58,7 @@ _FAULTS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
 class OpenAIUpstream:
     """Answers from an OpenAI-compatible server.
 
-    `timeout` is how many seconds it may be silent, before the answer's first byte and between bytes.
+    `timeout`: seconds of silence, before the answer's first byte and between bytes.
     """
 
     def __init__(
@@ -67,20 +67,20 @@ class OpenAIUpstream:
         self._model = model
         self._client = _client(api_key, base_url, timeout)
         self._mask = _masking(api_key)
-        self._without_usage: set[str] = set()  # models whose servers refuse to be asked for it
+        self._without_usage: set[str] = set()  # models whose servers refuse to report it
 
     def resolve(self, model: str | None) -> str:
-        """Return the model asked for, or the configured one."""
+        """Return `model`, or the configured one."""
         return model or self._model
 
     async def generate(self, request: Mapping[str, Any], emit: Emit, outcome: Outcome) -> None:
         """Relay one streamed chat completion. Raises ChatError (every `upstream_…` code)."""
-        answer = Answer(emit, outcome, self._mask)
+        parser = CompletionParser(emit, outcome, self._mask)
         try:
-            await self._relay(request, answer)
+            await self._relay(request, parser)
         except (ChatError, openai.APIError, httpx2.HTTPError, NotAnEventStreamError, TimeoutError) as error:
-            if answer.finished:
-                return  # what breaks after a finish_reason breaks no answer
+            if parser.finished:
+                return  # the answer is complete
             if isinstance(error, ChatError):
                 raise
             self._log(error)
@@ -90,27 +90,27 @@ class OpenAIUpstream:
         """Close every connection."""
         await self._client.close()
 
-    async def _relay(self, request: Mapping[str, Any], answer: Answer) -> None:
+    async def _relay(self, request: Mapping[str, Any], parser: CompletionParser) -> None:
         loop = asyncio.get_running_loop()
         response = await self._open(request)
         try:
-            async with asyncio.timeout(None) as grace:
-                answer.on_more = lambda: grace.reschedule(loop.time() + GRACE)
+            async with asyncio.timeout(None) as tail:
+                parser.on_tail = lambda: tail.reschedule(loop.time() + TAIL_TIMEOUT)
                 body = response.extensions.get(PUSHED)
                 if body is not None and "content-encoding" not in response.headers:
-                    await body.push(answer.feed)
+                    await body.push(parser.feed)
                 else:
                     async with contextlib.aclosing(response.aiter_bytes()) as reads:
                         async for read in reads:
-                            if answer.feed(read):
+                            if parser.feed(read):
                                 await _drain(reads)
                                 break
-            answer.end()
+            parser.end()
         finally:
             await response.aclose()
 
     async def _open(self, request: Mapping[str, Any]) -> httpx2.Response:
-        """Send the request, asking for usage; without asking, where the server refuses that."""
+        """Send the request with `include_usage`, and without it where the server refuses that."""
         options = request.get("stream_options", {})
         model = request["model"]
         if model in self._without_usage or not isinstance(options, dict) or "include_usage" in options:
@@ -125,7 +125,7 @@ class OpenAIUpstream:
         return response
 
     async def _post(self, body: Mapping[str, Any]) -> httpx2.Response:
-        # The documented way to any endpoint. `chat.completions.create` walks every message of the history first.
+        # The SDK's documented way to any endpoint: `chat.completions.create` walks every message of the history.
         response = await self._client.post(
             "/chat/completions",
             cast_to=httpx2.Response,
@@ -136,7 +136,7 @@ class OpenAIUpstream:
         return cast("httpx2.Response", response)  # what `cast_to` asks for; the overloads do not say so
 
     def _log(self, error: Exception) -> None:
-        """Tell the operator what the client is not told: where, and the innermost cause. Never what was said."""
+        """Log what the client is not sent: the address and the innermost cause. Never a message's content."""
         if isinstance(error, openai.APIStatusError):
             logger.warning("%s answered with status %d", self._client.base_url, error.status_code)
             return
@@ -150,24 +150,24 @@ class OpenAIUpstream:
             return self._status_error(error.response, error.body)
         if isinstance(error, httpx2.RemoteProtocolError) and "peer closed" in str(error):
             return ChatError("upstream_incomplete", "The upstream's answer was cut off.")
-        code, message = next((code, message) for kinds, code, message in _FAULTS if isinstance(error, kinds))
+        code, message = next((code, message) for kinds, code, message in _TRANSLATIONS if isinstance(error, kinds))
         return ChatError(code, message)
 
     def _status_error(self, response: httpx2.Response, body: object) -> ChatError:
         status = response.status_code
-        said = f"The upstream answered with status {status}."
+        fallback = f"The upstream answered with status {status}."
         if status in (401, 403):
             return ChatError("upstream_auth", "The upstream did not accept this server's credentials.")
         if status == 429:
-            retry_after = _seconds(response.headers.get("retry-after"))
-            return ChatError("upstream_rate_limited", error_message(body, self._mask) or said, retry_after=retry_after)
+            message = error_message(body, self._mask) or fallback
+            return ChatError("upstream_rate_limited", message, retry_after=_retry_after(response.headers))
         if 400 <= status < 500:
-            return ChatError("upstream_rejected", error_message(body, self._mask) or said, status=status)
-        return ChatError("upstream_unavailable", said)
+            return ChatError("upstream_rejected", error_message(body, self._mask) or fallback, status=status)
+        return ChatError("upstream_unavailable", fallback)
 
 
 async def _drain(reads: AsyncIterator[bytes]) -> None:
-    """Read a stream to its end, which is next after [DONE]: only then can its connection serve another request."""
+    """Read a stream to its end, which follows [DONE]: only then is its connection free for another request."""
     with contextlib.suppress(TimeoutError, httpx2.HTTPError):
         async with asyncio.timeout(DRAIN_TIMEOUT):
             async for _ in reads:
@@ -176,19 +176,22 @@ async def _drain(reads: AsyncIterator[bytes]) -> None:
 
 def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncOpenAI:
     timeouts = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None)
-    # An empty OPENAI_BASE_URL counts as none, but not for the SDK, which would read it again.
+    # Given always: the SDK would read an empty OPENAI_BASE_URL as a URL.
     url = httpx2.URL(base_url or "https://api.openai.com/v1")
-    # As httpx2 would send it, but not in the URL, which its log and ours contain.
+    # As httpx2 would send it, but not in the URL, which is logged.
     auth = (url.username, url.password) if url.userinfo else None
     if urllib.request.getproxies().keys() & {"http", "https", "all"}:
-        # Through a proxy of the environment httpx2 finds its own way. How many run is the relay's to limit.
+        # httpx2 connects through the proxy. The relay limits how many requests run.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         http_client = DefaultAsyncHttpxClient(limits=limits, timeout=timeouts, auth=auth)
     else:
         http_client = DefaultAsyncHttpxClient(transport=PushTransport(), timeout=timeouts, auth=auth)
-    # The SDK insists on a key; servers that need none ignore it.
-    url = url.copy_with(userinfo=b"")
-    return AsyncOpenAI(api_key=api_key or "none", base_url=url, timeout=timeouts, http_client=http_client)
+    return AsyncOpenAI(
+        api_key=api_key or "none",  # the SDK requires one
+        base_url=url.copy_with(userinfo=b""),
+        timeout=timeouts,
+        http_client=http_client,
+    )
 
 
 def _refuses_usage(error: openai.APIStatusError) -> bool:
@@ -196,29 +199,30 @@ def _refuses_usage(error: openai.APIStatusError) -> bool:
 
 
 def _masking(api_key: str | None) -> Callable[[str], str]:
-    """Return a function that masks this key and whatever else looks like one of the operator's secrets."""
+    """Return a function that masks this key and anything that looks like a secret of the operator."""
     patterns = [
         r"(?i:\bBearer\s+[^\s,;]+)",
         r"(?i:\b(?:sk|pk|rk|gsk|xai)-[\w*.-]{4,})",
         r"(?i:\b(?:org|proj)[-_]\w{8,})",
         r"[^\s*]*\*{3}\S*",
     ]
-    if api_key and len(api_key) >= 8:  # a shorter one, like EMPTY or ollama, is a placeholder and may be a word
+    if api_key and len(api_key) >= 8:  # a shorter one is a placeholder, like EMPTY or ollama, and may be a word
         patterns.insert(0, re.escape(api_key))
-        patterns.append(re.escape(api_key[:4]) + r"[\w-]*(?:\.{2,}|…)\S*")  # as servers quote one: abcd...wxyz
+        patterns.append(re.escape(api_key[:4]) + r"[\w-]*(?:\.{2,}|…)\S*")  # as servers quote it: abcd...wxyz
     secrets = re.compile("|".join(patterns))
     return lambda message: secrets.sub("***", message)
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    """Read a Retry-After header (RFC 9110): seconds, or a date. None for what makes no sense."""
-    if retry_after is None:
+def _retry_after(headers: httpx2.Headers) -> float | None:
+    """Return the seconds of a Retry-After header (RFC 9110), which may be a date; None for what makes no sense."""
+    value = headers.get("retry-after")
+    if value is None:
         return None
     try:
-        seconds = float(retry_after)
+        seconds = float(value)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
         except (ValueError, OverflowError):
             return None
     return max(0.0, seconds) if seconds <= MAX_RETRY_AFTER else None

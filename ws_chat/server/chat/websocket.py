@@ -37,7 +37,7 @@ TOO_LARGE: Final = 1009
 INTERNAL_ERROR: Final = 1011
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds in which a frame is answered: by then with `overloaded`."""
-ORDER_TIMEOUT: Final = 0.1
+ORDER_TIMEOUT: Final = 1.0
 """Seconds that receiving waits for the answer: what takes no longer is answered in the order in which it came."""
 MAX_UNANSWERED: Final = 64
 """How many frames wait for their answers, with as many bytes as one may have, before a client is read no further."""

@@ -9,7 +9,7 @@ Invariants, with the tests that hold them:
 - Backpressure is the transport's, for both ways of writing (uvicorn has it since #3048). Pongs are subject to it too
   (tests/test_websocket.py: test_pings_of_a_client_that_does_not_read_pile_up_nowhere).
 - Frames are parsed SLICE_BYTES at a time, for PARSE_TIMEOUT in one turn of the event loop: a read of thousands of tiny
-  frames holds nobody up (tests/test_holding.py: test_one_that_floods_disturbs_nobody).
+  frames delays no other connection (tests/test_holding.py: test_one_that_floods_disturbs_nobody).
 - Reading is paused while a message waits for the application, or slices for the parser; the application always has a
   task in `receive`, so pongs and close frames are read
   (tests/test_websocket.py: test_a_client_that_asks_without_reading_is_slowed_down_and_loses_nothing).

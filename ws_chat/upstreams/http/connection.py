@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
         Being cancelled closes the connection. Raises httpx2's errors, and StaleConnectionError.
         """
         if self.closing:
-            # `connection_lost` may have been called already, and would wake nobody.
+            # `connection_lost`, which would end the wait, may have been called already.
             raise StaleConnectionError if self._served else httpx2.RemoteProtocolError("Server disconnected at once.")
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
