@@ -5,11 +5,15 @@ A block that no test runs has a line `<!-- not run: the reason -->` before it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import re
+import signal
 from dataclasses import dataclass
 
 import pytest
-from processes import ROOT
+from processes import ROOT, environment
 
 BLOCK = re.compile(r"(?:^<!-- not run: (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -67,3 +71,26 @@ def claim_one(page: str, language: str, containing: str = "") -> str:
 def each(blocks: list[Block]) -> pytest.MarkDecorator:
     """Run a test for each of these blocks."""
     return pytest.mark.parametrize("block", blocks, ids=[block.where for block in blocks])
+
+
+async def output_until(wanted: bytes, command: str) -> bytes:
+    """Run a command of bash until `wanted` is in what it prints; end it, and return all of that."""
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-ec", command),
+        env=environment(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout
+    out = b""
+    try:
+        while wanted not in out:
+            more = await process.stdout.read(65536)
+            assert more, f"it ended before it printed {wanted!r}:\n{out.decode()}"
+            out += more
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        await process.wait()
+    return out

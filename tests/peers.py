@@ -27,6 +27,8 @@ FRAME = b"\x81" + bytes([0x80 | len(CHAT)]) + bytes(4) + CHAT
 """A chat as a masked WebSocket frame (RFC 6455, section 5.2)."""
 SMALL = 4096
 """Bytes of a buffer that is soon full."""
+MODERATE = 1 << 16
+"""Bytes of one that takes many requests, and does not grow to megabytes, as the kernel would let it."""
 
 
 async def connected(service: Service, *, buffer: int | None = None) -> socket.socket:
@@ -71,7 +73,7 @@ async def closed(peer: socket.socket) -> None:
 async def slow_socket(service: Service, **connecting: Any) -> AsyncIterator[Socket]:
     """Open a WebSocket with small kernel buffers on the way to the client: one that does not read soon fills them."""
     peer = await connected(service, buffer=SMALL)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # the kernel would let it grow to megabytes
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MODERATE)
     options = {"max_size": None, "max_queue": 1, "open_timeout": None, "ping_interval": None, **connecting}
     async with connect(service.ws_url, sock=peer, **options) as connection:
         await narrow(service, peer)
@@ -85,7 +87,7 @@ def roomy(client: Socket) -> None:
 
 
 async def narrow(service: Service, peer: socket.socket) -> None:
-    """Make the server's send buffer of the connection to `peer` small."""
+    """Make the server's send buffer of the connection to `peer` small, and keep its receive buffer from growing."""
 
     def found() -> Any:
         protocols = service.server.server_state.connections
@@ -94,6 +96,7 @@ async def narrow(service: Service, peer: socket.socket) -> None:
     protocol = await until(found, "the server to accept the connection")
     ours = protocol.transport.get_extra_info("socket")
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MODERATE)
 
 
 def accepts(service: Service) -> Callable[[], Any]:

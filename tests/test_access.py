@@ -252,7 +252,7 @@ async def test_generations_of_a_principal_at_once(serve, fake):
         await other.send({"type": "cancel", "id": "r2"})
         await other.until_end("r2")
         assert (await one.ask({"messages": HELLO, "id": "r3"}))["type"] in ("token", "start", "done")
-    await until(lambda: service.relay.running == 1, "all to end but r3")
+    await until(lambda: service.relay.running <= 1, "all to end but r3")
 
 
 async def test_no_answer_holds_a_key(serve, caplog):

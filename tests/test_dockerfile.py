@@ -96,7 +96,9 @@ async def build(words: list[str], folder: Path) -> None:
         assert warning not in printed
 
 
-async def test_what_it_builds_serves_is_healthy_and_drains(tmp_path):
+@pytest.fixture
+async def opt(tmp_path):
+    """Run the build; return what stands for /opt in it."""
     opt, source = tmp_path / "opt", tmp_path / "src"
     source.mkdir()
     for given in the("COPY"):
@@ -110,7 +112,10 @@ async def test_what_it_builds_serves_is_healthy_and_drains(tmp_path):
                     shutil.copy(path, source / target)
     for given in the("RUN"):
         await build([word.replace("/opt/", f"{opt}/") for word in command(given)], source)
+    return opt
 
+
+async def test_what_it_builds_serves_is_healthy_and_drains(opt, tmp_path):
     port = free_port()
     (path,) = [given.removeprefix("PATH=").removesuffix(":$PATH") for given in the("ENV")]
     folder = path.replace("/opt/", f"{opt}/")

@@ -52,7 +52,8 @@ async def test_who_asks(served):
 
 def test_an_upstream_of_ones_own(served):
     with served(UPSTREAM) as url:
-        answered = httpx.post(f"{url}/v1/chat/stream", json=[{"role": "user", "content": "pretty bird"}])
+        asked = [{"role": "user", "content": "pretty bird"}]
+        answered = httpx.post(f"{url}/v1/chat/stream", json=asked, timeout=None)
 
     assert answered.text == "data: pretty \n\ndata: bird \n\nevent: done\ndata: [DONE]\n\n"
     _, _, rest = UPSTREAM.partition("class Parrot")

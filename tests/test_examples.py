@@ -88,10 +88,9 @@ async def test_python_is_interrupted_with_control_c(service, fake):
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(30):
-        assert await process.stdout.readexactly(6) == b"typing"
-        process.send_signal(signal.SIGINT)
-        out, err = await process.communicate()
-        await fake.requests[0].closed.wait()
+    assert await process.stdout.readexactly(6) == b"typing"
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    await fake.requests[0].closed.wait()
 
     assert (process.returncode, out, err) == (0, b"\n", b"(cancelled after 1 deltas)\n")

@@ -118,7 +118,7 @@ async def test_no_more_are_asked_about_at_once_than_may_be_connected(fake):
         first = asyncio.create_task(service.post({"messages": HELLO}))
         await asked.wait()
         with pytest.raises(InvalidStatus) as refused:
-            await connect(service.ws_url)
+            await connect(service.ws_url, open_timeout=None)
         known.set()
         assert (await first).status_code == 200
         assert (await service.post({"messages": HELLO})).status_code == 200
@@ -133,7 +133,7 @@ async def test_both_doors_are_below_the_prefix(protocols, site, fake):
         async with service.socket(additional_headers=ALICE) as socket:
             frames = await socket.chat(id="r1")
         again = await service.post({"messages": HELLO, "id": "r1"}, **ALICE)
-        async with httpx.AsyncClient(base_url=service.url, headers=ALICE) as client:
+        async with httpx.AsyncClient(base_url=service.url, headers=ALICE, timeout=None) as client:
             followed = await client.get("/v1/chat/stream/r1?format=frames&after=1")
             at_end = await client.get("/v1/chat/stream/r1", headers={"Last-Event-ID": "3"})
             deleted = await client.delete("/v1/chat/stream/r1")
@@ -183,8 +183,8 @@ async def test_whom_the_dependency_refuses_is_refused_at_both_doors(protocols, h
         service = below(around)
         answered = await service.post(**headers)
         with pytest.raises(InvalidStatus) as refused:
-            await connect(service.ws_url, additional_headers=headers).__aenter__()
-        async with httpx.AsyncClient(headers=headers) as client:
+            await connect(service.ws_url, additional_headers=headers, open_timeout=None).__aenter__()
+        async with httpx.AsyncClient(headers=headers, timeout=None) as client:
             deleted = await client.delete(service.stream_url + "/r1")
 
     assert {answered.status_code, deleted.status_code, refused.value.response.status_code} == {status}
@@ -238,7 +238,7 @@ async def test_a_principal_of_no_use_is_an_error_of_the_server(fake, caplog):
 
 
 async def test_the_docs_are_those_of_the_part(site):
-    async with site.running("ours") as around, httpx.AsyncClient(base_url=around.url) as client:
+    async with site.running("ours") as around, httpx.AsyncClient(base_url=around.url, timeout=None) as client:
         described = (await client.get("/chat/openapi.json")).json()
         page = await client.get("/chat/docs")
         own = (await client.get("/openapi.json")).json()
@@ -306,7 +306,9 @@ async def test_a_drain_ends_what_runs(site, fake):
     fake.default = Reply([sse(chunk({"content": "a"})), Hang()])
     async with contextlib.AsyncExitStack() as stack:
         around = await stack.enter_async_context(site.running("ours"))
-        connection = await stack.enter_async_context(connect(below(around).ws_url, additional_headers=ALICE))
+        connection = await stack.enter_async_context(
+            connect(below(around).ws_url, additional_headers=ALICE, open_timeout=None)
+        )
         socket = Socket(connection)
         await socket.ask({"messages": HELLO})
         await socket.receive()
@@ -325,15 +327,16 @@ async def test_a_drain_ends_what_runs(site, fake):
 
 async def test_two_are_drained_together(fake):
     app = FastAPI()
-    settings = Settings(openai_base_url=fake.base_url, drain_timeout=0, write_timeout=5)
+    settings = Settings(openai_base_url=fake.base_url, drain_timeout=0, write_timeout=60)
     one = mount(app, "/one", principal=None, settings=settings)
     two = mount(app, "/two", principal=None, settings=settings)
     app.state.relay, app.state.connections = one.state.relay, one.state.connections
     fake.default = Reply([sse(chunk({"content": "a"})), Hang()])
     async with contextlib.AsyncExitStack() as stack:
         around = await stack.enter_async_context(running(app, settings))
+        at = around.url.replace("http", "ws")
         sockets = [
-            Socket(await stack.enter_async_context(connect(f"{around.url.replace('http', 'ws')}/{path}/v1/chat/ws")))
+            Socket(await stack.enter_async_context(connect(f"{at}/{path}/v1/chat/ws", open_timeout=None)))
             for path in ("one", "two")
         ]
         for socket in sockets:

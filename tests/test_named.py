@@ -340,6 +340,7 @@ async def test_a_reader_that_moved_counts_once(serve, fake):
     fake.default = Reply([*text("a")[:2], Hang()])
     async with service.socket() as socket:
         await socket.send({"messages": HELLO, "id": "r1"})
+        await fake.request()
         for _ in range(3):
             await socket.send({"type": "resume", "id": "r1"})
         assert (await socket.ask({"type": "ping"}))["id"] == "r1"

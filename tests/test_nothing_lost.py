@@ -126,4 +126,4 @@ def arguments_of(deltas: list) -> dict:
 async def test_connections_that_are_reset_at_random(monkeypatch):
     for name in ("FIRST_PAUSE", "LONGEST_PAUSE"):  # which the soak sets
         monkeypatch.setattr(backoff, name, getattr(backoff, name))
-    await soak.drops(generations=30, wanted=100, seed=1)
+    await soak.drops(generations=16, wanted=50, seed=1)

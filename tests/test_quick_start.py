@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from blocks import claim
+from blocks import claim, output_until
 from processes import need, output, program
 
 pytestmark = pytest.mark.anyio
@@ -37,30 +37,41 @@ def test_every_block_is_followed():
     assert len(BLOCKS) == 9
 
 
-async def test_from_its_top_to_its_end(fake, tmp_path, monkeypatch):
+PLAIN, WHOLE, BROKEN, AGAIN, ON, WITH_KEY = ASKED
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Be in a folder without any settings."""
     need("curl")
     monkeypatch.chdir(tmp_path)
-    plain, whole, broken, again, on, with_key = ASKED
+
+
+async def test_the_demo():
     async with served(SERVERS[0]) as server:
         port = await server.port()
-        assert "“Hello?”" in typed(await shell(plain, port))
-        frames = [json.loads(line[6:]) for line in (await shell(whole, port)).splitlines() if line.startswith(b"data:")]
+        assert "“Hello?”" in typed(await shell(PLAIN, port))
+        frames = [json.loads(line[6:]) for line in (await shell(WHOLE, port)).splitlines() if line.startswith(b"data:")]
         assert [frames[0]["type"], frames[-1]["type"]] == ["start", "done"]
-        first = await shell(broken, port)
-        assert b"id: 5\n" in first
-        assert b"[DONE]" not in first, "it was left in the middle"
-        both = (await shell(again, port)).split(b"[DONE]")
+        # The page leaves this one after a second.
+        assert " -m 1 " in BROKEN
+        await output_until(b"id: 5\n", BROKEN.replace("-m 1 ", "").replace("127.0.0.1:8000", f"127.0.0.1:{port}"))
+        both = (await shell(AGAIN, port)).split(b"[DONE]")
         assert "“Tell me a story.”" in typed(both[0])
         assert min(int(line[4:]) for line in both[1].splitlines() if line.startswith(b"id: ")) > 5
-        assert "“And then?”" in typed(await shell(on, port))
+        assert "“And then?”" in typed(await shell(ON, port))
 
-    # The page names Ollama's own address; here the fake upstream has another.
+
+async def test_a_real_model(fake):
+    """The page names Ollama's own address; here the fake upstream has another."""
     async with served(SERVERS[1].replace("http://127.0.0.1:11434/v1", fake.base_url)) as server:
-        assert typed(await shell(plain, await server.port())) == "Hello[DONE]"
+        assert typed(await shell(PLAIN, await server.port())) == "Hello[DONE]"
     assert fake.requests[0].body["model"] == "llama3.2"
 
+
+async def test_for_others():
     assert "--host 0.0.0.0" in SERVERS[2]
     async with served(SERVERS[2].replace("--host 0.0.0.0", "")) as server:
         port = await server.port()
-        assert "“Hello?”" in typed(await shell(with_key, port))
-        assert b'"unauthorized"' in await shell(plain, port)
+        assert "“Hello?”" in typed(await shell(WITH_KEY, port))
+        assert b'"unauthorized"' in await shell(PLAIN, port)

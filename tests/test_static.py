@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_the_browser_client_is_served(service):
-    async with httpx.AsyncClient(base_url=service.url) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=None) as client:
         response = await client.get("/static/ws-chat.js")
         again = await client.get("/static/ws-chat.js", headers={"If-None-Match": response.headers["ETag"]})
 
@@ -33,7 +33,7 @@ async def test_the_browser_client_is_served(service):
 
 async def test_the_page_is_served(serve):
     service = await serve(models=('m"1', "<m2>", "m*"), model="m0", api_keys=("the-key",))
-    async with httpx.AsyncClient(base_url=service.url) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=None) as client:
         response = await client.get("/")
         head = await client.head("/")
 
@@ -48,7 +48,7 @@ async def test_the_page_is_served(serve):
 
 async def test_the_demo_offers_its_models(serve):
     service = await serve(openai_api_key=None, openai_base_url=None)
-    async with httpx.AsyncClient(base_url=service.url) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=None) as client:
         page = (await client.get("/")).text
 
     assert html.escape(json.dumps(list(demo.MODELS))) in page
@@ -67,7 +67,7 @@ def test_vendored_files_are_of_the_versions_that_are_named():
 
 @pytest.mark.parametrize("path", ["/static", "/static/", "/static/no.js", "/static/../app.py", "/static/%2e%2e/app.py"])
 async def test_nothing_else_is(path, service):
-    async with httpx.AsyncClient(base_url=service.url) as client:
+    async with httpx.AsyncClient(base_url=service.url, timeout=None) as client:
         response = await client.get(path, follow_redirects=True)
 
     assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
@@ -75,6 +75,6 @@ async def test_nothing_else_is(path, service):
 
 async def test_there_is_no_socket_among_them(service):
     with pytest.raises(InvalidStatus) as refused:
-        await connect(service.url.replace("http", "ws") + "/static/ws-chat.js").__aenter__()
+        await connect(service.url.replace("http", "ws") + "/static/ws-chat.js", open_timeout=None).__aenter__()
 
     assert refused.value.response.status_code == 404

@@ -314,7 +314,7 @@ async def test_local_serves_nobody_else(fake):
         await process.stdout.readline()
         ports = set(listening(process.pid))
         assert len(ports) == 1
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=None) as client:
             response = await client.post(f"http://127.0.0.1:{ports.pop()}/v1/chat/stream", json={"messages": HELLO})
 
     assert response.status_code == 401

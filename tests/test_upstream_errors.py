@@ -16,8 +16,8 @@ from conftest import HELLO, both_paths, events, joined
 
 from ws_chat.protocol.errors import CODES
 from ws_chat.testing import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text, usage_chunk
-from ws_chat.upstreams.http import connection as connection_module
 from ws_chat.upstreams import openai as openai_module
+from ws_chat.upstreams.http import connection as connection_module
 
 pytestmark = [pytest.mark.anyio, both_paths]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import re
 import signal
@@ -68,7 +69,9 @@ async def cable():
     """Give the name of a network namespace, an address of ours that it reaches, and what pulls the cable."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
+    # Another run of the tests may have its own at the same time.
     name, ours, theirs = f"ws{os.getpid()}", f"ws{os.getpid()}a", f"ws{os.getpid()}b"
+    network = ipaddress.IPv4Address("10.231.0.0") + os.getpid() % (1 << 14) * 4
 
     async def ip(*command: str) -> int:
         return (await output("ip", *command))[0]
@@ -77,11 +80,11 @@ async def cable():
         if await ip("netns", "add", name) or await ip("link", "add", ours, "type", "veth", "peer", "name", theirs):
             pytest.skip("no network namespace can be made here")
         await ip("link", "set", theirs, "netns", name)
-        await ip("addr", "add", "10.231.7.1/30", "dev", ours)
+        await ip("addr", "add", f"{network + 1}/30", "dev", ours)
         await ip("link", "set", ours, "up")
-        await ip("-n", name, "addr", "add", "10.231.7.2/30", "dev", theirs)
+        await ip("-n", name, "addr", "add", f"{network + 2}/30", "dev", theirs)
         await ip("-n", name, "link", "set", theirs, "up")
-        yield name, "10.231.7.1", lambda: ip("link", "set", ours, "down")
+        yield name, str(network + 1), lambda: ip("link", "set", ours, "down")
     finally:
         await ip("link", "del", ours)
         await ip("netns", "del", name)
