@@ -70,7 +70,7 @@ function timed(name, run, { chance = 0.5, ...options } = {}) {
   test(name, async () => {
     const clock = new Clock();
     globalThis.timed = { ...clock, Math: { min: Math.min, random: () => chance } };
-    const source = await readFile(new URL("../ws_chat/static/ws-chat.js", import.meta.url), "utf8");
+    const source = await readFile(new URL("../ws_chat/server/page/static/ws-chat.js", import.meta.url), "utf8");
     const names = "const { setTimeout, clearTimeout, performance, Math } = globalThis.timed;";
     const client = await import(`data:text/javascript,${encodeURIComponent(`${names}\n${source}`)}`);
     await using(client.connect(url, options), (chat) => run(chat, clock));

@@ -139,7 +139,7 @@ async def test_what_it_builds_serves_is_healthy_and_drains(opt, tmp_path):
             answered = await client.post(url, json={"messages": HELLO, "model": "demo-fast"})
         assert "[DONE]" in answered.text
         server.send_signal(signal.SIGTERM)
-        await running.until_logged("Draining")
+        await running.until_logged("waiting for running answers")
         assert await server.wait() == 0
     finally:
         if server.returncode is None:

@@ -211,7 +211,7 @@ async def test_workers_are_replaced_one_by_one_and_nobody_is_turned_away(serving
         async with connected(url) as websocket:
             await websocket.send(json.dumps(SILENT))
             server.process.send_signal(signal.SIGHUP)
-            both_drain = asyncio.create_task(server.until_logged("(?s)Draining.*Draining"))
+            both_drain = asyncio.create_task(server.until_logged("(?s)waiting for running answers.*waiting for running answers"))
             while not both_drain.done():
                 assert (await client.get(f"{url}/readyz")).status_code == 200
                 await asyncio.wait({both_drain}, timeout=0.05)  # between two requests: workers start meanwhile

@@ -143,14 +143,14 @@ async def test_who_dawdles_with_a_request_is_closed(begun, serve, monkeypatch):
 async def test_an_answer_may_take_longer_than_a_request(service, fake, monkeypatch):
     """While an answer is under way, no timer is left that would end its connection."""
     timers = []
-    await_within = http.DirectHTTPProtocol._await_within
+    close_after = http.DirectHTTPProtocol._close_after
 
     def recorded(protocol: http.DirectHTTPProtocol, seconds: float | None) -> None:
-        await_within(protocol, seconds)
+        close_after(protocol, seconds)
         if protocol._slow:
             timers.append(protocol._slow)
 
-    monkeypatch.setattr(http.DirectHTTPProtocol, "_await_within", recorded)
+    monkeypatch.setattr(http.DirectHTTPProtocol, "_close_after", recorded)
     go = asyncio.Event()
     first, *rest = text("a", "b")[1:]
     fake.default = Reply([first, Wait(go), *rest])
@@ -291,7 +291,7 @@ async def behind(service) -> None:
     """Wait until the only connection takes no more bytes."""
     await until(lambda: service.server.server_state.connections, "the connection")
     (protocol,) = service.server.server_state.connections
-    await until(lambda: not protocol.takes_bytes(), "the buffers of the connection to be full")
+    await until(lambda: not protocol.is_writable(), "the buffers of the connection to be full")
 
 
 def ping_soon(service) -> None:

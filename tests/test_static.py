@@ -23,7 +23,7 @@ async def test_the_browser_client_is_served(service):
         again = await client.get("/static/ws-chat.js", headers={"If-None-Match": response.headers["ETag"]})
 
     assert response.status_code == 200
-    assert response.content == files("ws_chat").joinpath("static/ws-chat.js").read_bytes()
+    assert response.content == files("ws_chat").joinpath("server/page/static/ws-chat.js").read_bytes()
     assert "javascript" in response.headers["Content-Type"], "a browser runs no module of another type"
     assert again.status_code == 304
     for served in (response, again):
@@ -55,13 +55,13 @@ async def test_the_demo_offers_its_models(serve):
 
 
 def test_vendored_files_are_of_the_versions_that_are_named():
-    vendor = files("ws_chat").joinpath("static/vendor")
+    vendor = files("ws_chat").joinpath("server/page/static/vendor")
     table = vendor.joinpath("README.md").read_text()
     for name, pattern in {"marked.js": r"marked v([\d.]+) ", "highlight/core.js": r"Highlight\.js v([\d.]+) "}.items():
         version = re.search(pattern, vendor.joinpath(name).read_text())[1]
         assert f"| {version} |" in next(line for line in table.splitlines() if name in line)
     languages = vendor.joinpath("highlight/languages").iterdir()
-    known = files("ws_chat").joinpath("static/page/code.js").read_text()
+    known = files("ws_chat").joinpath("server/page/static/page/code.js").read_text()
     assert all(re.search(rf"\b{language.name.removesuffix('.js')}\b", known) for language in languages)
 
 
