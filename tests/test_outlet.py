@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from ws_chat.protocol.frames import Pong, encode
-from ws_chat.server.chat.sender import AwaitedSender, DirectSender
+from ws_chat.server.chat.sender import MAX_REPLIES, AwaitedSender, DirectSender
 
 pytestmark = pytest.mark.anyio
 
@@ -17,13 +17,14 @@ class Connection:
 
     def __init__(self, *, gone: bool = False) -> None:
         self.gone = gone
+        self.full = False
         self.written = []
         self.sent = 0
         self.dropped = False
         self.on_writable = None
 
     def is_writable(self) -> bool:
-        return not self.gone
+        return not (self.gone or self.full)
 
     def is_gone(self) -> bool:
         return self.gone
@@ -78,3 +79,18 @@ async def test_whoever_waits_for_an_awaited_sender_may_be_cancelled():
     await sender.stop()
     await asyncio.sleep(0)  # a turn, in which the loop would call the handler
     assert seen == []
+
+
+async def test_a_reply_that_waits_for_room_returns_when_the_sender_is_stopped():
+    connection = Connection()
+    connection.full = True
+    sender = DirectSender(encode, connection)
+    sender.open()
+    for _ in range(MAX_REPLIES):
+        await sender.reply(Pong())
+    waiting = asyncio.create_task(sender.reply(Pong()))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await sender.stop()
+    await asyncio.wait_for(waiting, 30)
+    assert connection.written == []

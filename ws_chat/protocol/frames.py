@@ -80,7 +80,7 @@ def decode(data: str | bytes) -> ClientFrame:
     if isinstance(value, list):
         value = {"messages": value}
     if not isinstance(value, dict):
-        raise InvalidFrameError("invalid_request", "A frame must be a JSON object or a list of messages.")
+        raise InvalidFrameError("invalid_request", "A request must be a JSON object or a list of messages.")
     try:
         return _frame(value)
     except InvalidFrameError as error:
@@ -97,9 +97,10 @@ def _decode_json(data: str | bytes) -> Any:
         if len(data) > 2 * DEEP:
             check_depth(data)
     except RecursionError:
-        raise InvalidFrameError("invalid_json", "The frame is nested too deeply.") from None
+        raise InvalidFrameError("invalid_json", "This JSON is nested too deeply.") from None
     except ValueError as error:
-        raise InvalidFrameError("invalid_json", f"The frame is not valid JSON: {error}.") from None
+        fault = str(error).removeprefix("JSON is malformed: ")
+        raise InvalidFrameError("invalid_json", f"This is not valid JSON: {fault}.") from None
     return value
 
 
@@ -164,7 +165,7 @@ _EXPECTED: Final = {
     "previous_id": _ID_EXPECTED,
     "model": f"the name of a model, 1 to {MAX_MODEL} characters",
     "stream": "true or left out: answers are always streamed",
-    "n": "at most 1: a request has one answer",
+    "n": "null or a number up to 1: a request has one answer",
     "after": "a seq: a whole number from 0",
 }
 

@@ -31,8 +31,9 @@ class Sender(Protocol):
 
     writable: bool
     """Whether it takes a frame now."""
-    write: Callable[[Frame], None]
-    """Send a frame. Only while `writable`."""
+
+    def write(self, frame: Frame) -> None:
+        """Send a frame. Only while `writable`."""
 
     def when_writable(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, when it is writable again, after those that wait already."""

@@ -121,7 +121,9 @@ class Relay:
         later step fails.
         """
         self._check_drain()
-        self._check_model(chat.model)
+        # The operator's own default is always allowed: the list limits what a client may name.
+        if chat.model and self._models and not any(fnmatchcase(chat.model, pattern) for pattern in self._models):
+            raise ChatError("model_not_allowed", "This model is not allowed.", param="model")
         previous = await self._find_any(caller, chat.previous_id, "previous_id") if chat.previous_id else None
         before = conversation_of(previous.log) if previous else []
         request = encode_request(chat, before)
@@ -244,8 +246,3 @@ class Relay:
     def _check_drain(self) -> None:
         if self.draining:
             raise ChatError.of(DRAINING)
-
-    def _check_model(self, model: str | None) -> None:
-        # The operator's own default is always allowed: the list limits what a client may name.
-        if model is not None and self._models and not any(fnmatchcase(model, name) for name in self._models):
-            raise ChatError("model_not_allowed", "This model is not allowed.", param="model")

@@ -208,6 +208,7 @@ class DirectSender(ConnectionSender):
     def _end(self, *, sent: bool) -> None:
         self._closed = True
         self.writable = False
+        self._room.set()
         if not self.ended.done():
             self.ended.set_result(sent)
 
@@ -225,12 +226,11 @@ class AwaitedSender(ConnectionSender):
         self._pending: list[bytes] = []
         self._size = 0
         self._sent = 0
-        self.write = self._write
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._end)
 
-    def _write(self, frame: Frame) -> None:
+    def write(self, frame: Frame) -> None:
         if data := self._encode(frame):
             self._pending.append(data)
             self._size += len(data)

@@ -36,11 +36,11 @@ TRANSPORT: Final = "websocket"
 TOO_LARGE: Final = 1009
 INTERNAL_ERROR: Final = 1011
 ANSWER_TIMEOUT: Final = 10.0
-"""Seconds in which a frame is answered: by then with `overloaded`."""
+"""Seconds after which a frame that could not be answered is `overloaded`."""
 ORDER_TIMEOUT: Final = 1.0
-"""Seconds that receiving waits for the answer: what takes no longer is answered in the order in which it came."""
+"""Seconds that receiving waits for an answer. Until then, frames are answered in the order in which they came."""
 MAX_UNANSWERED: Final = 64
-"""How many frames wait for their answers, with as many bytes as one may have, before a client is read no further."""
+"""How many frames, with together as many bytes as one may have, are unanswered before a client is read no further."""
 REMEMBERED: Final = 128
 """How many ended unnamed generations a socket keeps, to be continued from."""
 
@@ -108,15 +108,15 @@ class _Socket:
             await self._receive_all()
         except WebSocketDisconnect:
             pass
-        except Exception as error:  # noqa: BLE001  (it is logged, and closes the socket)
+        except Exception as error:  # noqa: BLE001  (logged there)
             await self._fail(error)
         finally:
             # First the generations: whatever else happens here, a client that has gone costs nothing more.
             self._release_all()
+            await self._sender.stop()
             if self._answering:  # a named chat that was sent before the end is started: its client may come back
                 await asyncio.wait(self._answering)
                 self._release_all()
-            await self._sender.stop()
 
     def _release_all(self) -> None:
         for reader, key in self._readers.values():
@@ -130,7 +130,7 @@ class _Socket:
 
     async def _receive_all(self) -> None:
         # Receiving never waits long for a generation: a server that is not asked for messages misses pongs and
-        # disconnects, and other frames have to be answered.
+        # disconnects, and the client's other frames would not be answered.
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
@@ -143,9 +143,9 @@ class _Socket:
             await self._receive(data)
 
     async def _receive(self, data: bytes) -> None:
-        """Decide about a frame, and answer it in a task, after the frames before it that are about the same ids.
+        """Decide about a frame, and answer it in a task: after earlier frames about the same ids.
 
-        Those that carry no id are answered in their order: a client can tell their answers apart by nothing else.
+        Frames without an id are answered in their order: a client cannot tell their answers apart by anything else.
         """
         action: Action | ChatError
         frame_id = None
@@ -198,8 +198,8 @@ class _Socket:
         except ChatError as error:
             refusal = error
         except TimeoutError:
-            refusal = ChatError("overloaded", "This could not be answered in time.", retry_after=1)
-        except Exception as error:  # noqa: BLE001
+            refusal = ChatError("overloaded", "The frame could not be answered in time.", retry_after=1)
+        except Exception as error:  # noqa: BLE001  (logged there)
             await self._fail(error)
             return
         if isinstance(action, StartGeneration | FollowGeneration) and action.id not in self._readers:
@@ -247,7 +247,7 @@ class _Socket:
         reader.open()
 
     async def _fail(self, error: Exception) -> None:
-        logger.error("A socket is closed because of an error", exc_info=error)
+        logger.error("Closing a socket because of an error", exc_info=error)
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it is closed already
             await self._websocket.close(INTERNAL_ERROR)
 
