@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 from processes import need
 
@@ -30,14 +31,20 @@ OPTIONS = (
 
 @contextlib.asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """Start Chromium, which is closed at the end."""
+    """Start Chromium, which is closed at the end.
+
+    Servers in this process then wait longer for a request: on a busy machine, Chromium may take more than 10 s from
+    connecting to asking, and a module that it does not get is not asked for again.
+    """
     program = need("chromium")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=OPTIONS)
-        try:
-            yield browser
-        finally:
-            await browser.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ws_chat.protocols.http.HEAD_TIMEOUT", 600.0)
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=program, args=OPTIONS)
+            try:
+                yield browser
+            finally:
+                await browser.close()
 
 
 class Tab:
@@ -120,7 +127,11 @@ async def visiting(
             tab = Tab(await stack.enter_async_context(_shared_page(browser, origin)))
             stack.callback(tab.leave)
         await tab.page.goto(url)
-        yield tab
+        try:
+            yield tab
+        except BaseException:
+            print("The page's console said:", *tab.complaints, sep="\n")  # noqa: T201  (pytest shows it)
+            raise
         assert complains or not tab.complaints, tab.complaints
         elsewhere = [
             asked
