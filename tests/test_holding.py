@@ -147,8 +147,8 @@ async def test_an_answer_may_take_longer_than_a_request(service, fake, monkeypat
 
     def recorded(protocol: http.DirectHTTPProtocol, seconds: float | None) -> None:
         close_after(protocol, seconds)
-        if protocol._slow:
-            timers.append(protocol._slow)
+        if protocol._deadline:
+            timers.append(protocol._deadline)
 
     monkeypatch.setattr(http.DirectHTTPProtocol, "_close_after", recorded)
     go = asyncio.Event()
