@@ -1,8 +1,7 @@
-"""Errors as HTTP responses: the same error object, the right status, and `Retry-After` where it is known."""
+"""Errors as HTTP responses: the error object, its status, and `Retry-After` where it is known."""
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -18,11 +17,9 @@ if TYPE_CHECKING:
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
 
-logger = logging.getLogger("ws_chat.http")
-
 
 def error_response(error: ErrorInfo, headers: Mapping[str, str] | None = None) -> Response:
-    """Return `{"error": …}` with the error's status, and `headers` with what it knows besides."""
+    """Build the response `{"error": …}`, with `headers` and those that belong to the error."""
     headers = dict(headers or {})
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
@@ -42,11 +39,11 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(404)
     async def _(_: Request, __: HTTPException) -> Response:
-        return error_response(ErrorInfo.of("not_found", "There is nothing here."))
+        return error_response(ErrorInfo.of("not_found", "There is no resource at this path."))
 
     @app.exception_handler(405)
     async def _(_: Request, error: HTTPException) -> Response:
-        message = "This method is not allowed here."
+        message = "This path does not allow the method."
         response = error_response(ErrorInfo.of("invalid_request", message, status=405))
         response.headers.update(error.headers or {})
         return response
