@@ -218,12 +218,12 @@ async def test_what_is_nested_too_deep_is_shown_as_it_is(service, fake, browser)
 async def test_a_long_answer_is_read_after_a_refresh_as_well(service, fake, browser):
     """Then it comes in one piece. Only a block that is too long in itself is shown as it is."""
     long = "word *word* " * 20 + "\n\n"
-    fake.reply(text(*[long] * 600, "*end*\n\n", "_a" * 30_000))
+    fake.reply(text(*[long] * 200, "*end*\n\n", "_a" * 30_000))
     async with visiting(browser, service.url) as tab:
         await tab.ask("A long one")
         await tab.is_in("completed")
         for _ in range(2):
-            await expect(tab.text.locator("em")).to_have_count(20 * 600 + 1)
+            await expect(tab.text.locator("em")).to_have_count(20 * 200 + 1)
             await expect(tab.text.locator(".plain")).to_have_text("_a" * 30_000)
             await tab.page.reload()
 

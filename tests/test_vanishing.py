@@ -102,10 +102,10 @@ signal.pause()
     "websocket": """
 import signal, sys
 from websockets.sync.client import connect
-peer = connect(f"ws://{sys.argv[1]}:{sys.argv[2]}/v1/chat/ws", open_timeout=None, ping_interval=None)
-peer.send('{"messages":[{"role":"user","content":"hi"}]}')
-print(peer.recv(), flush=True)
-signal.pause()
+with connect(f"ws://{sys.argv[1]}:{sys.argv[2]}/v1/chat/ws", open_timeout=None, ping_interval=None) as peer:
+    peer.send('{"messages":[{"role":"user","content":"hi"}]}')
+    print(peer.recv(), flush=True)
+    signal.pause()
 """,
 }
 """Programs that ask, read the beginning of the answer, and stay."""
@@ -117,7 +117,8 @@ async def test_a_peer_whose_cable_is_pulled_is_dropped(door, serve, fake, monkey
     monkeypatch.setattr("ws_chat.server.chat.sse.PING_INTERVAL", 0.2)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with cable() as (name, address, pull):
-        service = await serve(write_timeout=0.5, server={"ws_ping_interval": 0.2, "ws_ping_timeout": 600})
+        # The write timeout ends it, or the ping timeout: when the last ping had come through, and its pong had not.
+        service = await serve(write_timeout=0.5, server={"ws_ping_interval": 0.2, "ws_ping_timeout": 20})
         port = await also_on(service, address)
         command = ("ip", "netns", "exec", name, sys.executable, "-c", PEER[door], address, str(port))
         peer = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
