@@ -19,16 +19,16 @@ test: $(DEVELOPMENT)  ## Run the tests: make test ARGS="-k cancel"
 	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/node/node_modules/.bin:$$PATH" $(BIN)/python -m pytest -n 5 --dist loadfile $(ARGS)
 
 stress: $(DEVELOPMENT)  ## Load a server with ten thousand sockets and more: make stress ARGS="--seed 1"
-	PYTHONPATH=tests $(BIN)/python tests/stress.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m load.stress $(ARGS)
 
 soak-replicas: $(DEVELOPMENT)  ## Break connections between replicas, and kill replicas: make soak-replicas ARGS="--seed 1"
-	PYTHONPATH=tests $(BIN)/python tests/soak_replicas.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m load.soak_replicas $(ARGS)
 
 soak: $(DEVELOPMENT)  ## Break ten thousand connections and look for what is lost: make soak ARGS="--seed 1"
-	PYTHONPATH=tests $(BIN)/python tests/soak.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m load.soak $(ARGS)
 
 fuzz: $(DEVELOPMENT)  ## Try a hundred thousand hostile frames: make fuzz ARGS="--seconds 60 --seed 1"
-	PYTHONPATH=tests $(BIN)/python tests/fuzz.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m load.fuzz $(ARGS)
 
 bench: $(DEVELOPMENT)  ## Measure against others, in under 10 minutes: make bench ARGS="--runs 5 --sides ours-ws,vllm-router"
 	$(BIN)/python benchmarks/run.py --seconds 3 --write docs/performance.md $(ARGS)

@@ -10,8 +10,8 @@ import re
 from base64 import b64decode
 from pathlib import Path
 
-from browser import chromium, expect, open_tab
-from conftest import running
+from support.browser import chromium, expect, open_tab
+from support.service import running
 
 from ws_chat import Settings, create_app
 from ws_chat.testing import FakeOpenAI, Hang, Pause, Reply, text

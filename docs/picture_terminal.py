@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from terminals import Terminal
+from support.terminals import Terminal
 
 from ws_chat.testing import FakeOpenAI, Hang, Pause, Reply, text
 

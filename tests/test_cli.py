@@ -10,8 +10,8 @@ import sys
 
 import httpx
 import pytest
-from conftest import HELLO, events
-from processes import need, output, program
+from support.processes import need, output, program
+from support.service import HELLO, events
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 

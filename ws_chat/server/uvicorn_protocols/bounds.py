@@ -1,7 +1,7 @@
 """Bounds that the kernel keeps: how long a peer may read nothing, and how much is stored for a slow one.
 
 Neither uvicorn nor asyncio has a write timeout. A closed window is invisible to them: `transport.close()` waits for ever
-to write what is pending, and only `abort()` or the kernel ends that. Tests: tests/test_holding.py
+to write what is pending, and only `abort()` or the kernel ends that. Tests: tests/server/uvicorn_protocols/test_holding.py
 (test_a_peer_that_takes_nothing_is_dropped_and_disturbs_nobody, test_a_peer_that_crawls_is_not_dropped,
 test_memory_for_a_peer_that_takes_nothing_is_bounded).
 """

@@ -5,20 +5,20 @@ Invariants, with the tests that hold them:
 - A chunk is written around ASGI only between `http.response.start` and the end of a response, both of which go through
   uvicorn, and only where the application was given uvicorn's own `send`. The response is chunked, and uvicorn writes
   each of its chunks whole: so another one is legal between any two (RFC 9112, section 7.1). None stands before a status
-  line, or in another response (tests/test_direct_writing.py).
+  line, or in another response (tests/server/chat/test_direct_writing.py).
 - Backpressure is the transport's, for both ways of writing: `is_writable` is false while it is full.
 - A head comes within HEAD_TIMEOUT and MAX_HEAD, a body within BODY_TIMEOUT. uvicorn has no such limits (uvicorn #157),
   nor one for a connection that sends no request (uvicorn #160, #1192). An answer may take any time
-  (tests/test_holding.py: test_who_dawdles_with_a_request_is_closed, test_a_head_has_a_size, test_trailers_have_a_size,
+  (tests/server/uvicorn_protocols/test_holding.py: test_who_dawdles_with_a_request_is_closed, test_a_head_has_a_size, test_trailers_have_a_size,
   test_a_line_break_keeps_no_connection_open, test_an_answer_may_take_longer_than_a_request).
 - While an answer is under way the connection is read, so that a client that goes away is noticed
-  (tests/test_sse.py: test_a_pipelined_request_hides_no_client_that_goes_away,
+  (tests/server/chat/test_sse.py: test_a_pipelined_request_hides_no_client_that_goes_away,
   test_a_large_request_hides_no_client_that_goes_away).
 - One request at a time: what is pipelined is not answered
-  (tests/test_sse.py: test_a_pipelined_request_is_not_answered_and_the_connection_closes,
+  (tests/server/chat/test_sse.py: test_a_pipelined_request_is_not_answered_and_the_connection_closes,
   test_a_pipelined_upgrade_does_not_break_the_answer).
 - A shutdown waits for the answer that is under way, and for no request that is still to come
-  (tests/test_drain.py: test_a_request_that_has_not_come_does_not_hold_the_end_up).
+  (tests/server/test_drain.py: test_a_request_that_has_not_come_does_not_hold_the_end_up).
 
 Known fault, inherited: the body of a request with any other `Upgrade` than websocket is lost (uvicorn #2722,
 httptools #124).

@@ -5,18 +5,18 @@ Invariants, with the tests that hold them:
 - A text frame is written around ASGI only after `websocket.accept` went out through uvicorn and before a close frame
   was sent or received, only without compression, and only where the application was given uvicorn's own `send`. uvicorn
   writes each of its frames whole and unfragmented: so another one is legal between any two (RFC 6455, section 5.4)
-  (tests/test_direct_writing.py; tests/test_conformance.py runs Autobahn's cases).
+  (tests/server/chat/test_direct_writing.py; tests/server/uvicorn_protocols/test_conformance.py runs Autobahn's cases).
 - Backpressure is the transport's, for both ways of writing (uvicorn has it since #3048). Pongs are subject to it too
-  (tests/test_websocket.py: test_pings_of_a_client_that_does_not_read_pile_up_nowhere).
+  (tests/server/chat/test_websocket.py: test_pings_of_a_client_that_does_not_read_pile_up_nowhere).
 - Frames are parsed SLICE_BYTES at a time, for PARSE_TIMEOUT in one turn of the event loop: a read of thousands of tiny
-  frames delays no other connection (tests/test_holding.py: test_one_that_floods_disturbs_nobody).
+  frames delays no other connection (tests/server/uvicorn_protocols/test_holding.py: test_one_that_floods_disturbs_nobody).
 - Reading is paused while a message waits for the application, or slices for the parser; the application always has a
   task in `receive`, so pongs and close frames are read
-  (tests/test_websocket.py: test_a_client_that_asks_without_reading_is_slowed_down_and_loses_nothing).
+  (tests/server/chat/test_websocket.py: test_a_client_that_asks_without_reading_is_slowed_down_and_loses_nothing).
 - A peer that answers no ping is dropped, and its socket freed. While bytes wait for it, the write timeout decides, where
-  there is one: the ping waits behind them (tests/test_holding.py: test_a_socket_that_answers_no_pings_is_dropped,
+  there is one: the ping waits behind them (tests/server/uvicorn_protocols/test_holding.py: test_a_socket_that_answers_no_pings_is_dropped,
   test_a_slow_reader_whose_pongs_come_late_is_not_dropped, test_pings_drop_a_stalled_peer_where_no_write_timeout_does).
-- What is no handshake is answered with 400 and closed (tests/test_holding.py:
+- What is no handshake is answered with 400 and closed (tests/server/uvicorn_protocols/test_holding.py:
   test_what_is_no_handshake_is_answered_and_closed).
 """
 

@@ -3,7 +3,7 @@
 Reading through awaits would wake a task for every token. Here the bytes of a body go from the event loop through the
 parser into a function, in the same turn. Knows no pool and no TLS: those are the transport's.
 
-Invariants, each with its tests in tests/test_transport.py:
+Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 
 - One request at a time. A connection is free again only when the parser has seen the whole response, the server keeps
   it open, and nothing came after the end (test_a_connection_is_used_again_after_a_whole_body_only).

@@ -3,7 +3,7 @@
 It connects, keeps idle connections, and raises httpx2's errors. Redirects, headers, retries and proxies are the business
 of httpx2 and the SDK.
 
-Invariants, each with its tests in tests/test_transport.py:
+Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 
 - A connection is either idle in the pool or serves one request. The pool has no limit: the relay limits how many
   requests run. No operation costs more when more are idle (test_the_loss_of_many_idle_connections_takes_linear_time).
@@ -11,7 +11,7 @@ Invariants, each with its tests in tests/test_transport.py:
 - A request is sent again only where the server had given an idle connection up and answered nothing, once, and on a new
   connection (test_a_connection_that_was_given_up_is_replaced_at_once,
   test_a_request_is_sent_again_once_and_not_on_every_idle_connection).
-- A read timeout is not retried by the SDK (test_silence_is_waited_for_once in tests/test_upstream_errors.py).
+- A read timeout is not retried by the SDK (test_silence_is_waited_for_once in tests/upstreams/test_errors.py).
 - Certificates are checked (test_tls).
 """
 

@@ -1,0 +1,208 @@
+"""One contract, every store."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis, RedisCluster
+from support.processes import redis_cluster, redis_server
+from support.service import Nothing
+from support.waiting import until
+
+from ws_chat.protocol.frames import Done, Start
+from ws_chat.stores.base import GenerationKey, LogEndedError, LogExistsError
+from ws_chat.stores.memory import MemoryStore
+from ws_chat.stores.redis.store import RedisStore
+
+pytestmark = pytest.mark.anyio
+
+DONE = Done("r1", 4, "completed", "stop", "m", None, {"ttft_ms": None, "total_ms": 1.0})
+A, B, C = ({"content": letter} for letter in "abc")
+
+
+def named(generation_id: str) -> GenerationKey:
+    return GenerationKey("anonymous", generation_id, named=True)
+
+
+K1 = named("r1")
+
+
+@pytest.fixture(scope="module")
+async def redis_urls():
+    """What Redis is behind: one, two that share the work, and a cluster in three shards, two by one node."""
+    async with redis_server() as one, redis_server() as other, redis_cluster() as nodes:
+        cluster = [node.url.replace("://", "+cluster://") for node in (nodes[0], nodes[1], nodes[0])]
+        yield {"redis": [one.url], "shards": [one.url, other.url], "cluster": cluster}
+
+
+async def empty(url: str) -> None:
+    kind = RedisCluster if "+cluster" in url else Redis
+    async with kind.from_url(url.replace("+cluster", "")) as client:
+        await client.flushall()
+
+
+@pytest.fixture(params=["memory", "redis", "shards", "cluster"])
+async def store(request, redis_urls, windows):
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    store = RedisStore(redis_urls[request.param])
+    await store.open(Nothing())
+    yield store
+    await store.close()
+    for url in set(redis_urls[request.param]):
+        await empty(url)
+
+
+async def end(log) -> None:
+    over = asyncio.Event()
+    log.end(DONE, lambda _: over.set())
+    await over.wait()
+
+
+async def test_a_log_is_read_after_any_seq(store):
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
+    assert (log.start, log.last, log.terminal) == (Start("r1", 0, "m"), 0, None)
+    assert list(log.after(0, 10)) == []
+
+    log.append([A, B])
+    log.append([C])
+    await end(log)
+
+    assert [list(log.after(seq, 10)) for seq in range(5)] == [[A, B, C], [B, C], [C], [], []]
+    assert list(log.after(0, 2)) == [A, B]
+    assert (log.last, log.terminal) == (3, DONE)
+
+
+async def test_every_write_wakes_every_reader_at_once(store):
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
+    seen: list[tuple[str, int, list, bool]] = []
+
+    def watch(name):
+        def wake(last, deltas):
+            assert last == log.last
+            seen.append((name, last, list(deltas), log.terminal is not None))
+
+        return wake
+
+    first, second = watch("first"), watch("second")
+    log.watch(first)
+    log.watch(second)
+    log.append([A])
+    log.unwatch(first)
+    log.unwatch(first)
+    log.append([B, C])
+    await end(log)
+
+    assert seen == [
+        ("first", 1, [A], False),
+        ("second", 1, [A], False),
+        ("second", 3, [B, C], False),
+        ("second", 3, [], True),
+    ]
+
+
+async def test_a_reader_may_leave_while_it_is_woken(store):
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
+    woken = []
+
+    def leave(*_):
+        log.unwatch(leave)
+        woken.append("leave")
+
+    log.watch(leave)
+    log.watch(lambda *_: woken.append("stay"))
+    log.append([A])
+    log.append([B])
+
+    assert woken == ["leave", "stay", "stay"]
+
+
+async def test_nothing_is_written_after_the_end(store):
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
+    log.append([A])
+    await end(log)
+
+    with pytest.raises(LogEndedError):
+        log.append([B])
+    with pytest.raises(LogEndedError):
+        log.end(DONE)
+    assert (list(log.after(0, 10)), log.last) == ([A], 1)
+
+
+async def test_a_long_log_is_read_part_by_part_after_its_end(store):
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
+    deltas = [{"content": f"{number} ", "x": [None, {"y": number}]} for number in range(1200)]
+    log.append(deltas)
+    await end(log)
+
+    for seq in (0, 1, 511, 512, 513, 1024, 1199, 1200, 2000):
+        read = []
+        while part := log.after(seq + len(read), 100):
+            assert len(part) <= 100
+            read += part
+        assert read == deltas[seq:]
+
+
+async def test_logs_are_found_by_key_until_removed(store):
+    log = await store.create(K1, Start("r1", 0, "m"), b'{"a":1}')
+
+    assert await store.get(K1) is log
+    assert log.request == b'{"a":1}'
+    assert await store.get(K1._replace(named=False)) is None
+    with pytest.raises(LogExistsError):
+        await store.create(K1, Start("r1", 0, "m"), b"{}")
+    store.remove(K1)
+    store.remove(K1)
+    assert await store.get(K1) is None
+    await store.create(K1, Start("r1", 0, "m"), b"{}")
+    await store.close()
+
+
+async def gone(store, key: GenerationKey) -> None:
+    async def forgotten() -> bool:
+        return await store.get(key) is None
+
+    await until(forgotten, f"{key} to be forgotten")
+
+
+async def test_an_ended_log_is_forgotten_after_the_retention():
+    store = MemoryStore(retention=0.01)
+    running = await store.create(named("running"), Start("r0", 0, "m"), b"")
+    for key in map(named, ("k1", "k2")):
+        log = await store.create(key, Start("r1", 0, "m"), b"{}")
+        log.append([A])
+        log.end(DONE)
+    assert store.kept_bytes > 0
+
+    await gone(store, named("k1"))
+    await gone(store, named("k2"))
+    assert (store.kept_bytes, store.evicted) == (0, 0)
+    assert await store.get(named("running")) is running
+    assert list(log.after(0, 10)) == [A], "whoever reads it reads on"
+
+
+async def test_memory_has_a_bound_and_the_oldest_end_goes_first():
+    store = MemoryStore(limit=300_000)
+    logs = [await store.create(named(f"k{number}"), Start("r1", 0, "m"), b"x" * 100_000) for number in range(4)]
+    for number in (1, 0, 2, 3):
+        logs[number].end(DONE)
+
+    assert [await store.get(named(f"k{number}")) is not None for number in range(4)] == [False, False, True, True]
+    assert store.evicted == 2
+    assert 200_000 < store.kept_bytes <= 300_000
+    store.remove(named("k2"))
+    store.remove(named("k3"))
+    assert store.kept_bytes == 0
+    await store.close()
+
+
+async def test_a_log_that_was_forgotten_while_it_ran_is_not_kept():
+    store = MemoryStore()
+    log = await store.create(K1, Start("r1", 0, "m"), b"")
+    store.remove(K1)
+    log.end(DONE)
+
+    assert await store.get(K1) is None
+    assert store.kept_bytes == 0

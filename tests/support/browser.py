@@ -1,0 +1,158 @@
+"""A real Chromium on the page: Debian's, driven by Playwright, which downloads nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+from support.processes import need
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from playwright.async_api import BrowserContext, Locator
+
+PATIENCE = 50_000  # milliseconds: what a test waits for in the page is told before its own time is over
+expect.set_options(PATIENCE)
+OPTIONS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@contextlib.asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """Start Chromium, which is closed at the end.
+
+    Servers in this process then wait longer for a request: on a busy machine, Chromium may take more than 10 s from
+    connecting to asking, and a module that it does not get is not asked for again.
+    """
+    program = need("chromium")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ws_chat.protocols.http.HEAD_TIMEOUT", 600.0)
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=program, args=OPTIONS)
+            try:
+                yield browser
+            finally:
+                await browser.close()
+
+
+class Tab:
+    """A tab that shows the page, and all that its console said and its network was asked for."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.set_default_timeout(PATIENCE)
+        self._listeners = {
+            "console": lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None,
+            "pageerror": lambda error: self.complaints.append(str(error)),
+            "request": lambda request: self.requests.append(request.url),
+            "websocket": lambda socket: self.requests.append(socket.url),
+        }
+        for event, listener in self._listeners.items():
+            page.on(event, listener)
+
+    def leave(self) -> None:
+        """Listen to the page no more."""
+        for event, listener in self._listeners.items():
+            self.page.remove_listener(event, listener)
+
+    @property
+    def turns(self) -> Locator:
+        """The questions with their answers."""
+        return self.page.locator("article.turn")
+
+    @property
+    def text(self) -> Locator:
+        """The last answer."""
+        return self.turns.last.locator(".text")
+
+    async def ask(self, question: str) -> None:
+        """Type a question and send it."""
+        await self.page.get_by_label("Message", exact=True).fill(question)
+        await self.page.keyboard.press("Enter")
+
+    async def press(self, name: str) -> None:
+        """Press the button of this name."""
+        await self.page.get_by_role("button", name=name, exact=True).click()
+
+    async def is_in(self, state: str) -> None:
+        """Wait until the last turn is in this state."""
+        await expect(self.turns.last).to_have_attribute("data-state", state)
+
+    async def says(self, answer: str | re.Pattern[str]) -> None:
+        """Wait until the last answer is this text."""
+        await expect(self.text).to_have_text(answer)
+
+
+async def open_tab(context: BrowserContext, url: str) -> Tab:
+    """Open one more tab of a browser's user."""
+    tab = Tab(await context.new_page())
+    await tab.page.goto(url)
+    return tab
+
+
+VIEWPORT = {"width": 1280, "height": 800}
+_pages: WeakKeyDictionary[Browser, Page] = WeakKeyDictionary()
+
+
+@contextlib.asynccontextmanager
+async def visiting(
+    browser: Browser, url: str, *, complains: bool = False, changes: bool = False, **options: Any
+) -> AsyncIterator[Tab]:
+    """Open the page as a new user; nothing may be complained of on its console, and nothing asked for elsewhere.
+
+    Most visits are in one page, because a new one costs a second of CPU. `changes`: this one does something to its page
+    that would stay.
+    """
+    origin = "/".join(url.split("/")[:3])
+    async with contextlib.AsyncExitStack() as stack:
+        if changes or options:
+            context = await browser.new_context(**{"viewport": VIEWPORT, **options})
+            await stack.enter_async_context(context)
+            tab = Tab(await context.new_page())
+        else:
+            tab = Tab(await stack.enter_async_context(_shared_page(browser, origin)))
+            stack.callback(tab.leave)
+        await tab.page.goto(url)
+        try:
+            yield tab
+        except BaseException:
+            print("The page's console said:", *tab.complaints, sep="\n")
+            raise
+        assert complains or not tab.complaints, tab.complaints
+        elsewhere = [
+            asked
+            for asked in tab.requests
+            if not re.match(rf"(https?|wss?)://{re.escape(origin.split('//')[1])}/|data:", asked)
+        ]
+        assert not elsewhere
+
+
+@contextlib.asynccontextmanager
+async def _shared_page(browser: Browser, origin: str) -> AsyncIterator[Page]:
+    """Lend the page of all visits, and make it forget this one. After one that fails there is a new page."""
+    page = _pages.pop(browser, None) or await (await browser.new_context(viewport=VIEWPORT)).new_page()
+    try:
+        yield page
+    except BaseException:
+        await page.context.close()
+        raise
+    await page.goto("about:blank")
+    client = await page.context.new_cdp_session(page)
+    await client.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"})
+    await client.detach()
+    await page.context.clear_permissions()
+    _pages[browser] = page
