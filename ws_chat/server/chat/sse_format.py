@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ws_chat.protocol.deltas import Delta
-    from ws_chat.protocol.frames import Frame, Token
+    from ws_chat.protocol.frames import Frame, ServerFrame
 
 
 class Format(ABC):
@@ -56,23 +56,9 @@ class TextFormat(Format):
         self._after_cr = after_cr
 
     def encode(self, frame: Frame) -> bytes:
-        match frame:
-            case dict():
-                return self._token(frame)
-            case Done(status=status):
-                data, name = f"[{'DONE' if status == 'completed' else 'CANCELLED'}]", "done"
-            case Failed(error=error):
-                data, name = msgspec.json.encode(ErrorBody(error)).decode(), "error"
-            case Pong():
-                self.last = time.monotonic()
-                return PING
-            case _:
-                return b""
-        self.last = time.monotonic()
-        return self._with_id(event(data, name=name), frame.seq)
-
-    def _token(self, token: Token) -> bytes:
-        text = token.get("content")
+        if not isinstance(frame, dict):
+            return self._other(frame)
+        text = frame.get("content")
         if not isinstance(text, str):
             return b""
         # A CRLF may be cut in two by the frames; a reader that sees LF for both would see two line breaks.
@@ -83,7 +69,20 @@ class TextFormat(Format):
             return b""
         self._after_cr = text.endswith("\r")
         self.last = time.monotonic()
-        return self._with_id(event(text), token["seq"])
+        return self._with_id(event(text), frame["seq"])
+
+    def _other(self, frame: ServerFrame) -> bytes:
+        self.last = time.monotonic()
+        match frame:
+            case Done(status=status):
+                data, name = f"[{'DONE' if status == 'completed' else 'CANCELLED'}]", "done"
+            case Failed(error=error):
+                data, name = msgspec.json.encode(ErrorBody(error)).decode(), "error"
+            case Pong():
+                return PING
+            case _:
+                return b""
+        return self._with_id(event(data, name=name), frame.seq)
 
     def _with_id(self, data: bytes, seq: int) -> bytes:
         return b"id: %d\n%b" % (seq, data) if self._event_ids else data
