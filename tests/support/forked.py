@@ -57,8 +57,7 @@ class Process:
             self.stdin.write(given)
         if self.stdin:
             self.stdin.close()
-        read = [stream.read() if stream else asyncio.sleep(0, b"") for stream in (self.stdout, self.stderr)]
-        out, err = await asyncio.gather(*read)
+        out, err = await asyncio.gather(_rest(self.stdout), _rest(self.stderr))
         await self.wait()
         return out, err
 
@@ -122,6 +121,10 @@ async def start(
             os.close(theirs)
     await process._attach([ours for _, ours in ends])
     return process
+
+
+async def _rest(stream: asyncio.StreamReader | None) -> bytes:
+    return await stream.read() if stream else b""
 
 
 @functools.cache

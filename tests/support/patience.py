@@ -53,7 +53,7 @@ class _Sleeping:
 
     async def sleep(self, seconds: float) -> None:
         await self._event.wait()
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds)  # it is the client that sleeps
 
 
 def recorded_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
