@@ -30,13 +30,13 @@ COMMANDS = [block for block in claim("README.md", "sh") if block not in TARGETS]
 TYPED = claim_one("README.md", "console", "websocat")
 TYPED_INTO_A_SHELL = claim_one("README.md", "console", "ws-chat serve").splitlines()
 MODULES = (
-    "test_architecture_page",
-    "test_client_docs",
-    "test_embedding_docs",
-    "test_operators_docs",
-    "test_quick_start",
-    "test_replicas_example",
-    "test_terminal_docs",
+    "docs.test_architecture",
+    "docs.test_clients",
+    "docs.test_embedding",
+    "docs.test_operators",
+    "docs.test_quick_start",
+    "docs.test_terminal",
+    "end_to_end.test_replicas_example",
 )
 
 

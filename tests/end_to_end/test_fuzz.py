@@ -10,7 +10,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.usefixtures("path")
 async def test_whatever_a_client_sends_is_answered_as_the_contract_says(monkeypatch):
-    monkeypatch.setattr("fuzz.WORKERS", 4)
+    monkeypatch.setattr("load.fuzz.WORKERS", 4)
     answers = await fuzz(frames=800, seed=1)
 
     assert answers["frames"] == 800

@@ -38,7 +38,7 @@ async def chromium() -> AsyncIterator[Browser]:
     """
     program = need("chromium")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ws_chat.protocols.http.HEAD_TIMEOUT", 600.0)
+        patch.setattr("ws_chat.server.uvicorn_protocols.http.HEAD_TIMEOUT", 600.0)
         async with async_playwright() as playwright:
             browser = await playwright.chromium.launch(executable_path=program, args=OPTIONS)
             try:

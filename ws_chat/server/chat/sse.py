@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +33,10 @@ PING_INTERVAL: Final = 15.0
 """Seconds of silence after which a comment line keeps proxies from closing the connection."""
 
 MAX_DIGITS: Final = 18
+DISCARD_TIMEOUT: Final = 2.0
+"""Seconds in which the rest of a body that is too large is read before it is refused."""
+DISCARD_LIMIT: Final = 4
+"""How many times the size of the largest body is read then, in all."""
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -128,10 +133,24 @@ class _Exchange:
             if message["type"] == "http.disconnect":
                 raise ChatError("invalid_request", "The request was cut off.")
             body += message.get("body", b"")
-            if len(body) > self._endpoint.max_body_bytes:
-                raise ChatError("too_large", f"A request has at most {self._endpoint.max_body_bytes} bytes.")
             more = message.get("more_body", False)
+            if len(body) > self._endpoint.max_body_bytes:
+                if more:
+                    await self._discard_body(DISCARD_LIMIT * self._endpoint.max_body_bytes - len(body))
+                raise ChatError("too_large", f"A request has at most {self._endpoint.max_body_bytes} bytes.")
         return bytes(body)
+
+    async def _discard_body(self, limit: int) -> None:
+        """Read the rest of a refused body, at most `limit` bytes: closing a connection with unread bytes resets it, and the
+        client, or the proxy in between, may lose the response (RFC 9112, section 9.6).
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_TIMEOUT):
+                while limit > 0:
+                    message = await self._receive()
+                    limit -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     async def _stream(self, key: GenerationKey, log: Log, after: int, form: Format) -> None:
         sender: ConnectionSender
