@@ -1,8 +1,7 @@
-"""Deltas: what of one is sent, and how neighbouring ones are joined without loss.
+"""Deltas: which of their fields are sent, and how neighbouring deltas are joined without loss.
 
 A delta is the `delta` object of an OpenAI chat completion chunk (its streaming reference), as parsed JSON. Text is joined
-by concatenation, lists by appending, tool calls by their `index`. Pure functions over JSON values; knows no frame, log or
-clock.
+by concatenation, lists by appending, tool calls by their `index`. Pure functions over JSON values.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 Delta: TypeAlias = dict[str, Any]
 
 MERGE_SIZE: Final = 256 * 1024
-"""Characters, roughly, at which a joined delta is large enough."""
+"""Characters, roughly, above which nothing more is joined to a delta."""
 
 # `role` is always the assistant's, and some servers repeat it in each delta; the others are a frame's own keys.
 _NEVER_SENT: Final = frozenset({"role", "type", "id", "seq"})
@@ -35,7 +34,7 @@ class Outcome(msgspec.Struct):
 
 
 def strip_empty(delta: Delta) -> Delta:
-    """Remove what is never sent: the role, null and empty fields. `{}` makes no frame."""
+    """Return a delta without the role, null and empty fields. `{}` makes no frame."""
     return {key: value for key, value in delta.items() if value not in _EMPTY and key not in _NEVER_SENT}
 
 
@@ -44,7 +43,7 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
 
     Returns the joined delta and how many went into it (at least one; `deltas` must not be empty). It stops when the
     joined delta is larger than MERGE_SIZE, and before a delta whose fields cannot be joined exactly, such as another
-    number under the same key: whatever the pace of a reader, joining the fields of all its frames gives the same.
+    number under the same key. So joining the fields of all frames gives the same result at any pace.
     """
     if texts := _texts(deltas):
         key, parts = texts
@@ -62,7 +61,7 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
 
 
 def _texts(deltas: Sequence[Delta]) -> tuple[str, list[str]] | None:
-    """Return the key and the texts of deltas that are all the same field of text, up to MERGE_SIZE. Nearly all are."""
+    """Return the key and the texts of deltas with one text field, the same in all (nearly always), up to MERGE_SIZE."""
     key, *more = deltas[0]
     parts: list[str] = []
     size = 0
@@ -87,7 +86,7 @@ def _size(value: Any) -> int:
 
 
 class _Text:
-    """Text being joined: once, at the end, so that a long answer takes linear time."""
+    """Text being joined: once, at the end, so that a long text takes linear time."""
 
     def __init__(self, text: str) -> None:
         self.parts = [text]
@@ -166,8 +165,8 @@ def _result(value: Any) -> Any:
 class ToolCalls:
     """Tool calls being joined from their pieces: those with the same `index`, until one comes with another `id`.
 
-    A piece without an index is a call of its own. `exact` is for a frame, which readers join to those before it:
-    only pieces that lose nothing by it are joined there. Without it, the calls are those of a whole message.
+    A piece without an index is a call of its own. `exact` is for a frame, whose pieces readers join to earlier ones:
+    only pieces that can be joined without loss are joined. Otherwise the calls are those of a whole message.
     """
 
     kind = list
@@ -204,7 +203,7 @@ class ToolCalls:
                 started.add(index)
 
     def result(self) -> list[Any]:
-        """Return the calls in the order in which they started; whole ones without what servers send empty."""
+        """Return the calls in the order in which they started; those of a message without empty fields."""
         if self._exact:
             return [call.result() if isinstance(call, _Object) else call for call in self._calls]
         return [_whole(call.result()) for call in self._calls if isinstance(call, _Object)]

@@ -1,7 +1,7 @@
-"""Everything that can go wrong, on one page: code, type, HTTP status, and whether trying again can help.
+"""All errors on one page: code, type, HTTP status, and whether the same request may succeed later.
 
 The same error object goes out over every transport. Its shape follows the OpenAI reference (`type`, `code`, `message`,
-`param`), with `status`, `retryable` and `retry_after` added. Knows no framework; a transport turns an error into bytes.
+`param`), with `status`, `retryable` and `retry_after` added.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec import Meta
 
 
 class Kind(NamedTuple):
-    """What a code always means."""
+    """What follows from a code."""
 
     type: str
     status: int
@@ -86,10 +86,7 @@ UNREACHABLE: Final = ErrorInfo.of("overloaded", "The shared log cannot be reache
 
 
 class ChatError(Exception):
-    """An error on its way to the caller, as `info`.
-
-    Foreign exceptions are translated to it at the boundary where they appear, and nowhere else.
-    """
+    """An error for the client: `info`. Foreign exceptions are translated to it at the boundary where they appear."""
 
     def __init__(
         self,

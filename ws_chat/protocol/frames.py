@@ -1,7 +1,7 @@
-"""The wire: client frames, server frames, and how each becomes bytes or is read from them (docs/protocol.md).
+"""The wire: client frames and server frames, decoded and encoded (docs/protocol.md).
 
-A frame is one JSON object, and one struct that decodes, checks, encodes and makes the schema. The exception is the token
-frame, which is made once per token and stays a dict. Knows no connection, no upstream, no clock.
+A frame is one JSON object, and one struct from which it is decoded, checked, encoded and described. The exception is the
+token frame, which is made once per token and stays a dict.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEEP: Final = 150
 
 
 class ChatRequest(Struct, frozen=True):
-    """Start a generation. Every parameter that is not named here reaches the upstream as it is."""
+    """Start a generation. Every other field is a parameter that reaches the upstream unchanged."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     type: Literal["chat"] = "chat"
@@ -50,7 +50,7 @@ class Resume(Struct, frozen=True, tag_field="type", tag="resume"):
 
 
 class Ping(Struct, frozen=True, tag_field="type", tag="ping"):
-    """Ask for a pong, where a client cannot send a ping of the WebSocket protocol."""
+    """Request a pong, for clients that cannot send a ping of the WebSocket protocol."""
 
 
 class Chat(Struct, frozen=True):
@@ -66,7 +66,7 @@ ClientFrame: TypeAlias = Chat | Cancel | Resume | Ping
 
 
 class InvalidFrameError(ChatError):
-    """A refused client frame. `id` is the one that it carried, if that was valid."""
+    """A refused client frame. `id` is that of the frame, if it was valid."""
 
     id: str | None = None
 
@@ -113,7 +113,7 @@ def check_depth(data: bytes) -> None:
 def _frame(value: dict[str, Any]) -> ClientFrame:
     kind = value.get("type", "chat")
     for field in ("id", "previous_id"):
-        if str(value.get(field, "")).endswith("\n"):  # before which the `$` of a pattern matches too, in Python
+        if str(value.get(field, "")).endswith("\n"):  # in Python, the `$` of a pattern also matches before it
             raise _invalid(field)
     try:
         match kind:
@@ -143,7 +143,7 @@ def _chat(value: dict[str, Any]) -> Chat:
 
 
 def _place(fault: str) -> tuple[str, str]:
-    """Return the field that an error of msgspec's is about, and the path to the fault in it."""
+    """Return the field that a msgspec error is about, and the path to the fault in it."""
     what, _, path = fault.partition(" - at `$")
     path = path.strip(".`") or what.rpartition(" field ")[2].strip("`")
     return re.split(r"[.\[]", path, maxsplit=1)[0], path
@@ -174,7 +174,7 @@ _EXPECTED: Final = {
 
 
 class Start(Struct, frozen=True, tag_field="type", tag="start"):
-    """A chat or resume was accepted; the frames that follow come after `seq`."""
+    """A chat or resume was accepted; the following frames come after `seq`."""
 
     id: Id
     seq: Seq
@@ -218,7 +218,7 @@ class Pong(Struct, frozen=True, tag_field="type", tag="pong"):
 
 
 class GoAway(Struct, frozen=True, tag_field="type", tag="goaway"):
-    """The server is shutting down: what runs may end in the milliseconds that are left, all else goes elsewhere."""
+    """The server is shutting down in `deadline_ms`: finish running answers here, send new requests elsewhere."""
 
     deadline_ms: int
 

@@ -1,7 +1,6 @@
 """Server-sent events, decoded and encoded (WHATWG HTML, section "Server-sent events").
 
-Lines end at CRLF, LF or CR and nowhere else: `str.splitlines` would also split at U+2028 and lose text. Knows nothing
-of what the data means.
+Lines end at CRLF, LF or CR and nowhere else: `str.splitlines` would also split at U+2028 and lose text.
 """
 
 from __future__ import annotations
@@ -21,21 +20,18 @@ class NotAnEventStreamError(ValueError):
 
 
 class SSEDecoder:
-    """Decodes a byte stream into the data of its events, however the reads fall. Events without data are skipped.
-
-    Nothing is decoded as text before its event is whole, so no multi-byte character is cut.
-    """
+    """Decodes a byte stream, split into any reads, into the data of its events. Events without data are skipped."""
 
     __slots__ = ("_after_cr", "_any_line", "_pending", "_size", "_started", "between")
 
     def __init__(self) -> None:
-        self._pending: list[bytes] = []  # the reads of an event that is not whole
+        self._pending: list[bytes] = []  # the reads of an incomplete event
         self._size = 0  # their bytes
-        self._after_cr = False  # the last read ended in a CR: a LF that comes next belongs to it
-        self._started = False  # a field of an event stream has come
-        self._any_line = False  # any line has come
+        self._after_cr = False  # the last read ended in CR: an LF at the start of the next one belongs to it
+        self._started = False  # a line with a field of an event stream was received
+        self._any_line = False
         self.between = False
-        """Whether an event has ended, and nothing has come of the next."""
+        """Whether the last read ended with an event."""
 
     def feed(self, read: bytes) -> list[bytes]:
         """Return the data of each event that `read` completes. Raises NotAnEventStreamError."""
@@ -71,9 +67,9 @@ class SSEDecoder:
         return events
 
     def end(self) -> list[bytes]:
-        """Return the data of a last event at the end of the stream: its blank line, or line end, may be missing.
+        """End the stream: return the data of a last event whose blank line is missing.
 
-        Raises NotAnEventStreamError where there were lines, and none with a field of an event stream.
+        Raises NotAnEventStreamError if there were lines, but none with a field of an event stream.
         """
         events = self.feed(b"\n\n")
         if self._any_line and not self._started:
@@ -95,7 +91,7 @@ class SSEDecoder:
 
 
 def event(data: str, *, name: str | None = None) -> bytes:
-    """Encode one event. A line break in `data` (CRLF, LF, CR) starts another `data:` line; a decoder returns LF."""
+    """Encode one event. A line break in `data` (CRLF, LF, CR) starts another `data:` line, which is decoded as LF."""
     if "\n" in data or "\r" in data:
         data = "\ndata: ".join(_TEXT_LINE_END.split(data))
     return f"event: {name}\ndata: {data}\n\n".encode() if name else f"data: {data}\n\n".encode()

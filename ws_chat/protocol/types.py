@@ -1,4 +1,4 @@
-"""The JSON inside of frames, as types (the OpenAI chat-completions reference). The schemas are made from them."""
+"""The JSON inside of frames, as types (the OpenAI chat-completions reference). The schemas are generated from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec import Meta
 
 ID_PATTERN: Final = "[A-Za-z0-9._:-]{1,128}"
 MAX_MODEL: Final = 256
-"""Characters: it is logged."""
+"""Characters. A limit because the model's name is logged."""
 
 Id: TypeAlias = Annotated[str, Meta(pattern=f"^{ID_PATTERN}$", description="The id of a generation.")]
 Seq: TypeAlias = Annotated[int, Meta(ge=0, description="A position: 0 at the start; deltas count from 1.")]
@@ -16,7 +16,7 @@ Model: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_MODEL)]
 
 
 class Message(TypedDict, total=False):
-    """One message. What is in it besides `role` is the upstream's business: text, images, tool results, audio."""
+    """One message. Everything besides `role` is passed on to the upstream: text, images, tool results, audio."""
 
     role: Required[str]
 
@@ -38,7 +38,7 @@ class ToolCall(TypedDict, total=False):
 
 
 class TokenFrame(TypedDict, total=False):
-    """A token frame: what has come since the one before. Servers may send more fields than these."""
+    """The deltas after the previous frame's seq, joined. Servers may send more fields than these."""
 
     type: Required[Literal["token"]]
     id: Required[Id]

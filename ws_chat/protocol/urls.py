@@ -1,4 +1,4 @@
-"""URLs in messages and logs. Client, upstreams and server share it: none of them may show a password."""
+"""URLs for messages and logs, which must not show a password."""
 
 import re
 
