@@ -1,4 +1,4 @@
-"""API keys and their principals, allowed origins, rate limits. Knows no socket.
+"""API keys and their principals, allowed origins, rate limits.
 
 A principal is the holder of one key. Its name is a part of the key's hash, which may be logged and is the same in every
 replica. Without configured keys there is one anonymous principal.
@@ -32,18 +32,18 @@ ANONYMOUS: Final = "anonymous"
 """The principal of every request when no keys are configured."""
 
 SUBPROTOCOL: Final = "ws_chat.v1"
-"""The WebSocket subprotocol that clients offer beside their key, and the only one that is ever accepted."""
+"""The WebSocket subprotocol that clients offer beside their key, and the only one that is ever selected."""
 
 _KEY_SUBPROTOCOL: Final = "bearer."
 
 
 def name_of(key: str) -> str:
-    """Return the principal of a key: enough of its SHA-256 to tell keys apart, and too little to find one by."""
+    """Return the principal of a key: enough of its SHA-256 to distinguish keys, too little to find a key with."""
     return f"key-{sha256(key.encode()).hexdigest()[:12]}"
 
 
 class Caller(NamedTuple):
-    """The origin of a request: a principal, one connection (a random token), a transport. No name holds a `/`."""
+    """Who makes a request: a principal, one connection (a random token), a transport. None contains a `/`."""
 
     principal: str
     connection: str
@@ -65,7 +65,7 @@ class Keys:
             return ANONYMOUS
         if key is None:
             raise ChatError("unauthorized", "An API key is required: Authorization: Bearer <key>.")
-        # All of them, each in constant time: how long it takes must not depend on any key.
+        # Compare with every key, each in constant time: the time must not depend on any key.
         given = key.encode(errors="surrogateescape")
         found = [name for known, name in self._keys if hmac.compare_digest(known, given)]
         if not found:
@@ -111,13 +111,13 @@ class Quota:
     def __init__(self, per_minute: int | None, storage: Storage | None = None) -> None:
         """Count in `storage`, which replicas may share; None: in memory."""
         self._item = RateLimitItemPerMinute(per_minute) if per_minute else None
-        # Two counters a principal, however many requests a minute has.
+        # Stores two counters per principal, however many requests there are.
         self._limiter = SlidingWindowCounterRateLimiter(storage or MemoryStorage())
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     @asynccontextmanager
     async def counted(self, principal: str) -> AsyncIterator[None]:
-        """Count one generation; one that the block fails to start is not counted.
+        """Count one generation, unless the block raises.
 
         Raises ChatError (`rate_limited`) with the seconds until the next one is allowed.
         """
@@ -127,7 +127,7 @@ class Quota:
         limiter = self._limiter
         try:
             await _hit(limiter, self._item, principal)
-        except StorageError:  # replicas cannot count together now, so each counts alone
+        except StorageError:  # the shared counters cannot be reached: count in this process
             limiter = self._own
             await _hit(limiter, self._item, principal)
         try:

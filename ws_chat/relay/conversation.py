@@ -1,4 +1,4 @@
-"""The request of a generation, stored beside its log: to recognise the same request, and to continue from its answer.
+"""Stored requests, beside the logs of their answers: to recognise an equal request, and to continue a conversation.
 
 Pure functions over JSON values.
 """
@@ -27,24 +27,23 @@ class StoredRequest(msgspec.Struct):
 
 
 def encode_request(chat: Chat, before: Sequence[Any]) -> bytes:
-    """Encode a request to be stored."""
     return msgspec.json.encode({"request": _request(chat), "before": before})
 
 
 def is_same_request(stored: bytes, chat: Chat) -> bool:
-    """Return whether a chat is the same request as a stored one: equal as JSON values."""
+    """Return whether a chat equals a stored request as JSON values."""
     return _equal(_decode(stored).request, msgspec.json.decode(msgspec.json.encode(_request(chat))))
 
 
 def conversation(stored: bytes, deltas: Sequence[Delta]) -> list[Any]:
-    """Return the messages of a stored request, those before it, and its answer, which `deltas` make up."""
-    asked = _decode(stored)
+    """Return the messages before a stored request, its own, and its answer, joined from `deltas`."""
+    request = _decode(stored)
     answer = assistant_message(deltas)
-    return [*asked.before, *asked.request["messages"], *([answer] if answer else [])]
+    return [*request.before, *request.request["messages"], *([answer] if answer else [])]
 
 
 def conversation_of(log: Log) -> list[Any]:
-    """Return the messages of a log, as far as it has come."""
+    """Return the messages of a log's conversation, with its answer so far."""
     deltas: list[Delta] = []
     while part := log.after(len(deltas), log.last):
         deltas += part
@@ -52,7 +51,7 @@ def conversation_of(log: Log) -> list[Any]:
 
 
 def assistant_message(deltas: Sequence[Delta]) -> dict[str, Any] | None:
-    """Return deltas as one message (text and tool calls), None when there is nothing in them."""
+    """Join deltas to one message (text and tool calls); None if it would be empty."""
     texts: list[str] = []
     calls = ToolCalls()
     for delta in deltas:
@@ -80,7 +79,7 @@ def _decode(stored: bytes) -> StoredRequest:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Return whether two JSON values are the same: for Python, True is 1."""
+    """Return whether two JSON values are equal. (For Python's `==`, True is 1.)"""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, dict) and isinstance(other, dict):

@@ -1,6 +1,6 @@
-"""Events for observers: frozen values, one for each connection, reader and generation. Knows no observer.
+"""Events for observers: frozen values, a few for each connection, reader and generation.
 
-There is none per token: what is counted at an end costs a token nothing.
+None per token: tokens are counted when a reader or a generation ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ConnectionOpened(msgspec.Struct, frozen=True):
 
 
 class ConnectionClosed(msgspec.Struct, frozen=True):
-    """A connection has ended. `sent` counts the bytes of its frames; `dropped`: its peer read nothing, or sent no pong."""
+    """A connection ended. `sent`: bytes of its frames; `dropped`: its peer read nothing, or answered no ping."""
 
     transport: str
     sent: int
@@ -44,9 +44,9 @@ class GenerationStarted(msgspec.Struct, frozen=True):
 
 
 class GenerationEnded(msgspec.Struct, frozen=True):
-    """A generation has its terminal frame. Times are seconds, `size` the bytes of its deltas as JSON.
+    """A generation ended. Times are seconds, `size` the bytes of its deltas as JSON.
 
-    `status` is `completed`, `cancelled` or `failed`, then with the error's `code`. `content` returns the messages of the
+    `status` is `completed`, `cancelled` or `failed`; `code` is that of the error. `content` returns the messages of the
     conversation, which are private: use it only where the operator has allowed that.
     """
 
@@ -68,14 +68,14 @@ class GenerationEnded(msgspec.Struct, frozen=True):
 
 
 class Followed(msgspec.Struct, frozen=True):
-    """A reader of a generation that had been started before, from after the seq `after`."""
+    """An existing generation is read from after the seq `after`."""
 
     transport: str
     after: int
 
 
 class ReadingEnded(msgspec.Struct, frozen=True):
-    """A reader has received the terminal frame, or has gone. Fewer token frames than deltas: some were merged."""
+    """A reader received the terminal frame, or disconnected. Fewer token frames than deltas: some were merged."""
 
     transport: str
     deltas: int
@@ -88,13 +88,13 @@ Event: TypeAlias = (
 
 
 class Observer(Protocol):
-    """Receives events, at once and synchronously: it must not block."""
+    """Receives events synchronously: it must not block."""
 
     def __call__(self, event: Event) -> None: ...
 
 
 class Observers:
-    """Passes events to several observers. What one of them raises is logged, and disturbs nothing else."""
+    """Passes events to several observers. An exception of one is logged, and does not affect the others."""
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self._observers = tuple(observers)

@@ -1,7 +1,6 @@
 """How one answer ends: in exactly one terminal frame. Pure: no task, no store; time is passed in.
 
-An answer is complete when its finish_reason has come; an upstream that just stops makes it fail, never complete. Its
-log refuses what comes after the terminal frame.
+An answer is complete if the upstream sent a finish_reason; if the stream ends without one, the generation fails.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Generation:
-    """An answer being produced. Times are seconds of any one clock; `outcome` is what its upstream reports of it."""
+    """An answer being produced. Times are seconds of any one clock; `outcome` is filled in by the upstream."""
 
     __slots__ = ("_model", "_started", "first", "id", "outcome", "total")
 
@@ -33,7 +32,7 @@ class Generation:
 
     @property
     def model(self) -> str:
-        """The model as the upstream names it, or as it was requested."""
+        """The model that the upstream named, or else the requested one."""
         return self.outcome.model or self._model
 
     def record_first_delta(self, now: float) -> None:
@@ -47,11 +46,9 @@ class Generation:
         return self._done("completed", last, now)
 
     def cancel(self, last: int, now: float) -> Done:
-        """Return the terminal frame after a cancel."""
         return self._done("cancelled", last, now)
 
     def fail(self, last: int, error: ErrorInfo, now: float) -> Failed:
-        """Return the terminal frame after a failure."""
         self.total = now - self._started
         return Failed(self.id, last + 1, error)
 

@@ -1,11 +1,11 @@
-"""A reader: a position in a log, and a sender for what comes after it.
+"""A reader: a position in a log, and a sender for the frames after it. Pure: the log and the sender call it.
 
 Flow control, on one page. A reader has no queue. When the log grows, or when the sender is writable again, it is pumped:
 it sends everything after its position while the sender is writable. A reader that keeps up sends one frame per delta;
-one that has fallen behind finds many deltas after its position and sends them joined. So the pace of one connection
-costs no other anything, and no memory but the log's.
+one that has fallen behind finds many deltas after its position and sends them joined. So a slow connection delays no
+other one, and needs no memory beyond the log.
 
-First read, live and replay are the same pump. It knows no event loop: the log and the sender call it.
+The first read, live frames and a replay are the same pump.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from ws_chat.stores.base import Log
 
 MERGE_LIMIT: Final = 512
-"""How many deltas go into one frame at most, so that a long replay does not become one frame of any size."""
+"""Deltas that are joined to one frame at most, so that a long replay does not become one huge frame."""
 
 
 class Sender(Protocol):
-    """Where the frames of one connection leave, in order."""
+    """Sends the frames of one connection, in order."""
 
     writable: bool
-    """Whether it takes a frame now."""
+    """Whether `write` may be called now."""
 
     def write(self, frame: Frame) -> None:
         """Send a frame. Only while `writable`."""
 
     def when_writable(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when it is writable again, after those that wait already."""
+        """Call `callback` once, when the sender is writable again, after the callbacks that wait already."""
 
 
 class Reader:
@@ -54,32 +54,31 @@ class Reader:
         self._started = False
         self._closed = False
         self.frames = 0
-        """How many token frames it has sent."""
+        """Token frames sent."""
 
     @property
     def deltas(self) -> int:
-        """How many deltas were in them."""
+        """Deltas sent in those frames."""
         return self._seq - self._after
 
     def open(self) -> None:
-        """Start reading."""
         self.log.watch(self._wake)
         self.pump()
 
     def close(self) -> None:
-        """Stop reading. Nothing is sent after this."""
+        """Stop reading; nothing is sent afterwards."""
         self._closed = True
         self._started = False
         self.log.unwatch(self._wake)
 
     def pump(self) -> None:
-        """Send all that comes after the position, while the sender is writable."""
+        """Send the frames after the position while the sender is writable."""
         log, sender = self.log, self._sender
         while not self._closed:
             seq = self._seq
             if seq >= log.last and not log.terminal and self._started:
                 return
-            # Before deltas are joined: for a sender that is full that would be work for nothing.
+            # Checked before deltas are joined: for a full sender that would be wasted work.
             if not sender.writable:
                 sender.when_writable(self.pump)
                 return
@@ -98,7 +97,7 @@ class Reader:
                 self._on_end()
 
     def _wake(self, last: int, deltas: Sequence[Delta]) -> None:
-        # Called after each append. A single delta that is next in line is sent directly: nearly every token is.
+        # Called after each append. A single delta that is next in line (nearly every token) is sent directly.
         if self._started and len(deltas) == 1 and last == self._seq + 1 and self._sender.writable:
             self._seq = last
             self.frames += 1

@@ -1,4 +1,4 @@
-"""Starts, finds, cancels and drains generations, and decides who may do so. Knows no transport and no JSON."""
+"""Starts, finds, cancels and drains generations, for those callers that may do so."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ws_chat.upstreams.base import Upstream
 
 START_TIMEOUT: Final = 9.0
-"""Seconds in which a request is started or refused: whatever is away, a client has its answer within ten."""
+"""Seconds in which a request is started or refused: clients are promised an answer within ten."""
 
 
 class _Found(NamedTuple):
@@ -52,9 +52,9 @@ class Relay:
         clock: Callable[[], float] = time.monotonic,
         observe: Observer | None = None,
     ) -> None:
-        """Allow the models that match one of the shell patterns `models` (none: any). `clock` gives seconds.
+        """Allow the models that match one of the shell patterns `models` (none: any). `clock` returns seconds.
 
-        A conversation, with what `previous_id` puts in front, has at most `max_bytes`. A named generation without a
+        `max_bytes` limits a conversation, including the messages that `previous_id` adds. A named generation without a
         reader for `resume_window` seconds is cancelled.
         """
         self._upstream = upstream
@@ -75,28 +75,27 @@ class Relay:
         self.draining = False
 
     def check_ready(self) -> None:
-        """Raise ChatError while new requests should go elsewhere: `draining`, or `overloaded` without the store."""
+        """Raise ChatError while new requests should go elsewhere: `draining`, or `overloaded` if the store is away."""
         self._check_drain()
         if not self._store.available:
             raise ChatError.of(UNREACHABLE)
 
     async def open(self) -> None:
-        """Start to serve other processes, where the store is shared."""
+        """Open the store, which serves other processes if it is shared."""
         await self._store.open(self._runner)
 
     @property
     def running(self) -> int:
-        """How many generations run."""
         return self._runner.running
 
     async def start(self, caller: Caller, generation_id: str, chat: Chat) -> Log:
         """Start a generation, or find the one that the same named request has started already; return its log.
 
-        The upstream has not answered yet. Raises ChatError (`id_conflict`, `not_found`, `model_not_allowed`,
-        `too_large`, `rate_limited`, `too_many_generations`, `overloaded`, `draining`).
+        Does not wait for the upstream. Raises ChatError (`id_conflict`, `not_found`, `model_not_allowed`, `too_large`,
+        `rate_limited`, `too_many_generations`, `overloaded`, `draining`).
         """
         key = caller.key(generation_id, named=chat.id is not None)
-        lock = self._starting.setdefault(key, asyncio.Lock())  # a request that is sent twice at once takes one place
+        lock = self._starting.setdefault(key, asyncio.Lock())  # a request that is sent twice at once is reserved once
         try:
             async with asyncio.timeout(START_TIMEOUT), lock:
                 log = await self._store.get(key) if key.named else None
@@ -117,8 +116,7 @@ class Relay:
     async def _start(self, caller: Caller, key: GenerationKey, chat: Chat) -> Log:
         """Validate, reserve, interrupt the previous generation, create the log, run.
 
-        Nothing is changed before everything that can refuse has had its say. What was reserved is given back when a
-        later step fails.
+        Every check comes before the first change, and a reservation is released when a later step fails.
         """
         self._check_drain()
         # The operator's own default is always allowed: the list limits what a client may name.
@@ -127,7 +125,7 @@ class Relay:
         previous = await self._find_any(caller, chat.previous_id, "previous_id") if chat.previous_id else None
         before = conversation_of(previous.log) if previous else []
         request = encode_request(chat, before)
-        # What the previous generation still says while it is being interrupted is not counted.
+        # Deltas that the previous generation still gets while it is being interrupted are not counted.
         if len(request) > self._max_bytes:
             raise ChatError("too_large", f"A conversation has at most {self._max_bytes} bytes.", param="previous_id")
         model = self._upstream.resolve(chat.model or (previous.log.start.model if previous else None))
@@ -145,15 +143,15 @@ class Relay:
     async def find(self, caller: Caller, generation_id: str, after: int = 0) -> Log:
         """Return the log of a named generation, to be read after the seq `after`.
 
-        Raises ChatError: `not_found`; `generation_lost` when what came before `after` is lost; `invalid_request` when
-        `after` is past its end.
+        Raises ChatError: `not_found`; `generation_lost` when deltas up to `after` were lost with their replica;
+        `invalid_request` when `after` is past the last seq.
         """
         log = await self._store.get(caller.key(generation_id, named=True), after)
         if log is None:
             raise ChatError("not_found", "There is no such generation.", param="id")
         if after > (log.terminal.seq if log.terminal else log.last):
             if isinstance(log.terminal, Failed) and log.terminal.error.code == "generation_lost":
-                # Its replica had shown more than it had logged.
+                # Its replica had sent deltas to readers before it wrote them to the shared log.
                 raise ChatError.of(log.terminal.error)
             raise ChatError("invalid_request", '"after" is past the generation\'s last seq.', param="after")
         self._observe(Followed(caller.transport, after))
@@ -178,14 +176,14 @@ class Relay:
             await self._store.cancel(found.key)
 
     def release(self, key: GenerationKey) -> None:
-        """Cancel and remove a generation that nobody can read any more."""
+        """Cancel and remove a generation that can no longer be reached."""
         self._runner.cancel(key)
         self._store.remove(key)
 
     async def drain(self, timeout: float, last_frames: float = 0.0) -> None:
-        """Start nothing more; let what runs end and be read for `timeout` seconds, then end it.
+        """Refuse new generations; wait `timeout` seconds for the running ones and their readers, then end them.
 
-        What was ended then may be read for `last_frames` seconds more.
+        Readers get `last_frames` seconds more to receive the terminal frames.
         """
         self.draining = True
         await self._runner.quiet(timeout)
@@ -193,7 +191,7 @@ class Relay:
         await self._runner.quiet(last_frames)
 
     async def stop(self) -> None:
-        """End what runs with the error `draining`, and start nothing more."""
+        """Refuse new generations, and end the running ones with the error `draining`."""
         self.draining = True
         await self._runner.stop()
 
@@ -206,7 +204,7 @@ class Relay:
     async def _find_any(self, caller: Caller, generation_id: str, param: str) -> _Found:
         """Return a named generation of the principal, or any generation of the connection.
 
-        Where one id is both, the one that runs is meant; of two, the connection's own.
+        If one id is both, the running one is returned; if both run, or none, the connection's own.
         """
         found: list[_Found] = []
         for named in (False, True):
@@ -234,7 +232,7 @@ class Relay:
             if log.terminal:
                 ended.set()
 
-        log.watch(wake)  # before it is cancelled: a store drops its copy of a log that nobody reads
+        log.watch(wake)  # before the cancel: a shared store drops its copy of a log that has no watcher
         try:
             if not self._runner.cancel(key):
                 await self._store.cancel(key)

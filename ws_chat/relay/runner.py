@@ -1,7 +1,7 @@
 """Runs generations: one task each, from the request to the terminal frame. No task per reader.
 
-A generation ends here and nowhere else: what its upstream raises, returns or leaves undone becomes exactly one terminal
-frame in its log. A named one outlives its readers by the resume window.
+A generation ends here and nowhere else: however its upstream's task ends, its log gets exactly one terminal frame. A
+named generation outlives its readers by the resume window.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Run:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     readers: int = 0
     window: asyncio.TimerHandle | None = None
-    """The resume window: it cancels the generation."""
+    """The timer of the resume window, which cancels the generation."""
 
 
 class _FirstDelta:
@@ -58,7 +58,7 @@ class _FirstDelta:
 
 
 class Runner:
-    """The generations that run, at most `max_generations`. Without a reader for `resume_window` seconds they end."""
+    """The running generations, at most `max_generations`. One without a reader for `resume_window` seconds is cancelled."""
 
     def __init__(
         self,
@@ -85,20 +85,19 @@ class Runner:
 
     @property
     def running(self) -> int:
-        """How many generations run."""
         return len(self._running)
 
     @contextmanager
     def reserve(self, principal: str, replacing: GenerationKey | None) -> Iterator[None]:
-        """Hold a place for the generation that the block runs. The place of the one that it replaces counts as free.
+        """Reserve a place for the generation that the block runs. The place of the generation `replacing` counts as free.
 
         Raises ChatError (`overloaded`, `too_many_generations`).
         """
-        leaving = replacing in self._running
-        if self.running + self._reserved - leaving >= self._max_generations:
+        replaced = replacing in self._running
+        if self.running + self._reserved - replaced >= self._max_generations:
             raise ChatError("overloaded", "The server's limit of running generations is reached.", retry_after=1)
         limit = self._max_per_principal
-        if limit and self._of_principals[principal] - leaving >= limit:
+        if limit and self._of_principals[principal] - replaced >= limit:
             raise ChatError("too_many_generations", f"At most {limit} generations may run at once.", retry_after=1)
         self._reserved += 1
         self._of_principals[principal] += 1
@@ -109,7 +108,7 @@ class Runner:
             self._release(principal)
 
     def run(self, caller: Caller, key: GenerationKey, log: Log, request: dict[str, Any]) -> None:
-        """Start to produce the answer to `request` into a log. After `stop`, it ends at once."""
+        """Start the task that writes the answer to `request` into `log`. After `stop`, it ends at once."""
         generation = Generation(log.start.id, log.start.model, self._clock())
 
         def on_done(task: asyncio.Task[None]) -> None:
@@ -125,7 +124,7 @@ class Runner:
 
         log.watch(_FirstDelta(generation, log, self._clock))
         task = asyncio.create_task(self._upstream.generate(request, log.append, generation.outcome))
-        # Not inside the task: one that is cancelled before its first step never runs a line of its own.
+        # A callback, because a task that is cancelled before its first step never runs a line of its own.
         task.add_done_callback(on_done)
         if self._stopped:
             task.cancel()
@@ -161,14 +160,14 @@ class Runner:
         return run is not None
 
     async def quiet(self, timeout: float) -> None:
-        """Wait until nothing runs, starts or is read any more, for at most `timeout` seconds."""
+        """Wait until no generation runs, starts or is read, for at most `timeout` seconds."""
         self._update_quiet()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._quiet.wait()
 
     async def stop(self) -> None:
-        """End everything with the error `draining`. Any number of callers wait for one end."""
+        """End all generations with the error `draining`. May be called several times, also at once."""
         if self._stopped is None:
             runs = list(self._running.values())
             for run in runs:

@@ -1,7 +1,7 @@
 """The session of one connection: a frame in, a decision out. Pure: it sends nothing and starts nothing.
 
 It knows which generations the connection follows and whether there is room for another. The transport carries out its
-decisions and reports what came of them.
+decisions and reports the results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StartGeneration:
-    """Start `chat` as the generation `id`, or find the one that it has started before, and follow it from its start."""
+    """Start `chat` as the generation `id`, or find the one that it started before, and follow that from its start."""
 
     id: str
     chat: Chat
@@ -36,7 +36,7 @@ class FollowGeneration:
 
 @dataclass(frozen=True, slots=True)
 class CancelGeneration:
-    """Cancel the generation `id`, which may be another connection's when it is a named one."""
+    """Cancel the generation `id`; a named one may be followed by another connection."""
 
     id: str
 
@@ -50,7 +50,7 @@ Action: TypeAlias = StartGeneration | FollowGeneration | CancelGeneration | Send
 
 
 class Session:
-    """One connection's generations: at most `limit` followed at once, named by `new_id` (random and unguessable)."""
+    """One connection's generations: at most `limit` followed at once. `new_id` returns a random, unguessable id."""
 
     __slots__ = ("_following", "_limit", "_new_id")
 
@@ -60,7 +60,7 @@ class Session:
         self._following: dict[str, bool] = {}  # ids, and whether they are named
 
     def receive(self, frame: ClientFrame) -> Action:
-        """Return what to do for a frame. Nothing changes by the decision alone.
+        """Return the action for a frame. Changes nothing.
 
         Raises ChatError (`invalid_request`, `id_conflict`, `too_many_generations`).
         """
@@ -77,7 +77,7 @@ class Session:
         return SendFrame(Pong())
 
     def follows(self, generation_id: str, *, named: bool) -> None:
-        """Record that a generation is followed from now on."""
+        """Record that a generation is followed."""
         self._following[generation_id] = named
 
     def ended(self, generation_id: str) -> None:
@@ -87,13 +87,13 @@ class Session:
     def _chat(self, chat: Chat) -> StartGeneration:
         generation_id = chat.id or self._new_id()
         if self._following.get(generation_id) is False:
-            # Their frames could not be told apart.
+            # The frames of two generations with one id could not be distinguished.
             raise ChatError("id_conflict", "This id is used by an unnamed generation on this connection.", param="id")
         self._check_room(generation_id, chat.previous_id)
         return StartGeneration(generation_id, chat)
 
     def _check_room(self, *leaving: str | None) -> None:
-        # One that is followed already only changes its position, and one that is interrupted makes room.
+        # A generation that is followed already only changes its position; an interrupted one makes room.
         if len(self._following.keys() - set(leaving)) >= self._limit:
             raise ChatError(
                 "too_many_generations", f"At most {self._limit} generations may run at once on a connection."

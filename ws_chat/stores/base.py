@@ -1,4 +1,4 @@
-"""The interface to where generations are kept: a store of append-only logs. The log is the stream."""
+"""The interface of stores of append-only logs. The log is the stream."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     OnEnd: TypeAlias = Callable[[Terminal], None]
     """Called with the terminal frame that a log has ended with."""
     Wake: TypeAlias = Callable[[int, Sequence[Delta]], None]
-    """Called with the seq of the log's last delta, and the deltas just written: none with the terminal frame."""
+    """Called with the seq of the log's last delta, and the deltas just written: none after the terminal frame."""
 
 
 class GenerationKey(NamedTuple):
-    """The name of a generation inside the server. A named one belongs to its principal, any other to its connection."""
+    """The name of a generation inside the server. `owner`: the principal of a named one, the connection of any other."""
 
     owner: str
     id: str
@@ -27,11 +27,11 @@ class GenerationKey(NamedTuple):
 
 
 class LogEndedError(Exception):
-    """A write to a log that has its terminal frame. Nothing was written."""
+    """The log already has its terminal frame. Nothing was written."""
 
 
 class LogExistsError(Exception):
-    """There is a log under this key already. Nothing was created."""
+    """There already is a log with this key. Nothing was created."""
 
 
 class Log(Protocol):
@@ -62,7 +62,7 @@ class Log(Protocol):
         """Bytes of its deltas as JSON, once it has ended."""
 
     def after(self, seq: int, limit: int) -> Sequence[Delta]:
-        """Return at most `limit` deltas, from the one after `seq` on."""
+        """Return at most `limit` deltas after `seq`."""
 
     def append(self, deltas: Sequence[Delta]) -> None:
         """Add deltas and wake the readers. Raises LogEndedError after the end."""
@@ -70,66 +70,66 @@ class Log(Protocol):
     def end(self, terminal: Terminal, on_end: OnEnd | None = None) -> None:
         """Add the terminal frame, wake the readers, and call `on_end`: at once, or as soon as the frame is stored.
 
-        Where others may write, the log can end with another frame than the one given. Raises LogEndedError when it
-        has ended or is about to.
+        In a shared store, another process may have ended the log with another frame. Raises LogEndedError when it has
+        ended or is about to.
         """
 
     def watch(self, wake: Wake) -> None:
         """Call `wake` after every write, until `unwatch`. It must not block and must not raise.
 
-        Both may be called while readers are woken: one that leaves then may be woken by that write all the same, one
-        that joins is not.
+        Both may be called from within a `wake`: a reader that is removed may still be woken by that write, one that is
+        added is not.
         """
 
     def unwatch(self, wake: Wake) -> None:
-        """Stop calling `wake`; one that is not called is no error."""
+        """Stop calling `wake`; does nothing if it was not called."""
 
 
 class RunningGenerations(Protocol):
-    """The generations that run in this process, as a store needs them on behalf of other processes."""
+    """The generations that run in this process, as a shared store needs them for other processes."""
 
     def cancel(self, key: GenerationKey) -> bool:
-        """Cancel a generation; return whether it runs here."""
+        """Cancel a generation; return whether it runs in this process."""
 
     def add_remote_reader(self, key: GenerationKey) -> None:
         """Count all readers of a generation in other processes as one."""
 
     def remove_remote_reader(self, key: GenerationKey) -> None:
-        """Stop counting the readers in other processes."""
+        """Count no readers in other processes any more."""
 
 
 class Store(Protocol):
     """Keeps logs by key: until their end, and for a retention time after it.
 
-    A store that other processes share raises ChatError (`overloaded`) while it cannot be reached; generations of this
-    process run on, and logs that are not named never leave it.
+    A shared store raises ChatError (`overloaded`) while it cannot be reached. Meanwhile the generations of this process
+    go on. Logs of unnamed generations never leave the process.
     """
 
     @property
     def available(self) -> bool:
-        """Whether it can be reached."""
+        """Whether the store can be reached."""
 
     @property
     def counters(self) -> Storage | None:
-        """Where all who share this store count requests; None: each counts alone."""
+        """The storage in which all processes that share this store count requests; None: each counts alone."""
 
     async def open(self, running: RunningGenerations) -> None:
-        """Start to serve the requests of other processes."""
+        """Start to serve other processes."""
 
     async def create(self, key: GenerationKey, start: Start, request: bytes) -> Log:
-        """Open a log. Raises LogExistsError, also when another caller was just faster."""
+        """Create a log. Raises LogExistsError."""
 
     async def get(self, key: GenerationKey, after: int = 0) -> Log | None:
-        """Return a log, or None when it is not kept (any more).
+        """Return a log, or None if it is unknown or was removed.
 
-        A copy of a log that another process writes is given a moment to reach the seq `after`.
+        If another process writes the log, waits a moment for the copy to reach the seq `after`.
         """
 
     async def cancel(self, key: GenerationKey) -> None:
-        """Ask the process that writes a log to cancel its generation, if that is another process."""
+        """If another process writes the log, ask it to cancel the generation."""
 
     def remove(self, key: GenerationKey) -> None:
-        """Remove a log, at once here and soon elsewhere; one that is not kept is no error."""
+        """Remove a log, at once in this process and soon in others; does nothing if it is unknown."""
 
     async def close(self) -> None:
-        """Stop, and forget all logs."""
+        """Stop, and remove the logs of this process."""

@@ -1,7 +1,7 @@
 """Logs in this process's memory.
 
-A log that has ended is packed: its deltas become JSON again, a tenth of the size, so that many can be kept. Memory has
-a bound all the same: the packed logs together take at most `limit` bytes, and the oldest go first.
+An ended log is packed: its deltas become JSON again, a tenth of the size. All packed logs together take at most `limit`
+bytes; beyond that the oldest are removed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 KEPT_LIMIT: Final = 256 * 1024 * 1024
 """Bytes of packed logs that a store keeps by default."""
 PART: Final = 512
-"""How many deltas are packed together: a reader unpacks that many at a time."""
+"""Deltas that are packed together: a reader unpacks that many at a time."""
 OVERHEAD: Final = 2048
-"""Bytes that a packed log takes besides its deltas and its request, more or less."""
+"""Bytes that a packed log takes besides its deltas and its request, roughly."""
 
 
 class MemoryLog:
-    """A log as a list: the delta with seq n stands at n - 1. `on_packed` is called once, at the end."""
+    """A log as a list: the delta with seq n is at index n - 1. `on_packed` is called once, at the end."""
 
     __slots__ = ("_deltas", "_on_packed", "_parts", "_wakes", "_watchers", "last", "request", "start", "terminal")
 
@@ -43,8 +43,8 @@ class MemoryLog:
         self._deltas: list[Delta] = []
         self._parts: list[bytes] = []  # the deltas, after the end
         self._watchers: dict[Wake, None] = {}
-        # What a write goes through, because readers come and go while they are woken; empty after each change. Made
-        # at the next write and not at each change, or the end of a log would take time quadratic in its readers.
+        # The watchers as a tuple, because they may change while a write wakes them. A change empties it and the next
+        # write fills it: filling it at each change would make the end of a log quadratic in its readers.
         self._wakes: tuple[Wake, ...] = ()
 
     @property
@@ -98,7 +98,7 @@ class _Kept(NamedTuple):
 
 
 class MemoryStore:
-    """Logs by key. Those that have ended are kept for `retention` seconds, and in `limit` bytes all together."""
+    """Logs by key. Ended ones are kept for `retention` seconds, all together in at most `limit` bytes."""
 
     def __init__(self, *, retention: float = 300.0, limit: int = KEPT_LIMIT) -> None:
         self._retention = retention
@@ -108,7 +108,7 @@ class MemoryStore:
         self._sweep: asyncio.TimerHandle | None = None
         self.kept_bytes = 0
         self.evicted = 0
-        """How many logs were removed before their time, for want of memory."""
+        """Logs that were removed before their retention time, because of the limit."""
         self.available = True
         self.counters = None
 
@@ -154,7 +154,7 @@ class MemoryStore:
             self._sweep = loop.call_later(self._retention, self._remove_old)
 
     def _remove_old(self) -> None:
-        """Remove what has been kept long enough, and look again when the next one will have been."""
+        """Remove the logs whose retention time has passed, and schedule the next call."""
         loop = asyncio.get_running_loop()
         self._sweep = None
         while self._ended:
