@@ -1,4 +1,4 @@
-"""The interface to what produces answers. docs/embedding.md shows one in ten lines."""
+"""The interface of upstreams, which produce answers. docs/embedding.md shows one in ten lines."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ if TYPE_CHECKING:
     from ws_chat.protocol.deltas import Delta, Outcome
 
 Emit: TypeAlias = "Callable[[Sequence[Delta]], None]"
-"""Appends deltas to the log, in order, as they arrive; those of one call may leave in one frame. It never blocks."""
+"""Appends deltas to the log, in order; those of one call may be sent in one frame. It never blocks."""
 
 
 class Upstream(Protocol):
-    """Produces answers."""
-
     def resolve(self, model: str | None) -> str:
-        """Return the model that answers a request for `model`; None: the request names none."""
+        """Return the model that answers a request for `model`, which is None if the request names none."""
 
     async def generate(self, request: Mapping[str, Any], emit: Emit, outcome: Outcome) -> None:
-        """Produce one answer: give each delta to `emit` the moment it arrives, and return when the stream has ended.
+        """Produce one answer: pass each delta to `emit` the moment it arrives, and return at the end of the stream.
 
         `request` is the body of a chat-completions request (the OpenAI reference) with `model` set. A delta is emitted
         as `strip_empty` returns it, and not at all when nothing is left. `outcome` is filled in as soon as its fields are
@@ -30,4 +28,4 @@ class Upstream(Protocol):
         """
 
     async def close(self) -> None:
-        """Close what all requests share."""
+        """Close the resources that requests share."""

@@ -1,7 +1,7 @@
 """The parser of a streamed chat completion (the OpenAI reference): a response body in, deltas out. Pure.
 
-Compatible servers differ in detail: chunks without choices or with an empty delta, comments, no `[DONE]`, an error object
-in mid-stream. The differences end here; what is not the protocol raises.
+Compatible servers differ in details: chunks without choices or with an empty delta, comments, no `[DONE]`, an error
+object in mid-stream. All of these are accepted here; anything else raises.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _decode: Final = msgspec.json.Decoder(_Event).decode
 class CompletionParser:
     """The parser of one streamed completion: deltas go to `emit`, those of one read together, the rest to `outcome`.
 
-    `mask` masks the operator's secrets in a message of the upstream. `on_tail`, where it is set, is called after each
-    read between the finish_reason and [DONE].
+    `mask` masks the operator's secrets in a message of the upstream. `on_tail`, if set, is called after each read
+    between the finish_reason and [DONE].
     """
 
     __slots__ = ("_decoder", "_emit", "_mask", "_outcome", "done", "finished", "on_tail")
@@ -62,16 +62,16 @@ class CompletionParser:
         self._outcome = outcome
         self._mask = mask
         self._decoder = SSEDecoder()
-        self.finished = False  # the finish_reason has come
-        self.done = False  # [DONE] has come
+        self.finished = False  # the finish_reason was received
+        self.done = False  # [DONE] was received
         self.on_tail: Callable[[], None] | None = None
 
     def feed(self, read: bytes) -> bool:
-        """Parse one read; return whether [DONE] has come.
+        """Parse one read; return whether [DONE] was received.
 
-        Raises ChatError, and NotAnEventStreamError, after what came before the fault was emitted.
+        Raises ChatError and NotAnEventStreamError, after emitting the deltas before the fault.
         """
-        # Nearly every read of an answer at a typing pace is one whole event, which the decoder need not see.
+        # At a typing pace nearly every read is one whole event, for which the decoder is not needed.
         if (
             self._decoder.between
             and read.startswith(b"data: {")
@@ -88,7 +88,7 @@ class CompletionParser:
         return self.done
 
     def end(self) -> None:
-        """Parse what is left at the end of the stream, but for an event that was cut off.
+        """Parse the rest at the end of the stream, except for an event that was cut off.
 
         Raises ChatError and NotAnEventStreamError.
         """
@@ -119,7 +119,7 @@ class CompletionParser:
             if len(data) > 2 * DEEP:
                 check_depth(data)
         except msgspec.ValidationError:
-            raise ChatError("upstream_malformed", "The upstream sent an event that is no chat completion.") from None
+            raise ChatError("upstream_malformed", "The upstream sent an event that is not a chat completion.") from None
         except (ValueError, RecursionError):
             raise ChatError("upstream_malformed", "The upstream sent an event that is not JSON.") from None
         if event.error or event.object == "error":

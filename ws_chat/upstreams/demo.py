@@ -1,7 +1,7 @@
 """The built-in demo: answers without a key, a network or a model.
 
-`demo` talks about the user's last message. The other models show a developer of a front end tool calls, reasoning,
-failures and silence on demand.
+`demo` talks about the user's last message. With the other models, developers of front ends can try tool calls, reasoning,
+failures and silence.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _CALLS: Final = (("get_weather", {"city": "Kyoto", "unit": "celsius"}), ("get_ti
 
 
 class DemoUpstream:
-    """The built-in answers. `timeout`: seconds after which the silence of `demo-silent` ends with `upstream_timeout`."""
+    """The built-in demo. `timeout`: seconds after which the silence of `demo-silent` ends with `upstream_timeout`."""
 
     def __init__(self, *, timeout: float = 120.0) -> None:
         self._timeout = timeout
@@ -64,7 +64,7 @@ class DemoUpstream:
         return model if model in MODELS else "demo"
 
     async def generate(self, request: Mapping[str, Any], emit: Emit, outcome: Outcome) -> None:
-        """Answer the last message. Raises ChatError where the model is to fail."""
+        """Answer the last message. Raises ChatError for the models that fail."""
         behaviour = MODELS[request["model"]]
         if behaviour.fails:
             raise ChatError("upstream_unavailable", "This is the demo model that always fails.")

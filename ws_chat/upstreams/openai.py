@@ -47,9 +47,9 @@ _TRANSLATIONS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] =
         "upstream_timeout",
         "The upstream was silent for too long.",
     ),
-    ((NotAnEventStreamError,), "upstream_malformed", "What the upstream sent is no event stream."),
-    ((httpx2.DecodingError,), "upstream_malformed", "What the upstream sent cannot be decompressed."),
-    ((httpx2.RemoteProtocolError,), "upstream_malformed", "What the upstream sent is not HTTP."),
+    ((NotAnEventStreamError,), "upstream_malformed", "The upstream's response is not an event stream."),
+    ((httpx2.DecodingError,), "upstream_malformed", "The upstream's response cannot be decompressed."),
+    ((httpx2.RemoteProtocolError,), "upstream_malformed", "The upstream's response is not HTTP."),
     ((httpx2.HTTPError,), "upstream_unavailable", "The connection to the upstream was lost."),
     ((openai.APIError,), "upstream_unavailable", "The upstream cannot be reached."),
 )
@@ -67,7 +67,7 @@ class OpenAIUpstream:
         self._model = model
         self._client = _client(api_key, base_url, timeout)
         self._mask = _masking(api_key)
-        self._without_usage: set[str] = set()  # models whose servers refuse to report it
+        self._without_usage: set[str] = set()  # models whose servers refuse `include_usage`
 
     def resolve(self, model: str | None) -> str:
         """Return `model`, or the configured one."""
@@ -87,7 +87,6 @@ class OpenAIUpstream:
             raise self._translate(error) from None
 
     async def close(self) -> None:
-        """Close every connection."""
         await self._client.close()
 
     async def _relay(self, request: Mapping[str, Any], parser: CompletionParser) -> None:
@@ -110,7 +109,7 @@ class OpenAIUpstream:
             await response.aclose()
 
     async def _open(self, request: Mapping[str, Any]) -> httpx2.Response:
-        """Send the request with `include_usage`, and without it where the server refuses that."""
+        """Send the request with `include_usage`, and again without it if the server refuses that."""
         options = request.get("stream_options", {})
         model = request["model"]
         if model in self._without_usage or not isinstance(options, dict) or "include_usage" in options:
@@ -125,7 +124,7 @@ class OpenAIUpstream:
         return response
 
     async def _post(self, body: Mapping[str, Any]) -> httpx2.Response:
-        # The SDK's documented way to any endpoint: `chat.completions.create` walks every message of the history.
+        # The SDK's documented way to call any endpoint: `chat.completions.create` walks every message of the history.
         response = await self._client.post(
             "/chat/completions",
             cast_to=httpx2.Response,
@@ -133,10 +132,10 @@ class OpenAIUpstream:
             stream=True,
             stream_cls=openai.AsyncStream[object],
         )
-        return cast("httpx2.Response", response)  # what `cast_to` asks for; the overloads do not say so
+        return cast("httpx2.Response", response)  # because of `cast_to`, which the overloads do not express
 
     def _log(self, error: Exception) -> None:
-        """Log what the client is not sent: the address and the innermost cause. Never a message's content."""
+        """Log what clients do not get: the address and the innermost cause. Never a message's content."""
         if isinstance(error, openai.APIStatusError):
             logger.warning("%s answered with status %d", self._client.base_url, error.status_code)
             return
@@ -167,7 +166,7 @@ class OpenAIUpstream:
 
 
 async def _drain(reads: AsyncIterator[bytes]) -> None:
-    """Read a stream to its end, which follows [DONE]: only then is its connection free for another request."""
+    """Read a stream to its end, soon after [DONE]: only then can its connection serve another request."""
     with contextlib.suppress(TimeoutError, httpx2.HTTPError):
         async with asyncio.timeout(DRAIN_TIMEOUT):
             async for _ in reads:
@@ -176,9 +175,9 @@ async def _drain(reads: AsyncIterator[bytes]) -> None:
 
 def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncOpenAI:
     timeouts = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None)
-    # Given always: the SDK would read an empty OPENAI_BASE_URL as a URL.
+    # Always passed: the SDK would use an empty OPENAI_BASE_URL as the URL.
     url = httpx2.URL(base_url or "https://api.openai.com/v1")
-    # As httpx2 would send it, but not in the URL, which is logged.
+    # httpx2 would take it from the URL, but the URL is logged.
     auth = (url.username, url.password) if url.userinfo else None
     if urllib.request.getproxies().keys() & {"http", "https", "all"}:
         # httpx2 connects through the proxy. The relay limits how many requests run.
@@ -214,7 +213,7 @@ def _masking(api_key: str | None) -> Callable[[str], str]:
 
 
 def _retry_after(headers: httpx2.Headers) -> float | None:
-    """Return the seconds of a Retry-After header (RFC 9110), which may be a date; None for what makes no sense."""
+    """Return the seconds of a Retry-After header (RFC 9110), which may be a date; None for an invalid one."""
     value = headers.get("retry-after")
     if value is None:
         return None

@@ -1,22 +1,22 @@
 """One HTTP/1.1 connection to an upstream (RFC 9112), and the body of its response, pushed as it arrives.
 
 Reading through awaits would wake a task for every token. Here the bytes of a body go from the event loop through the
-parser into a function, in the same turn. Knows no pool and no TLS: those are the transport's.
+parser into a function, in the same turn. The pool and TLS are the transport's.
 
 Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 
 - One request at a time. A connection is free again only when the parser has seen the whole response, the server keeps
   it open, and nothing came after the end (test_a_connection_is_used_again_after_a_whole_body_only).
-- A body lets go of its connection at the end of the response: closing it late, or twice, cannot hit the next request
+- A body is detached from its connection at the end of the response: closing it late, or twice, cannot hit the next request
   (test_a_late_close_hits_no_request_that_came_after). Closing it earlier closes the connection, unless its reader had
   what it needs and the end comes within DRAIN_TIMEOUT (test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near,
   test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far).
-- What came before a fault is delivered before the fault is raised, however the reads fall
+- The bytes before a fault are delivered before the fault is raised, however the stream is split into reads
   (test_what_came_before_a_fault_in_the_same_read_is_said).
 - Whatever ends the connection ends the wait for the head, or for the body; a body that is cut off is never complete
   (test_what_breaks_is_told_in_the_errors_of_httpx2, test_a_connection_that_is_lost_before_it_is_used_is_told_at_once).
 - A pushed body is never paused. One that is read piece by piece pauses the reading of the socket at BUFFER_LIMIT;
-  taking what waits resumes it, and so does the end of the response (test_a_body_that_nobody_takes_is_not_read_into_memory,
+  emptying the buffer resumes it, and so does the end of the response (test_a_body_that_nobody_takes_is_not_read_into_memory,
   test_a_connection_whose_body_came_at_once_is_read_on_for_the_next).
 - Silence for the timeout, counted from the request or the last read, fails the request (test_silence_in_a_body_ends_it).
 - Interim responses (1xx) and trailers are skipped (test_a_body_arrives_whole_pushed_or_pulled).
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     Sink: TypeAlias = Callable[[bytes], bool]
-    """Receives a read; returns whether it needs no more."""
+    """Receives a read; returns True when it needs no more."""
 
 BUFFER_LIMIT: Final = 256 * 1024
-"""Bytes of a body that wait for a reader before the socket is read no further."""
+"""Bytes of a body that are buffered before reading from the socket is paused."""
 DRAIN_TIMEOUT: Final = 0.05
-"""Seconds in which a response must end after its last needed byte, for its connection to be kept."""
+"""Seconds in which a response must end after its last needed byte for its connection to be kept."""
 
 
 class StaleConnectionError(Exception):
-    """A connection that had served before was closed before it answered: the server had given it up."""
+    """A reused connection was closed before it answered: the server had closed it as idle."""
 
 
 class Head(NamedTuple):
@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def closing(self) -> bool:
-        """Whether it is closed, or about to be."""
+        """Whether the connection is closed, or about to be."""
         return self._transport.is_closing()
 
     async def exchange(self, request: bytes, timeout: float | None) -> tuple[Head, Body]:
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def close_unless_ended(self, within: float) -> None:
-        """Close, unless the response ends within so many seconds."""
+        """Close, unless the response ends `within` seconds."""
         self._stop_timer()
         self._timer = self._loop.call_later(within, self.close)
 
@@ -182,7 +182,7 @@ class Connection(asyncio.Protocol):
             names = {name.lower() for name, _ in self._headers}
             self._ends_with_connection = not names & {b"content-length", b"transfer-encoding"}
             self._head.set_result(Head(status, self._headers))
-        self._headers = []  # the next ones are those of the final response, or trailers
+        self._headers = []  # for the final response after an interim one, or for trailers
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:
@@ -234,24 +234,24 @@ class Connection(asyncio.Protocol):
 
 
 class Body(httpx2.AsyncByteStream):
-    """A response's body: pushed into a function, or read piece by piece as any httpx2 stream."""
+    """A response's body: pushed into a function, or read piece by piece like any httpx2 stream."""
 
     def __init__(self, connection: Connection) -> None:
         self.deliver: Sink = self._keep
-        """Called with each read. An attribute: a method that passes it on would cost a call for every token."""
+        """Called with each read. An attribute, because a method that passes it on would cost a call for every token."""
         self.limit = sys.maxsize
         """Bytes after which reading it piece by piece stops."""
         self._connection = connection
         self._read = 0
         self._reads: list[bytes] = []
         self._size = 0
-        self._stopped = False  # its sink needs no more
-        self._ended = False  # the response has ended: the connection is no longer this body's
+        self._stopped = False  # the sink needs no more
+        self._ended = False  # the response has ended, and the connection may serve another one
         self._error: Exception | None = None
         self._changed: asyncio.Future[None] | None = None
 
     async def push(self, sink: Sink) -> None:
-        """Give every read to `sink` as it arrives; return at the end, or when `sink` returns True: it needs no more.
+        """Pass every read to `sink` as it arrives; return at the end, or when `sink` returns True: it needs no more.
 
         Raises what `sink` raises, and httpx2's errors.
         """
@@ -266,7 +266,7 @@ class Body(httpx2.AsyncByteStream):
             raise self._error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield each read, until there are `limit` bytes. Raises httpx2's errors."""
+        """Yield each read, up to `limit` bytes. Raises httpx2's errors."""
         while True:
             for read in self._take():
                 yield read
@@ -282,7 +282,7 @@ class Body(httpx2.AsyncByteStream):
             await self._change()
 
     async def aclose(self) -> None:
-        """Give the connection back; one whose response has not ended, and does not end soon, is closed."""
+        """Release the connection; close it if the response does not end within DRAIN_TIMEOUT of the last needed byte."""
         if self._ended:
             return
         if self._stopped:
@@ -291,13 +291,13 @@ class Body(httpx2.AsyncByteStream):
             self._connection.close()
 
     def stop(self) -> None:
-        """Deliver nothing more. Called by the connection, when the sink needs no more."""
+        """Deliver nothing more: the sink needs no more. Called by the connection."""
         self._stopped = True
         self.deliver = _discard
         self._wake()
 
     def end(self, error: Exception | None = None) -> None:
-        """End with the response, or with what broke it. Called by the connection."""
+        """End with the response, or with the error that broke it. Called by the connection."""
         if not self._ended:
             self._ended = True
             self._error = error

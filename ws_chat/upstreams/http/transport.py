@@ -1,15 +1,15 @@
 """The transport that the SDK gets for direct connections: a pool of HTTP/1.1 connections, with and without TLS.
 
-It connects, keeps idle connections, and raises httpx2's errors. Redirects, headers, retries and proxies are the business
-of httpx2 and the SDK.
+It connects, keeps idle connections, and raises httpx2's errors. Redirects, headers, retries and proxies are handled by
+httpx2 and the SDK.
 
 Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 
 - A connection is either idle in the pool or serves one request. The pool has no limit: the relay limits how many
   requests run. No operation costs more when more are idle (test_the_loss_of_many_idle_connections_takes_linear_time).
 - An idle connection is closed after KEEPALIVE_TIMEOUT (test_a_connection_that_was_idle_for_long_is_not_used_again).
-- A request is sent again only where the server had given an idle connection up and answered nothing, once, and on a new
-  connection (test_a_connection_that_was_given_up_is_replaced_at_once,
+- A request is sent again only if the server closed an idle connection without an answer, once, and on a new connection
+  (test_a_connection_that_was_given_up_is_replaced_at_once,
   test_a_request_is_sent_again_once_and_not_on_every_idle_connection).
 - A read timeout is not retried by the SDK (test_silence_is_waited_for_once in tests/upstreams/test_errors.py).
 - Certificates are checked (test_tls).
@@ -27,9 +27,9 @@ import openai
 from ws_chat.upstreams.http.connection import Connection, StaleConnectionError
 
 KEEPALIVE_TIMEOUT: Final = 15.0
-"""Seconds after which an idle connection is closed: a box on its way may have forgotten it silently."""
+"""Seconds after which an idle connection is closed: a NAT or firewall on its way may have dropped it silently."""
 ERROR_LIMIT: Final = 64 * 1024
-"""Bytes of an error's body that are read."""
+"""Bytes of an error response's body that are read."""
 PUSHED: Final = "pushed_body"
 """The response extension that holds the Body, to be pushed."""
 
@@ -42,7 +42,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
     def __init__(self) -> None:
         self._ssl = httpx2.create_ssl_context()
         self._ssl.set_alpn_protocols(["http/1.1"])
-        self._idle: dict[Origin, dict[Connection, None]] = {}  # ordered by how long they are idle
+        self._idle: dict[Origin, dict[Connection, None]] = {}  # longest idle first
         self._open: set[Connection] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -62,7 +62,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
                 connection = await self._connect(origin, connect)
                 head, body = await connection.exchange(message, read)
         except httpx2.ReadTimeout:
-            # The SDK would retry an error of httpx2's twice, and the caller wait three times as long; not its own.
+            # The SDK would retry httpx2's error twice, three times the wait for the caller; it does not retry its own.
             raise openai.APITimeoutError(request=request) from None
         if head.status >= 400:
             body.limit = ERROR_LIMIT
@@ -70,7 +70,6 @@ class PushTransport(httpx2.AsyncBaseTransport):
         return httpx2.Response(head.status, headers=head.headers, stream=body, extensions=extensions)
 
     async def aclose(self) -> None:
-        """Close every connection."""
         if self._sweep:
             self._sweep.cancel()
         for connection in list(self._open):
@@ -78,10 +77,10 @@ class PushTransport(httpx2.AsyncBaseTransport):
 
     def _take_idle(self, origin: Origin) -> Connection | None:
         idle = self._idle.get(origin)
-        return idle.popitem()[0] if idle else None  # the last one in is the least likely to have been given up
+        return idle.popitem()[0] if idle else None  # the server is least likely to have closed the last one
 
     def _close_idle(self) -> None:
-        """Close what has been idle for too long, and check again while anything is idle."""
+        """Close connections that have been idle for too long, and schedule the next call while any are idle."""
         loop = asyncio.get_running_loop()
         waits = [0.0]
         for idle in self._idle.values():
@@ -119,7 +118,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ConnectTimeout("The server could not be reached in time.", request=None) from None
         except (OSError, ssl.SSLError) as error:
             raise httpx2.ConnectError(str(error)) from error
-        if not connection.closing:  # one that was lost already would never be discarded
+        if not connection.closing:  # else `on_lost` was called already, and nothing would discard it
             self._open.add(connection)
         return connection
 
