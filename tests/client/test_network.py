@@ -153,7 +153,7 @@ def test_a_password_in_the_url_is_not_told():
     chat = connect("wss://user:secret@host:99/path?token=secret")
     assert str(chat._address) == "wss://host:99/path"
     for url in ("ftp://u:secret@h/", "ws://u:a/secret@h", "u:secret@h:many", "ws://h /?token=secret"):
-        with pytest.raises(ValueError, match="is no URL") as raised:
+        with pytest.raises(ValueError, match="is not the URL") as raised:
             connect(url)
         assert "secret" not in str(raised.value)
 

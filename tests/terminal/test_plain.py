@@ -221,7 +221,7 @@ async def test_a_server_that_wants_a_key_is_told_of(serve):
         ([], b"", "question is empty"),
         ([" "], b" \n", "question is empty"),
         ([], b"\xff", "not UTF-8"),
-        (["hi", "--url=http://"], b"", "no URL"),
+        (["hi", "--url=http://"], b"", "not the URL"),
         (["hi", "--key=a b"], b"", "An API key must"),
         ([b"\xff"], b"", "must be UTF-8"),
         (["--frob"], b"", "--frob"),

@@ -1,4 +1,4 @@
-"""How long to go on trying, and how long to pause between two attempts."""
+"""How long to retry, and the pauses between two attempts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LONGEST_PAUSE: Final = 10.0
 
 
 class Backoff:
-    """A budget of seconds for attempts and pauses, counted from when all was last well."""
+    """A budget of seconds for attempts and pauses, counted from the last sign of life."""
 
     def __init__(self, budget: float) -> None:
         self._budget = budget
         self.renew(time.monotonic())
 
     def renew(self, since: float) -> None:
-        """Start the budget again: all was well at the time `since` (of the monotonic clock)."""
+        """Restart the budget from the last sign of life, at the time `since` of the monotonic clock."""
         self._deadline = since + self._budget
         self._pause = FIRST_PAUSE
 
@@ -34,7 +34,7 @@ class Backoff:
     def pause(self, error: ClientError) -> float:
         """Return the seconds to wait after `error` before the next attempt; at least its `retry_after`.
 
-        Raises `error` when there is to be no other attempt.
+        Raises `error` when there must be no other attempt.
         """
         at_least, left = error.retry_after or 0.0, self.left
         if not error.retryable or not left or at_least > left:
@@ -44,5 +44,5 @@ class Backoff:
         return min(pause, left)
 
     def counts_as_held(self, seconds: float) -> bool:
-        """Whether a connection of that age was a good one though nothing was received: a model may think for long."""
+        """Whether a connection of that age was good although nothing was received: a model may think for long."""
         return seconds > min(LONGEST_PAUSE, self._budget / 2)

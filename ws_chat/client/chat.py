@@ -1,8 +1,8 @@
 """A connection to a ws_chat server that repairs itself.
 
-Every request is named with a UUID, so nothing is lost or paid for twice when a socket breaks: a request that was never
-acknowledged is sent again, and an answer that was is resumed after its last seq. Each answer has a task that does just
-that, in a loop; each socket has one that dispatches its frames.
+Every request is named with a UUID, so nothing is lost or paid for twice when a socket breaks: a request that was not
+acknowledged is sent again, and an acknowledged one is resumed after its last seq. Each answer has a task that does that
+in a loop; each socket has a task that dispatches its frames.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ logger = logging.getLogger("ws_chat.client")
 
 R = TypeVar("R", bound=ReplyState)
 OnRetry: TypeAlias = Callable[[ClientError, float], None]
-"""Called before each pause with its reason and its length in seconds, in the thread of the client's event loop."""
+"""Called before each pause, with the error and the seconds, in the thread of the client's event loop."""
 
 HEARTBEAT_INTERVAL: Final = (0.5, 15.0)
 """Seconds between two pings, at least and at most; in between it is a quarter of the patience."""
 
 
 class ChatCore(Generic[R]):
-    """What `Chat` and `SyncChat` have in common. `new_reply` makes their kind of reply."""
+    """The common part of `Chat` and `SyncChat`. `new_reply` creates their kind of reply."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class ChatCore(Generic[R]):
         self._on_retry = on_retry
         self._new_reply = new_reply
         self._connection: ChatConnection | None = None  # for new requests
-        self._connections: set[ChatConnection] = set()  # and those that still carry something
+        self._connections: set[ChatConnection] = set()  # also those that still carry answers
         self._connecting = asyncio.Lock()
         self._unreachable: ClientError | None = None
         self._running: dict[str, R] = {}
@@ -74,9 +74,9 @@ class ChatCore(Generic[R]):
         await self.close()
 
     async def open(self) -> None:
-        """Connect in one attempt of at most 10 seconds, where `async with` goes on trying.
+        """Connect in a single attempt of at most 10 seconds, so that a person sees soon when there is no server.
 
-        So a person sees at once that there is no server. Raises ClientError, RuntimeError after closing.
+        Raises ClientError, RuntimeError after closing.
         """
         self._check_open()
         async with self._connecting:
@@ -88,7 +88,7 @@ class ChatCore(Generic[R]):
         self._closed = True
         await asyncio.sleep(0)  # an iteration of `stream` that was left a moment ago sends its cancel
         tasks, connections = list(self._tasks), list(self._connections)
-        for task in tasks:  # first those that would connect again
+        for task in tasks:  # before the connections are closed, because they would connect again
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(connection.close() for connection in connections))
@@ -125,9 +125,9 @@ class ChatCore(Generic[R]):
         return self._start(self._new_reply(request_id, request, 0), self._find(previous_id))
 
     def resume(self, request_id: str | uuid.UUID, *, after: int = 0) -> R:
-        """Follow an answer that was asked for elsewhere, or before this program started, from after a seq.
+        """Follow an answer that was requested elsewhere, or before this program started, from after a seq.
 
-        The reply holds what comes after that. It fails with NotFoundError when the server does not have such an answer.
+        The reply contains what comes after that. It fails with NotFoundError when the server does not have such an answer.
         Raises TypeError and ValueError for an invalid id or seq, RuntimeError after closing.
         """
         self._check_open()
@@ -143,7 +143,7 @@ class ChatCore(Generic[R]):
         return self._start(self._new_reply(request_id, None, after))
 
     async def cancel(self, request_id: str | uuid.UUID) -> None:
-        """Stop an answer by its id, wherever it was asked for. Does nothing when it has ended.
+        """Stop an answer by its id, wherever it was requested. Does nothing when it has ended.
 
         Raises NotFoundError when the server does not have such an answer, ClientError, RuntimeError after closing.
         """
@@ -161,7 +161,7 @@ class ChatCore(Generic[R]):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RuntimeError("This connection was closed; `connect` makes another.")
+            raise RuntimeError("This connection was closed; open another one with `connect`.")
 
     def _find(self, request_id: str | None) -> R | None:
         reply = self._running.get(request_id or "")
@@ -180,24 +180,24 @@ class ChatCore(Generic[R]):
         return reply
 
     async def _follow(self, reply: R, previous: R | None) -> None:
-        """Ask for an answer, and for the rest of it, until it has ended."""
+        """Request an answer, and resume it until it has ended."""
         if previous:
-            await previous._begun.wait()  # the server has to know it before this one
+            await previous._acknowledged.wait()  # else `previous_id` might be unknown
         backoff = Backoff(self._patience)
         while not reply.ended:
             connection = await self._connect(backoff)
             if reply.ended:
                 return
-            seq, began = reply.seq, time.monotonic()
+            seq, start = reply.seq, time.monotonic()
             refusal = await connection.carry(reply)
             if reply.ended:
                 return
             if reply._cancelling:
-                reply._end_unsent()  # one that was refused is not asked for again
-            if reply.seq > seq or (connection.lost and backoff.counts_as_held(connection.alive - began)):
+                reply._end_unsent()  # a refused request that was cancelled is not sent again
+            if reply.seq > seq or (connection.lost and backoff.counts_as_held(connection.alive - start)):
                 backoff.renew(connection.alive)
                 continue
-            # A server that accepts connections and breaks them must not be asked again at once, over and over.
+            # Back off from a server that accepts connections and breaks them.
             broken = ConnectionLostError(f"{self._address} breaks off every connection: {connection.close_reason}")
             pause = backoff.pause(refusal or broken)
             if refusal:
@@ -206,12 +206,12 @@ class ChatCore(Generic[R]):
                 await asyncio.wait_for(reply._over.wait(), pause)
 
     async def _connect(self, backoff: Backoff) -> ChatConnection:
-        """Return the connection for new requests; make one if there is none. Raises ClientError, ValueError."""
+        """Return the connection for new requests; open one if there is none. Raises ClientError, ValueError."""
         async with self._connecting:
             while self._connection is None or self._connection.leaving or self._connection.lost:
                 self._check_open()
                 if self._unreachable and not backoff.left:
-                    raise self._unreachable  # it was used up while waiting for the lock
+                    raise self._unreachable  # the budget was used up while waiting for the lock
                 try:
                     self._connection = await self._open(backoff.left)
                     self._unreachable = None
@@ -274,9 +274,9 @@ def connect(url: str, *, api_key: str | None = None, patience: float = 60.0, on_
     `async with connect(…) as chat` connects at once and closes at the end; `chat = connect(…)` connects with the first
     request, and `await chat.close()` closes it.
 
-    A connection that cannot be made, is lost or falls silent is made again, and a request that the server has no room
-    for is sent again, for at most `patience` seconds after the last sign of life (silence is noticed after a second at
-    the earliest). Every answer continues where it was. `on_retry(reason, seconds)` is called before each pause.
+    If the server cannot be reached, falls silent or has no room for a request, the client retries for at most `patience`
+    seconds after the last sign of life (silence is noticed after a second at the earliest). Every answer continues where
+    it was. `on_retry(error, seconds)` is called before each pause.
 
     Raises ValueError for an invalid `url` or `api_key`.
     """

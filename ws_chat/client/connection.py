@@ -1,4 +1,4 @@
-"""One WebSocket, and the answers that it carries: frames out, frames in, and how each answer leaves it."""
+"""One WebSocket, and the answers that it carries: it sends their requests and dispatches the frames that arrive."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MESSAGE_TOO_BIG: Final = 1009
 
 
 class _Carried(NamedTuple):
-    """A reply, and how it leaves the connection: with a retryable refusal, or None: it ended, or the socket is lost."""
+    """A reply, and how its stay on the connection ends: a retryable refusal, or None (it ended, or the socket is lost)."""
 
     reply: ReplyState
     outcome: asyncio.Future[ClientError | None]
@@ -53,16 +53,16 @@ class ChatConnection:
         self._socket = socket
         self._heartbeat = heartbeat
         self._carried: dict[str, _Carried] = {}
-        self._unanswered: dict[str, int] = {}  # by id: the size of each request that nothing was received for yet
+        self._unanswered: dict[str, int] = {}  # by id: the size of each request without an answer so far
         self._cancels: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     @property
     def close_reason(self) -> str:
-        """How the socket was lost, for people."""
+        """The close code and reason, for people."""
         return f"code {self._socket.close_code} {self._socket.close_reason or ''}".strip()
 
     async def carry(self, reply: ReplyState) -> ClientError | None:
-        """Ask for an answer, or the rest of it; return when it has ended or the socket is lost.
+        """Request an answer, or the rest of it; return when it has ended or the socket is lost.
 
         Returns the refusal when the server asks to try again later.
         """
@@ -88,17 +88,16 @@ class ChatConnection:
                 await self._socket.close()
 
     async def cancel(self, reply: ReplyState) -> None:
-        """Cancel an answer that is carried here."""
         await self._send(cancel_frame(reply.id))
 
     async def cancel_other(self, request_id: str) -> None:
-        """Cancel a generation that is not carried here. Raises ReplyError, and ConnectionLostError with the socket."""
+        """Cancel a generation that is not carried here. Raises ReplyError, ConnectionLostError."""
         if self.lost:
             raise ConnectionLostError(self.close_reason)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._cancels.append((request_id, done))
         await self._send(cancel_frame(request_id))
-        # Only a refused cancel is answered. The pong, which comes after that, means that it was not refused.
+        # Only a refused cancel is answered. If the pong comes first, it was not refused.
         await self._send(PING)
         await done
 
@@ -114,7 +113,7 @@ class ChatConnection:
                 self._receive(json.loads(message))
         except ConnectionClosed:
             pass
-        except Exception as error:  # noqa: BLE001  (whatever it is, no caller may wait for ever)
+        except Exception as error:  # noqa: BLE001  (no caller may wait for ever, whatever the error)
             failure = ProtocolError(f"The server does not speak the protocol of ws_chat: {error!r}.")
             failure.__cause__ = error
         finally:
@@ -124,7 +123,7 @@ class ChatConnection:
             await self._socket.close()
 
     async def _send(self, frame: str) -> None:
-        with contextlib.suppress(ConnectionClosed):  # `run` ends with it, and settles everything that is carried
+        with contextlib.suppress(ConnectionClosed):  # `run` ends too, and settles all carried replies
             await self._socket.send(frame)
 
     def _receive(self, frame: dict[str, Any]) -> None:
@@ -144,13 +143,13 @@ class ChatConnection:
 
     def _receive_refusal(self, request_id: str | None, error: dict[str, Any]) -> None:
         refusal = error_from(error)
-        if request_id is None:  # the server could not read the frame; it reads them in order
+        if request_id is None:  # the server could not decode the frame: it is the oldest one
             request_id = next(iter(self._unanswered), None)
         carried = self._carried.get(request_id or "")
         if carried and carried.reply.id in self._unanswered:
             del self._unanswered[carried.reply.id]
             self.leaving = self.leaving or refusal.code == "draining"
-            if refusal.retryable and refusal.code != _LOST_CODE:  # the rest of what is lost never comes
+            if refusal.retryable and refusal.code != _LOST_CODE:  # a lost generation cannot be resumed
                 carried.reply._sent = False
                 _settle(carried.outcome, refusal)
             else:
@@ -159,7 +158,7 @@ class ChatConnection:
         elif not carried:
             for cancelled, done in self._cancels:
                 if cancelled == request_id and not done.done():
-                    done.set_exception(refusal)  # it stays in the queue, for its pong
+                    done.set_exception(refusal)  # its pong is still to come: it stays in the queue
                     break
 
     def _lose(self, failure: ProtocolError | None) -> None:
@@ -177,7 +176,7 @@ class ChatConnection:
                 done.set_exception(failure or ConnectionLostError(f"The connection was lost: {self.close_reason}."))
 
     def _at_fault(self) -> list[tuple[ReplyState, ClientError]]:
-        """Return the replies whose requests made the server close the socket: they would break the next one too."""
+        """Return the replies whose requests made the server close the socket: they would close the next one too."""
         code, reason = self._socket.close_code, self._socket.close_reason
         sizes = {key: size for key, size in self._unanswered.items() if not self._carried[key].reply._accepted}
         if code == _MESSAGE_TOO_BIG and sizes:

@@ -1,4 +1,4 @@
-"""What a caller of the client has to expect. Each is a ClientError, except for mistakes in the call itself."""
+"""The errors of the client: ClientError and its subclasses. Mistakes in a call raise TypeError or ValueError."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class ClientError(Exception):
-    """An answer could not be had. `retryable` says whether the same request may succeed later."""
+    """A request failed. `retryable`: the same request may succeed later."""
 
     retryable: bool = False
     retry_after: float | None = None
@@ -70,7 +70,7 @@ class RateLimitError(ReplyError):
 
 
 class UpstreamError(ReplyError):
-    """The model's server failed, or the replica that was asking it."""
+    """The upstream failed, or the replica that requested the answer from it."""
 
 
 class ServerError(ReplyError):
@@ -78,7 +78,7 @@ class ServerError(ReplyError):
 
 
 class HistoryGoneError(ReplyError):
-    """The connection was lost, and the server no longer has the rest of the answer: it restarted, or forgot it.
+    """The connection was lost, and the server no longer has the rest of the answer: it restarted, or removed it.
 
     Ask again; `previous` cannot continue from this answer.
     """
@@ -103,8 +103,8 @@ def error_from(error: Mapping[str, Any]) -> ReplyError:
 def history_gone(error: Mapping[str, Any]) -> HistoryGoneError:
     """Build the exception for a resume that the server refused with this error object."""
     message = (
-        "The connection was lost, and the server no longer has this answer: it was restarted meanwhile, or did not "
-        "keep it for so long. What was received is still in `text`. Ask again; `previous` cannot continue from this."
+        "The connection was lost, and the server no longer has this answer: it restarted, or the retention time is over. "
+        "`text` has what was received. Ask again; `previous` cannot continue from this answer."
     )
     return HistoryGoneError({**error, "message": message, "param": None})
 

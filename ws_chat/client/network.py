@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
 HANDSHAKE_TIMEOUT: Final = (1.0, 10.0)
-"""Seconds for one handshake: at least, however small the rest of the budget, and at most."""
+"""Seconds for one handshake: at least, even if less of the budget is left, and at most."""
 _RETRYABLE: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -72,11 +72,11 @@ def _websocket_url(url: str) -> str:
         given = urlunsplit((scheme, host, path if path.strip("/") else "/v1/chat/ws", query, ""))
         parse_uri(given)
     except InvalidURI as error:
-        raise ValueError(f"{shown} is no URL of a server: {error.msg}") from None
+        raise ValueError(f"{shown} is not the URL of a server: {error.msg}") from None
     except ValueError:  # its message may repeat a part of a password
-        raise ValueError(f"{shown} is no URL of a server: invalid host or port") from None
+        raise ValueError(f"{shown} is not the URL of a server: invalid host or port") from None
     if re.search(r"\s", url):
-        raise ValueError(f"{shown} is no URL of a server: it contains a space")
+        raise ValueError(f"{shown} is not the URL of a server: it contains a space")
     return given
 
 

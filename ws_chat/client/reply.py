@@ -1,4 +1,4 @@
-"""An answer: what its caller holds, and what the connection that carries it fills in."""
+"""An answer, which the connection that carries it fills in."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Status: TypeAlias = Literal["running", "completed", "cancelled", "failed"]
 Frame: TypeAlias = TokenFrame
 Message: TypeAlias = dict[str, Any]
-"""A chat message. A dict, so that it can be appended to a message list of the caller's own."""
+"""A chat message. A dict, so that it can be appended to a message list."""
 
 _TEXTS: Final = ("content", "reasoning_content", "refusal")
 _SHOWN: Final = 40
@@ -28,13 +28,13 @@ _SHOWN: Final = 40
 
 
 class ReplyState:
-    """What is known of an answer, and its transitions: the client calls the methods that begin with an underscore.
+    """The state of an answer, and its transitions, which the client calls in its event loop (the private methods).
 
-    All of it happens in the client's event loop; attributes may be read from any thread.
+    Attributes may be read from any thread.
     """
 
     def __init__(self, request_id: str, request: str | None, after: int = 0) -> None:
-        """`request` is the encoded chat frame; None follows an answer that was asked for elsewhere."""
+        """`request` is the encoded chat frame; None follows an answer that was requested elsewhere."""
         self.id = request_id
         self.seq = after
         """The seq of the last frame received: `resume` continues after it."""
@@ -42,7 +42,7 @@ class ReplyState:
         self.error: BaseException | None = None
         """Why it failed."""
         self.model: str | None = None
-        """The model that was asked; at the end, the name that the upstream gave."""
+        """The requested model; at the end, the model that the upstream named."""
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         self.timing: Timing | None = None
@@ -59,7 +59,7 @@ class ReplyState:
         self._accepted = False
         self._cancelling = False
         self._carrier: ChatConnection | None = None
-        self._begun = asyncio.Event()  # the server has accepted it, or never will
+        self._acknowledged = asyncio.Event()  # the server has accepted the request, or never will
         self._over = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -79,7 +79,7 @@ class ReplyState:
 
     @property
     def refusal(self) -> str:
-        """The model's refusal to answer, as far as it was received."""
+        """The model's refusal to answer, received so far."""
         return "".join(self._texts["refusal"])
 
     @property
@@ -89,7 +89,7 @@ class ReplyState:
 
     @property
     def message(self) -> Message:
-        """What was received so far as an assistant's message, for a message list of the caller's own."""
+        """The answer so far as an assistant's message, to append to a message list."""
         message: Message = {"role": "assistant", "content": self.text}
         if self.refusal:
             message["refusal"] = self.refusal
@@ -108,7 +108,7 @@ class ReplyState:
 
     @property
     def _opening(self) -> str:
-        """The frame that asks for what is missing. Sent twice, it is paid for once: the id is the same."""
+        """The frame that requests what is missing. Sent twice, it is paid for once, because the id is the same."""
         if self._accepted or self._request is None:
             return resume_frame(self.id, self.seq)
         return self._request
@@ -120,7 +120,7 @@ class ReplyState:
                 self.start_frame = self.start_frame or frame
                 self._accepted = True
                 self.model = frame["model"]
-                self._begun.set()
+                self._acknowledged.set()
             case "token" if frame["seq"] > self.seq:
                 self.seq = frame["seq"]
                 for name, pieces in self._texts.items():
@@ -154,7 +154,7 @@ class ReplyState:
                 await self._carrier.cancel(self)
 
     def _end_unsent(self) -> None:
-        """End a cancelled answer that the server does not know of."""
+        """End a cancelled answer whose request was not sent, or was refused."""
         if not (self._sent or self._accepted or self._request is None or self.ended):
             self.status = "cancelled"
             self._finish()
@@ -164,7 +164,7 @@ class ReplyState:
             if error:
                 self.error, self.status = error, "failed"
             self._request = ""  # it may be large, and a reply may be kept for long
-            self._begun.set()
+            self._acknowledged.set()
             self._over.set()
             self._changed.set()
 
@@ -178,9 +178,8 @@ class ReplyState:
 class Reply(ReplyState):
     """An answer. Iterate it for its token frames as they arrive, `texts` for their text, or await it for its end.
 
-    Every iteration starts at the beginning, so any number of them see all of it. Raises ReplyError and its kinds when
-    the answer failed, ConnectionLostError when the server could not be reached again. Leaving its `async with` block
-    early cancels it.
+    Every iteration starts at the beginning of the answer. Raises ReplyError and its subclasses when the answer failed,
+    ConnectionLostError when the server could not be reached again. Leaving its `async with` block early cancels it.
     """
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
@@ -204,7 +203,7 @@ class Reply(ReplyState):
 
     async def begin(self) -> Self:
         """Wait until the server has accepted the request, or never will; from then on `model` is known."""
-        await self._begun.wait()
+        await self._acknowledged.wait()
         return self
 
     async def end(self) -> Self:

@@ -1,4 +1,4 @@
-"""The frames that the client sends: checked and encoded in the caller's own call, so that a mistake raises there."""
+"""The frames that the client sends, checked and encoded in the caller's own call, so that a mistake raises there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Messages: TypeAlias = str | Sequence[Mapping[str, Any]]
 """Chat messages, or the text of one message of the user."""
 
 _ARGUMENTS: Final = {"id": "request_id", "previous_id": "previous", "type": None}
-"""Fields of the frame that are no chat-completions parameters, and the arguments that set them."""
+"""Fields of the frame that are not chat-completions parameters, and the arguments that set them."""
 
 
 def chat_frame(
@@ -54,7 +54,7 @@ def _sorted(text: str) -> str:
 
 
 def valid_id(given: str | uuid.UUID | None) -> str:
-    """Return the id of a request as text; a new one for None. Raises TypeError, ValueError."""
+    """Return an id as text; a new UUID for None. Raises TypeError, ValueError."""
     if given is None or isinstance(given, uuid.UUID):
         return str(given or uuid.uuid4())
     if not isinstance(given, str):
@@ -65,7 +65,7 @@ def valid_id(given: str | uuid.UUID | None) -> str:
 
 
 def _encode(frame: Mapping[str, Any]) -> str:
-    """Encode a frame. Raises TypeError or ValueError for what is no JSON: NaN, lone surrogates, objects."""
+    """Encode a frame. Raises TypeError or ValueError for values that are not JSON: NaN, lone surrogates, objects."""
     try:
         text = json.dumps(frame, ensure_ascii=False, allow_nan=False)
         text.encode()

@@ -1,4 +1,4 @@
-"""The client without async, for scripts and notebooks: the same, on an event loop in a thread of its own."""
+"""The client without async, for scripts and notebooks, on an event loop in a thread of its own."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SyncReply(ReplyState):
     def begin(self) -> Self:
         """Wait until the server has accepted the request, or never will; from then on `model` is known."""
         if not self.ended:
-            self._wait(self._begun.wait())
+            self._wait(self._acknowledged.wait())
         return self
 
     def end(self) -> Self:
@@ -132,7 +132,7 @@ class SyncChat:
         return self._thread.run(ask())
 
     def resume(self, request_id: str | uuid.UUID, *, after: int = 0) -> SyncReply:
-        """Follow an answer that was asked for elsewhere, or before this program started, as `Chat.resume` does."""
+        """Follow an answer that was requested elsewhere, or before this program started, as `Chat.resume` does."""
 
         async def resume() -> SyncReply:
             return self._chat.resume(request_id, after=after)

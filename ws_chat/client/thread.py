@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 T = TypeVar("T")
-_CLOSED: Final = "This connection was closed; `connect_sync` makes another."
+_CLOSED: Final = "This connection was closed; open another one with `connect_sync`."
 
 
 class LoopThread:
-    """Runs coroutines for any number of threads. It starts with the first one; once stopped, it never starts again."""
+    """Runs coroutines for any number of threads. Starts with the first coroutine; cannot be restarted after `stop`."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
