@@ -171,6 +171,15 @@ def test_a_refusal_repeats_a_valid_id_only():
     assert refused_id({"id": "r 1", "messages": []}) is None
     assert refused_id({"id": {"a": 1}, "messages": []}) is None
     assert refused_id([]) is None
+    assert refused_id({"id": "r1", "messages": HI, "temperature": math.nan}) == "r1"
+
+
+@pytest.mark.parametrize("number", ["1e999", "-Infinity"])
+def test_a_refused_number_hides_no_id(number):
+    with pytest.raises(InvalidFrameError) as caught:
+        decode('{"id":"r1","messages":[{"role":"user"}],"top_p":' + number + "}")
+
+    assert (caught.value.info.code, caught.value.id) == ("invalid_json", "r1")
 
 
 JSON = st.recursive(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -84,9 +85,13 @@ def decode(data: str | bytes) -> ClientFrame:
     try:
         return _frame(value)
     except InvalidFrameError as error:
-        frame_id = value.get("id")
-        error.id = frame_id if isinstance(frame_id, str) and _ID.fullmatch(frame_id) else None
+        error.id = _valid_id(value)
         raise
+
+
+def _valid_id(value: Any) -> str | None:
+    frame_id = value.get("id") if isinstance(value, dict) else None
+    return frame_id if isinstance(frame_id, str) and _ID.fullmatch(frame_id) else None
 
 
 def _decode_json(data: str | bytes) -> Any:
@@ -100,7 +105,10 @@ def _decode_json(data: str | bytes) -> Any:
         raise InvalidFrameError("invalid_json", "This JSON is nested too deeply.") from None
     except ValueError as error:
         fault = str(error).removeprefix("JSON is malformed: ")
-        raise InvalidFrameError("invalid_json", f"This is not valid JSON: {fault}.") from None
+        refusal = InvalidFrameError("invalid_json", f"This is not valid JSON: {fault}.")
+        with suppress(ValueError, TypeError):
+            refusal.id = _valid_id(from_json(data))  # it accepts NaN, and numbers that overflow
+        raise refusal from None
     return value
 
 
@@ -113,7 +121,8 @@ def check_depth(data: bytes) -> None:
 def _frame(value: dict[str, Any]) -> ClientFrame:
     kind = value.get("type", "chat")
     for field in ("id", "previous_id"):
-        if str(value.get(field, "")).endswith("\n"):  # in Python, the `$` of a pattern also matches before it
+        given = value.get(field)
+        if isinstance(given, str) and given.endswith("\n"):  # in Python, the `$` of a pattern also matches before it
             raise _invalid(field)
     try:
         match kind:
