@@ -85,6 +85,12 @@ def test_what_makes_no_sense_is_named(name, value):
     assert value in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["WS_CHAT_API_KEYS", "WS_CHAT_MODELS", "WS_CHAT_ALLOWED_ORIGINS", "WS_CHAT_REDIS_URL"])
+def test_a_list_of_nothing_is_named(name):
+    with pytest.raises(SettingsError, match=f"{name} must have at least one entry"):
+        Settings.from_environment({name: " , "})
+
+
 @pytest.mark.parametrize("key", ["sk-ünïcode", "sk-a b", "sk-a\nb"])
 def test_a_key_that_no_header_can_hold_is_named_and_not_told(key):
     with pytest.raises(SettingsError) as caught:

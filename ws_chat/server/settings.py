@@ -22,7 +22,12 @@ class SettingsError(ValueError):
 
 
 def _split(value: Any) -> Any:
-    return tuple(part for part in map(str.strip, value.split(",")) if part) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    parts = tuple(part for part in map(str.strip, value.split(",")) if part)
+    if not parts:  # as of "$KEY,$OTHER_KEY" with neither set: without keys, everybody would have access
+        raise ValueError("must have at least one entry, or not be set")
+    return parts
 
 
 def _matches(pattern: str, fault: str) -> AfterValidator:
