@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ws_chat")
 
 LAST_FRAMES_TIMEOUT: Final = 5.0
-"""Seconds for slow readers to get the rest of the answers that the end of a drain has cut off."""
+"""Seconds for slow readers to receive the rest of answers that ended with the drain timeout."""
 
 
 def create_app(
@@ -147,7 +147,7 @@ def create_app(
             expose_headers=["X-Generation-Id", "Retry-After"],
         )
 
-    # FastAPI's documented way to serve a document of one's own.
+    # FastAPI's documented way to replace the OpenAPI document.
     app.openapi = describe.openapi  # type: ignore[method-assign]
     return app
 

@@ -1,4 +1,4 @@
-"""Authentication: which principal a request belongs to, by API key or by a dependency of the surrounding application."""
+"""Authentication: the principal of a request, by API key or by a dependency of the surrounding application."""
 
 from __future__ import annotations
 
@@ -50,21 +50,23 @@ def by_key(keys: Keys) -> Authenticate:
 class Dependency:
     """Authenticates by a FastAPI dependency, called as for a GET request with the same path and headers.
 
-    So what guards the other routes of `app` guards WebSockets too. What the dependency keeps open (a database session)
-    is closed before the first frame, not after the hours of a socket. A key that a browser offers as a subprotocol is
-    passed as an Authorization header.
+    So the dependencies of other routes of `app` work for WebSockets too. A resource that the dependency keeps open (a
+    database session) is closed before the first frame, not with the socket. A key that a browser offers as a subprotocol
+    is passed as an Authorization header.
     """
 
     def __init__(self, app: FastAPI, dependency: Callable[..., Any]) -> None:
-        async def found(request: Request, principal: Any = Depends(dependency)) -> Response:  # noqa: B008  (FastAPI's way)
+        async def record(request: Request, principal: Any = Depends(dependency)) -> Response:  # noqa: B008  (FastAPI's way)
             request.scope[_PRINCIPALS].append(principal)
             return Response()
 
         self._outer = app
         # `request.app` is the outer application, whose exception handlers and global dependencies apply too.
-        self._app = FastAPI(openapi_url=None, dependencies=app.router.dependencies, middleware=[Middleware(_As, app)])
+        self._app = FastAPI(
+            openapi_url=None, dependencies=app.router.dependencies, middleware=[Middleware(_SetApp, app)]
+        )
         self._app.exception_handlers = app.exception_handlers
-        self._app.add_api_route("/{ws_chat_path:path}", found, methods=["GET"], response_model=None)
+        self._app.add_api_route("/{ws_chat_path:path}", record, methods=["GET"], response_model=None)
 
     async def __call__(self, scope: Scope) -> str:
         """Return the principal.
@@ -89,8 +91,8 @@ class Dependency:
         raise _refusal(*response)
 
 
-class _As:
-    """Middleware that makes another application `request.app`."""
+class _SetApp:
+    """Middleware that sets `request.app` to the outer application."""
 
     def __init__(self, app: ASGIApp, outer: FastAPI) -> None:
         self._app = app
@@ -111,7 +113,7 @@ def _as_get(scope: Scope) -> dict[str, Any]:
 
 
 def _name(principal: Any) -> str:
-    """Return a principal as text for keys of logs, in which `/` separates: anything special is percent-encoded."""
+    """Return a principal as text for the keys of logs, in which `/` is a separator: percent-encode special characters."""
     if isinstance(principal, bool) or not isinstance(principal, str | int | UUID) or principal == "":
         raise TypeError(
             f"the principal= dependency must return a non-empty str, an int or a UUID, got {type(principal).__name__}"

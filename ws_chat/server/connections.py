@@ -1,4 +1,4 @@
-"""The open connections of every transport: who may open one (origin, key, room), and the drain of them all."""
+"""The open connections of every transport: their admission (origin, key, limit), and goaway."""
 
 from __future__ import annotations
 
@@ -27,50 +27,51 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """An open connection: whose it is, and its sender once it has one."""
+    """An open connection: its caller, and its sender once it has one."""
 
     caller: Caller
     sender: ConnectionSender | None = None
 
 
 class Connections:
-    """The connections that are open, at most `limit`."""
+    """The open connections, at most `limit`."""
 
     serving = False
     """Whether the application's lifespan runs."""
 
-    def __init__(self, limit: int, principal: Authenticate, origins: Origins, observe: Observer | None = None) -> None:
+    def __init__(
+        self, limit: int, authenticate: Authenticate, origins: Origins, observe: Observer | None = None
+    ) -> None:
         self._limit = limit
-        self._principal = principal
+        self._authenticate = authenticate
         self._origins = origins
         self.observe = observe or Observers()
         self._open: set[Connection] = set()
-        self._asking = 0  # being authenticated, which may take long
+        self._authenticating = 0  # limited too: a dependency may take long
         self._draining = False
 
     @property
     def open(self) -> int:
-        """How many there are."""
         return len(self._open)
 
     async def caller(self, scope: Scope, transport: str) -> Caller:
         """Authenticate a request. Raises ChatError (`origin_not_allowed`, `unauthorized`, `overloaded`)."""
         headers = Headers(scope=scope)
         self._origins.check(headers.get("origin"), headers.get("host"))
-        if self._asking >= self._limit:
+        if self._authenticating >= self._limit:
             raise ChatError.of(CONNECTION_LIMIT)
-        self._asking += 1
+        self._authenticating += 1
         try:
-            principal = await self._principal(scope)
+            principal = await self._authenticate(scope)
         finally:
-            self._asking -= 1
+            self._authenticating -= 1
         if not isinstance(principal, str) or not principal:
             raise TypeError(f"authenticate() must return a non-empty str, got {type(principal).__name__}")
         return Caller(principal, secrets.token_urlsafe(16), transport)
 
     @contextmanager
     def admit(self, caller: Caller) -> Iterator[Connection]:
-        """Hold a place for a connection. Raises ChatError (`draining`, `overloaded`)."""
+        """Count a connection until the block ends. Raises ChatError (`draining`, `overloaded`)."""
         if not self.serving:
             raise RuntimeError(
                 "The lifespan of ws_chat is not running: add it to an application with ws_chat.mount(), not app.mount()."
@@ -91,14 +92,13 @@ class Connections:
             self.observe(ConnectionClosed(transport, sender.sent if sender else 0, bool(sender and sender.dropped)))
 
     def refuse(self, transport: str, error: ChatError) -> None:
-        """Report a refusal to the observers."""
         self.observe(RequestRefused(transport, error.info.code))
 
     def drain(self, deadline: float) -> None:
-        """Refuse new connections, and announce it on the open sockets; `deadline` seconds are left."""
+        """Refuse new connections, and send goaway on open WebSockets. `deadline`: the seconds that are left."""
         self._draining = True
         frame = GoAway(round(deadline * 1000))
         for connection in self._open:
-            # Not over SSE: it has no such event, and the response may not have started.
+            # Not over SSE, which has no such event; its response may not have started.
             if connection.sender and connection.caller.transport == "websocket":
                 connection.sender.announce(frame)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def error_response(error: ErrorInfo, headers: Mapping[str, str] | None = None) -> Response:
-    """Build the response `{"error": …}`, with `headers` and those that belong to the error."""
+    """Build the response `{"error": …}`, with `headers` and those of the error."""
     headers = dict(headers or {})
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
@@ -31,7 +31,7 @@ def error_response(error: ErrorInfo, headers: Mapping[str, str] | None = None) -
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every error of an application with the error object, FastAPI's own ones included."""
+    """Answer every error of an application with the error object, including FastAPI's own errors."""
 
     @app.exception_handler(ChatError)
     async def _(_: Request, error: ChatError) -> Response:

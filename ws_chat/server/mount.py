@@ -62,7 +62,7 @@ def mount(
 
 
 def _merged(state: Mapping[str, Any], ours: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Merge the lifespan states. Two mounted applications are drained at the same time."""
+    """Merge the lifespan states. Two mounted applications drain at the same time."""
     if DRAIN not in state:
         return {**state, **ours}
 

@@ -46,7 +46,7 @@ _QUOTING: Final = "percent-encode special characters of a password"
 
 Count: TypeAlias = Annotated[int, Field(gt=0)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-# A key that was read from a file ends in a line break; anything else that no header can hold is a mistake.
+# A key that was read from a file may end in a line break; any other character that a header cannot hold is a mistake.
 Key: TypeAlias = Annotated[str, _STRIPPED, _matches(r"[!-~]+", "must consist of visible ASCII characters")]
 BaseURL: TypeAlias = Annotated[str, _matches("https?" + _PLACE, f"must be an http:// or https:// URL; {_QUOTING}")]
 RedisURL: TypeAlias = Annotated[

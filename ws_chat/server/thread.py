@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 POLL_INTERVAL: Final = 0.01
-"""Seconds between two looks at whether the server has started, which uvicorn does not announce."""
+"""Seconds between two checks whether the server has started, which uvicorn does not announce."""
 
 
 @contextlib.contextmanager
 def serving(app: ASGIApp, settings: Settings | None = None) -> Iterator[str]:
     """Serve an application as `ws-chat serve` does, on a free port of 127.0.0.1, until the block ends; yield its URL.
 
-    `settings` are those of the environment where the application was not made from others. Leaving the block drains
-    the server for as long as the application's own settings say: `drain_timeout=0` does not wait. Logging is not
+    `settings` are those that the application was created with; by default those of an empty environment. Leaving the
+    block drains the server: with `drain_timeout=0` in the application's settings it does not wait. Logging is not
     configured. Raises RuntimeError when the application does not start.
     """
     config = uvicorn_config(settings or Settings.from_environment({}), ServeOptions())
@@ -35,7 +35,7 @@ def serving(app: ASGIApp, settings: Settings | None = None) -> Iterator[str]:
     server = Server(uvicorn.Config(app, **config))
 
     def run() -> None:
-        with contextlib.suppress(SystemExit):  # of a failed start, which the end of the thread shows
+        with contextlib.suppress(SystemExit):  # a failed start is noticed below, by the end of the thread
             server.run([listening])
 
     with socket.create_server(("127.0.0.1", 0)) as listening:

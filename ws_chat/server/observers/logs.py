@@ -1,4 +1,4 @@
-"""The log: one line for the end of each generation, without its content unless the operator has enabled that."""
+"""The log: one line at the end of each generation, without its content unless the operator has enabled that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger("ws_chat.generations")
 
 
 class Logs:
-    """Logs the end of each generation, at level WARNING if it failed; `content`: with its messages."""
+    """Logs the end of each generation, at level WARNING if it failed. `content`: with its messages."""
 
     def __init__(self, *, content: bool = False) -> None:
         self._content = content

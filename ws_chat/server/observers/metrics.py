@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ws_chat.relay.events import Event
 
 DIRECTORY_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the directory in which the workers of a server keep their metrics for each other."""
+"""The variable with the directory through which the workers of a server share their metrics."""
 
 LAG_INTERVAL: Final = 0.5
 FIRST_TOKEN_BUCKETS: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60)
@@ -42,7 +42,7 @@ LAG_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 
 
 class Metrics:
-    """Counts events in a registry of its own, so that two applications in one process are counted apart."""
+    """Counts events in a registry of its own, so that two applications in one process are counted separately."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -74,7 +74,7 @@ class Metrics:
         self._total = histogram("generation_duration", "Time from request to end.", DURATION_BUCKETS, "door")
         # `labels()` costs more than counting: its results are kept.
         self._labelled = cache(lambda metric, *labels: metric.labels(*labels))
-        for code in CODES:  # rate() misses the first event of a series that starts with it
+        for code in CODES:  # rate() would miss the first event of a series that starts with it
             self._labelled(self._errors, code)
             for transport in ("sse", "websocket"):
                 self._labelled(self._refused, transport, code)

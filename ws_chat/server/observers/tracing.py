@@ -1,6 +1,6 @@
 """OpenTelemetry traces: one span for each generation, by the semantic conventions for generative AI.
 
-Needs `ws-chat[otel]`. Where spans are exported to is set by OpenTelemetry's own variables (`OTEL_…`).
+Needs `ws-chat[otel]`. OpenTelemetry's own variables (`OTEL_…`) configure the exporter.
 """
 
 from __future__ import annotations

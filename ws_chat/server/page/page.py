@@ -31,7 +31,7 @@ FACTS: Final = "{facts}"
 
 
 class Page(StaticFiles):
-    """Static files with HEADERS."""
+    """Serves static files with HEADERS."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -40,9 +40,9 @@ class Page(StaticFiles):
 
 
 class FrontPage:
-    """The page at `/`. All of its URLs are relative, so that it works below any prefix.
+    """Serves the page at `/`. All of its URLs are relative, so that it works below any prefix.
 
-    It contains the models to offer, the default first, and whether a key is needed.
+    The page gets the models to offer, the default first, and whether it needs a key.
     """
 
     def __init__(self, models: Sequence[str], *, needs_key: bool) -> None:

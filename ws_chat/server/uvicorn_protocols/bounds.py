@@ -1,7 +1,7 @@
-"""Bounds that the kernel keeps: how long a peer may read nothing, and how much is stored for a slow one.
+"""Limits that the kernel enforces: how long a peer may read nothing, and how much is stored for a slow one.
 
 Neither uvicorn nor asyncio has a write timeout. A closed window is invisible to them: `transport.close()` waits for ever
-to write what is pending, and only `abort()` or the kernel ends that. Tests: tests/server/uvicorn_protocols/test_holding.py
+to write pending bytes, and only `abort()` or the kernel ends that. Tests: tests/server/uvicorn_protocols/test_holding.py
 (test_a_peer_that_takes_nothing_is_dropped_and_disturbs_nobody, test_a_peer_that_crawls_is_not_dropped,
 test_memory_for_a_peer_that_takes_nothing_is_bounded).
 """
@@ -37,7 +37,7 @@ def bound(transport: asyncio.BaseTransport, app_state: dict[str, Any]) -> None:
 
 
 def is_bounded(transport: asyncio.BaseTransport) -> bool:
-    """Whether the kernel can do so: with TCP, on Linux."""
+    """Whether the kernel can enforce the limits: with TCP, on Linux."""
     peer = transport.get_extra_info("socket")
     return peer is not None and peer.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT")
 

@@ -11,13 +11,13 @@ Invariants, with the tests that hold them:
   nor one for a connection that sends no request (uvicorn #160, #1192). An answer may take any time
   (tests/server/uvicorn_protocols/test_holding.py: test_who_dawdles_with_a_request_is_closed, test_a_head_has_a_size, test_trailers_have_a_size,
   test_a_line_break_keeps_no_connection_open, test_an_answer_may_take_longer_than_a_request).
-- While an answer is under way the connection is read, so that a client that goes away is noticed
+- While an answer is sent, the connection is read, so that a client that disconnects is noticed
   (tests/server/chat/test_sse.py: test_a_pipelined_request_hides_no_client_that_goes_away,
   test_a_large_request_hides_no_client_that_goes_away).
-- One request at a time: what is pipelined is not answered
+- One request at a time: a pipelined request is not answered
   (tests/server/chat/test_sse.py: test_a_pipelined_request_is_not_answered_and_the_connection_closes,
   test_a_pipelined_upgrade_does_not_break_the_answer).
-- A shutdown waits for the answer that is under way, and for no request that is still to come
+- A shutdown waits for the answer that is being sent, but for no request that is still incomplete
   (tests/server/test_drain.py: test_a_request_that_has_not_come_does_not_hold_the_end_up).
 
 Known fault, inherited: the body of a request with any other `Upgrade` than websocket is lost (uvicorn #2722,
@@ -47,7 +47,7 @@ HEAD_TIMEOUT: Final = 10.0
 BODY_TIMEOUT: Final = 60.0
 """Seconds for its body."""
 MAX_HEAD: Final = 64 * 1024
-"""Bytes of a request's head, of what stands between two pieces of a body, and of trailers."""
+"""Bytes of a request's head, of the chunk sizes between two pieces of a body, and of trailers."""
 
 
 class DirectHTTPProtocol(HttpToolsProtocol):
@@ -56,10 +56,10 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     on_writable: Callable[[], None] | None = None
     sent = 0
     dropped = False
-    _discarding = False  # a pipelined request has come: nothing more is parsed
+    _discarding = False  # a pipelined request was received: nothing more is parsed
     _upgraded = False
-    _head = 0  # bytes that came of a head, or since the last piece of a body: sizes of chunks, trailers
-    _deadline: asyncio.TimerHandle | None = None  # for what is awaited of a request
+    _head = 0  # bytes received of a head, or since the last piece of a body: chunk sizes, trailers
+    _deadline: asyncio.TimerHandle | None = None  # of the request that is being received
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -67,8 +67,8 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         self._close_after(HEAD_TIMEOUT)
 
     # At a pipelined request uvicorn pauses reading until the answer before it has ended, which may take minutes: it
-    # would not notice the client going away. Such a request is not answered, and the connection closes after the answer
-    # under way, for which a client must be prepared (RFC 9112, section 9.3.2).
+    # would not notice that the client disconnects. Such a request is not answered, and the connection closes after the
+    # current answer, for which a client must be prepared (RFC 9112, section 9.3.2).
 
     def on_headers_complete(self) -> None:
         if self.cycle and not self.cycle.response_complete:
@@ -89,7 +89,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             self._head = 0
             self._close_after(None)
             super().on_message_complete()
-            # uvicorn pauses reading at a large body, until the answer ends.
+            # At a large body uvicorn pauses reading until the answer ends.
             self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
@@ -98,14 +98,14 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         self._head += len(data)
         super().data_received(data)
         if self._head > MAX_HEAD:
-            self.logger.warning("A request's head has more than %d bytes: its connection is closed.", MAX_HEAD)
+            self.logger.warning("Closing a connection: its request's head has more than %d bytes.", MAX_HEAD)
             self.transport.abort()
         elif self._deadline is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
             # Any byte stops uvicorn's own keep-alive timer, and a line break starts no request.
             self._close_after(HEAD_TIMEOUT)
 
     def on_message_begin(self) -> None:
-        """Start a request, and offer the direct writer to the application."""
+        """Start a request, with the direct writer in its scope."""
         self._head = 0
         if self._deadline is None:
             self._close_after(HEAD_TIMEOUT)
@@ -140,7 +140,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def owns(self, receive: Receive, send: Send) -> bool:
-        """Whether these are uvicorn's own callables for the request that is being answered."""
+        """Whether these are uvicorn's own callables for the current request."""
         return receive == self.cycle.receive and send == self.cycle.send
 
     def is_writable(self) -> bool:
@@ -169,7 +169,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             self.on_writable()
 
     def _close_after(self, seconds: float | None) -> None:
-        """Close the connection after so many seconds, unless called again; None: never."""
+        """Close the connection after `seconds`, unless called again; None: never."""
         if self._deadline:
             self._deadline.cancel()
         self._deadline = self.loop.call_later(seconds, self.transport.abort) if seconds else None

@@ -13,10 +13,10 @@ Invariants, with the tests that hold them:
 - Reading is paused while a message waits for the application, or slices for the parser; the application always has a
   task in `receive`, so pongs and close frames are read
   (tests/server/chat/test_websocket.py: test_a_client_that_asks_without_reading_is_slowed_down_and_loses_nothing).
-- A peer that answers no ping is dropped, and its socket freed. While bytes wait for it, the write timeout decides, where
+- A peer that answers no ping is dropped, and its socket freed. While bytes wait for it, only the write timeout counts, if
   there is one: the ping waits behind them (tests/server/uvicorn_protocols/test_holding.py: test_a_socket_that_answers_no_pings_is_dropped,
   test_a_slow_reader_whose_pongs_come_late_is_not_dropped, test_pings_drop_a_stalled_peer_where_no_write_timeout_does).
-- What is no handshake is answered with 400 and closed (tests/server/uvicorn_protocols/test_holding.py:
+- An invalid handshake is answered with 400 and closed (tests/server/uvicorn_protocols/test_holding.py:
   test_what_is_no_handshake_is_answered_and_closed).
 """
 
@@ -68,11 +68,11 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn.debug = False  # it would log the handshake with the keys in it
+        self.conn.debug = False  # else it logs the handshake, which contains keys
         self._unread = bytearray()
 
     def handle_connect(self, event: Request) -> None:
-        """Start the application, and offer it the direct writer."""
+        """Start the application, with the direct writer in its scope."""
         super().handle_connect(event)
         if not self.close_sent and not self.config.ws_per_message_deflate:
             cast("dict[str, Any]", self.scope["extensions"])[DIRECT_WRITER] = self
@@ -80,12 +80,12 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
         if message["type"] == "websocket.http.response.body":
-            self.handshake_complete = True  # else each refusal is logged as an error of the application (uvicorn #3138)
+            self.handshake_complete = True  # else uvicorn logs a refusal as an error of the application (uvicorn #3138)
         elif message["type"] == "websocket.close":
             self._call_on_writable()
 
     def send_receive_event_to_app(self) -> None:
-        # uvicorn logs text that is not UTF-8 as an error of ours, with a traceback. It is the client's.
+        # uvicorn would log text that is not UTF-8 as an error of the application, with a traceback.
         if self.curr_msg_data_type == "text" and not self.close_sent:
             try:
                 b"".join(self.frames).decode()
@@ -123,9 +123,9 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self._feed()
 
     def _feed(self) -> None:
-        """Parse until there is a message for the application, or PARSE_TIMEOUT has passed."""
+        """Parse until there is a message for the application, or for PARSE_TIMEOUT."""
         end = self.loop.time() + PARSE_TIMEOUT
-        # After our close frame the application receives no more messages, and the peer's close frame is awaited.
+        # After our close frame the application receives no more messages: parse until the peer's close frame.
         while self._unread and (self.close_sent or self.queue.empty()) and not self.transport.is_closing():
             if self.loop.time() > end:
                 self.loop.call_soon(self._feed)
@@ -161,7 +161,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             return
         super().keepalive_timeout()
         if pending(self.transport):
-            self.transport.abort()  # uvicorn's `close` (since #2888) waits for them to be written, which may be for ever
+            self.transport.abort()  # uvicorn's `close` (since #2888) waits until they are written, perhaps for ever
         self.dropped = True
         self._call_on_writable()
 
@@ -170,7 +170,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         return receive == self.receive and send == self.send
 
     def is_writable(self) -> bool:
-        """Whether a frame may be written now: the socket has room, and no close frame has come or gone."""
+        """Whether a frame may be written now: the socket has room, and no close frame was sent or received."""
         return self.handshake_complete and not (self._full or self.close_sent or self.transport.is_closing())
 
     def is_gone(self) -> bool:
