@@ -15,8 +15,9 @@ from support.service import HELLO, events
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from ws_chat import Settings
 from ws_chat import __main__ as cli
-from ws_chat.server.run import ServeOptions
+from ws_chat.server.run import ServeOptions, run
 
 pytestmark = pytest.mark.anyio
 
@@ -129,6 +130,19 @@ async def test_it_speaks_tls(tmp_path):
         port = await server.port()
         async with http(verify=ssl.create_default_context(cafile=certificate)) as client:
             assert "“hi”" in typed(await client.post(f"https://127.0.0.1:{port}/v1/chat/stream", json=CHAT))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ssl_keyfile": "key"}, "--ssl-keyfile needs --ssl-certfile"),
+        ({"ssl_keyfile": "key", "ssl_certfile": "nowhere"}, "--ssl-certfile nowhere with --ssl-keyfile key: .*No such"),
+        ({"ssl_certfile": __file__}, "cannot use --ssl-certfile .*: .*PEM"),
+    ],
+)
+def test_a_certificate_that_cannot_be_used_is_named(options, message):
+    with pytest.raises(SystemExit, match=message):
+        run(Settings(), ServeOptions(**options))
 
 
 async def test_it_relays_a_server_named_in_the_environment(fake):

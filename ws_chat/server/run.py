@@ -1,7 +1,7 @@
-"""Run the application under uvicorn: our protocol classes, a drain before connections close, workers that are replaced.
+"""Run the application under uvicorn: our protocol classes, a drain before connections close, replacement of workers.
 
 uvicorn itself closes every WebSocket with 1012 as soon as a signal arrives. `Server` drains first; `Supervisor` and
-`_Worker` do the same for several workers, and replace them while the address stays served.
+`_Worker` do that for several workers, and replace them without an interruption.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import dataclasses
 import logging
 import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ws_chat.server")
 
 SHUTDOWN_TIMEOUT: Final = 5
-"""Seconds for the last frames to leave after the drain. A second signal does not wait for them."""
+"""Seconds to send the last frames after the drain. A second signal does not wait for them."""
 
 REPEAT_INTERVAL: Final = 1.0
 """A repeat within this many seconds is a duplicate of the same signal: workers get one to the process group twice."""
@@ -51,7 +52,7 @@ RETIRE: Final = signal.SIGUSR1
 """Stops one worker of several; SIGTERM stops all of them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class ServeOptions:
     """The command-line options of `ws-chat serve`."""
 
@@ -69,6 +70,7 @@ class ServeOptions:
 
 def run(settings: Settings, options: ServeOptions) -> None:
     """Serve until a signal. Exits the process with uvicorn's status when it cannot listen."""
+    _check_certificate(options)
     _raise_file_limit()
     config = uvicorn.Config(options.app, **uvicorn_config(settings, options))
     with _own_socket_file(options.uds):
@@ -107,12 +109,12 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self.config.workers > 1:
             signal.signal(RETIRE, self.handle_exit)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # for the parent, but a terminal sends it to the whole group
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # for the parent; a terminal sends it to the whole group
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if RETIRE in self._signals and self.config.workers > 1:
-            for server in self.servers:  # the other workers listen on the same address
+            for server in self.servers:  # the other workers accept the connections
                 server.close()
             await asyncio.sleep(LAST_REQUEST_TIMEOUT)
         if drain := self.lifespan.state.get(DRAIN):
@@ -125,7 +127,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn would cancel the lifespan instead, with a traceback
             await self.lifespan.shutdown()
-        self._captured_signals.clear()  # uvicorn raises them again, which would make the exit status a failure
+        self._captured_signals.clear()  # uvicorn would raise them again: the exit status would be a failure
 
 
 class _Worker(multiprocess.Process):
@@ -210,17 +212,11 @@ def uvicorn_config(settings: Settings, options: ServeOptions) -> dict[str, Any]:
     if not sys.stderr.isatty():
         factory = "ws_chat.server.observers.logs.JSONFormatter"
         log_config["formatters"] = {name: {"()": factory} for name in log_config["formatters"]}
+    given = dataclasses.asdict(options)
+    del given["app"]
     return {
-        "host": options.host,
-        "port": options.port,
-        "uds": options.uds,
-        "workers": options.workers,
-        "log_level": options.log_level,
+        **given,
         "log_config": log_config,
-        "ssl_keyfile": options.ssl_keyfile,
-        "ssl_certfile": options.ssl_certfile,
-        "forwarded_allow_ips": options.forwarded_allow_ips,
-        "root_path": options.root_path,
         "http": "ws_chat.server.uvicorn_protocols.http:DirectHTTPProtocol",
         "ws": "ws_chat.server.uvicorn_protocols.websocket:DirectWebSocketProtocol",
         "ws_max_size": settings.max_frame_bytes,
@@ -231,12 +227,31 @@ def uvicorn_config(settings: Settings, options: ServeOptions) -> dict[str, Any]:
     }
 
 
+def _check_certificate(options: ServeOptions) -> None:
+    """Exit with a message when the certificate cannot be loaded. uvicorn asks for the password of an encrypted key."""
+    if options.ssl_certfile is None:
+        if options.ssl_keyfile is not None:
+            sys.exit("ws-chat: --ssl-keyfile needs --ssl-certfile")
+        return
+    encrypted = False
+
+    def password() -> str:
+        nonlocal encrypted
+        encrypted = True
+        return ""
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(options.ssl_certfile, options.ssl_keyfile, password)
+    except OSError as error:  # as ssl.SSLError is; none of them names the file
+        if not encrypted:
+            files = f"--ssl-certfile {options.ssl_certfile}"
+            files += f" with --ssl-keyfile {options.ssl_keyfile}" if options.ssl_keyfile else ""
+            sys.exit(f"ws-chat: cannot use {files}: {error}")
+
+
 @contextlib.contextmanager
 def _own_socket_file(path: str | None) -> Iterator[None]:
-    """Refuse a socket file on which a server is running, which uvicorn would replace; remove ours at the end.
-
-    Exits with a message.
-    """
+    """Remove the socket file at the end. Exits with a message if a server runs on it, which uvicorn would replace."""
     if path is None:
         yield
         return
@@ -254,5 +269,5 @@ def _own_socket_file(path: str | None) -> Iterator[None]:
 def _raise_file_limit() -> None:
     """Raise the limit of open files to the hard limit: a generation may need two sockets."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # not allowed here: the lower limit stays
+    with contextlib.suppress(ValueError, OSError):  # not permitted: keep the lower limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
