@@ -1,8 +1,8 @@
-"""Where the frames of one connection leave, in order.
+"""Senders: they send the frames of one connection, in order.
 
-Flow control: nothing is queued here for a reader. A sender is writable or it is not; a reader that finds it full waits
-with its position, is called when there is room, and finds more in the log by then. There are two: one writes directly
-to a connection of our own protocol classes, the other awaits the `send` of any ASGI server.
+Flow control: nothing is queued here for a reader. A reader that finds its sender not writable waits with its position,
+is called when there is room, and finds more in the log by then. There are two senders: one writes directly to a
+connection of our own protocol classes, the other awaits the `send` of any ASGI server.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from ws_chat.protocol.frames import Frame
 
     Encode: TypeAlias = Callable[[Frame], bytes]
-    """Makes bytes of a frame; none of one that has nothing to say."""
+    """Encodes a frame; returns no bytes for a frame that the format leaves out."""
 
 logger = logging.getLogger("ws_chat.sender")
 
 HIGH_WATER: Final = 64 * 1024
 MAX_REPLIES: Final = 64
-"""How many replies wait for a full socket before its client is read no further."""
+"""Replies that wait for a full socket before reading from its client is paused."""
 DIRECT_WRITER: Final = "ws_chat.direct_writer"
-"""The extension of an ASGI scope under which our own protocol classes offer a DirectWriter."""
+"""The extension of an ASGI scope with the DirectWriter of our own protocol classes."""
 
 DRAIN: Final = "ws_chat.drain"
-"""The key of the lifespan's state under which the application says how to end what runs before connections close."""
+"""A key of the lifespan's state: the coroutine function that ends running generations before connections close."""
 WRITE_TIMEOUT: Final = "ws_chat.write_timeout"
-"""The key of the lifespan's state with the seconds after which a peer that takes nothing is dropped."""
+"""A key of the lifespan's state: the seconds after which a peer that reads nothing is dropped."""
 
 
 class DirectWriter(Protocol):
@@ -48,29 +48,28 @@ class DirectWriter(Protocol):
 
     on_writable: Callable[[], None] | None
     sent: int
-    """Bytes of frames that were written, encoded."""
+    """Bytes of the encoded frames that were written."""
     dropped: bool
-    """Whether the connection ended because its peer took nothing, or answered no ping."""
+    """Whether the connection ended because its peer read nothing, or answered no ping."""
 
     def owns(self, receive: Receive, send: Send) -> bool:
-        """Whether these are the callables that the server gave to the application for what it serves now."""
+        """Whether these are the callables that the server passed to the application for the current request."""
 
     def is_writable(self) -> bool:
-        """Whether `write_direct` may be called now: the head is out, the end is not, and the peer takes bytes."""
+        """Whether `write_direct` may be called now: the head was sent, the end was not, and the socket has room."""
 
     def is_gone(self) -> bool:
         """Whether it will never be writable again."""
 
     def write_direct(self, encode: Encode, frame: Frame) -> None:
-        """Send a frame. On a connection that is gone it is lost, and that is no error."""
+        """Send a frame. Does nothing on a closed connection."""
 
 
 def direct_writer(scope: Scope, receive: Receive, send: Send) -> DirectWriter | None:
-    """Return the writer that the server offers, unless anything else wants to see what is sent.
+    """Return the server's DirectWriter, unless anything wraps `send`.
 
-    Middleware, and any wrapper around an application, sees it by a `send` of its own, which may change it, delay it or
-    count it. So the writer is used only where `send` is the server's, but for wrappers that are known to pass on
-    everything that comes after the head.
+    Middleware passes a `send` of its own to the application, to change, delay or count what is sent. So the writer is
+    used only if `send` is the server's, except for wrappers that are known to touch nothing after the head.
     """
     writer: DirectWriter | None = scope.get("extensions", {}).get(DIRECT_WRITER)
     return writer if writer and writer.owns(receive, _unwrap(send)) else None
@@ -80,7 +79,7 @@ _TRANSPARENT: Final = {
     ("starlette.middleware.errors", "ServerErrorMiddleware.__call__.<locals>._send"),
     ("starlette._exception_handler", "wrap_app_handling_exceptions.<locals>.wrapped_app.<locals>.sender"),
 }
-"""The functions by which Starlette itself wraps `send`, to see the head. A new name of one costs speed, nothing else."""
+"""Functions with which Starlette itself wraps `send`, to see the head. If it renames one, only speed is lost."""
 
 
 def _unwrap(send: Any) -> Any:
@@ -97,18 +96,18 @@ def _unwrap(send: Any) -> Any:
 
 
 class ConnectionSender(ABC):
-    """A sender. It is writable from `open` on, which follows the head of a response, or a handshake.
+    """A sender. Writable from `open` on, which is called after the head of a response, or a handshake.
 
-    `ended` is done when all is sent after `close` (True), or will never be sent (False). `writable` is kept, not
-    computed, and `write` is an attribute: at every token, a call would cost more than what they do.
+    `ended` is done when everything was sent after `close` (True), or never will be (False). `writable` and `write` are
+    attributes, because at every token a call would cost more than what it does.
     """
 
     writable = False
-    """Whether it takes a frame now."""
+    """Whether `write` may be called now."""
     write: Callable[[Frame], None]
     """Send a frame. Only while `writable`."""
     dropped = False
-    """Whether its peer was given up."""
+    """Whether its peer read nothing, or answered no ping."""
 
     def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
@@ -119,11 +118,11 @@ class ConnectionSender(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Start to take frames."""
+        """Accept frames from now on."""
 
     @abstractmethod
     def close(self) -> None:
-        """Take no more frames, and end when all that was written is sent."""
+        """Accept no more frames, and end when all written ones are sent."""
 
     @abstractmethod
     async def stop(self) -> None:
@@ -132,23 +131,22 @@ class ConnectionSender(ABC):
     @property
     @abstractmethod
     def sent(self) -> int:
-        """Return the bytes of the frames that were written."""
+        """Bytes of the frames that were written."""
 
     def announce(self, frame: Frame) -> None:
-        """Send a frame that answers nothing, before the readers that wait."""
+        """Send a frame of no generation, before those of waiting readers, without waiting for room."""
         self._replies.append(frame)
         if self.writable:
             self._call_waiting()
 
     def when_writable(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when it is writable again, after those that wait already."""
         self._waiting[callback] = None
 
     async def reply(self, frame: Frame) -> None:
-        """Send a frame that belongs to no log, before the readers that wait. Returns with nothing sent when closed.
+        """Send a frame of no generation, before those of waiting readers. Does nothing when closed.
 
-        A client that asks for more replies than it reads waits here, and is read no further; a few are kept, so that a
-        cancel is not held up by the answer to a ping.
+        Waits while MAX_REPLIES are unsent, so that a client that does not read its replies is not read either. Some are
+        kept, so that the reply to a ping does not hold up a cancel.
         """
         while len(self._replies) >= MAX_REPLIES and not self._closed:
             self._room.clear()
@@ -165,21 +163,21 @@ class ConnectionSender(ABC):
         self._waiting.clear()
         while waiting and self.writable:
             waiting.popleft()()
-        # Those that found no room this time are first the next time.
+        # Readers that found no room are first the next time.
         self._waiting = dict.fromkeys([*waiting, *self._waiting])
 
 
 class DirectSender(ConnectionSender):
-    """Writes in the same turn of the event loop, with no task in between."""
+    """Writes in the same turn of the event loop, without a task."""
 
     def __init__(self, encode: Encode, writer: DirectWriter) -> None:
         super().__init__()
         self._writer = writer
-        self._sent_before = writer.sent  # a connection may serve one request after the other
+        self._sent_before = writer.sent  # by earlier requests of the connection
         self._opened = False
         self.write = functools.partial(writer.write_direct, encode)
         writer.on_writable = self._on_writable
-        if writer.is_gone():  # it will not call again
+        if writer.is_gone():  # it will not call `on_writable` again
             self._end(sent=False)
 
     def open(self) -> None:
@@ -216,7 +214,7 @@ class DirectSender(ConnectionSender):
 class AwaitedSender(ConnectionSender):
     """Awaits `send_batch` in a task of its own, with several frames at a time.
 
-    What is written waits for that task: at most HIGH_WATER bytes and one frame.
+    At most HIGH_WATER bytes and one frame wait for that task.
     """
 
     def __init__(self, encode: Encode, send_batch: Callable[[list[bytes]], Awaitable[None]]) -> None:
@@ -269,9 +267,9 @@ class AwaitedSender(ConnectionSender):
         self._closed = True
         self.writable = False
         self._call_waiting()
-        # An OSError: the connection is gone, which its transport learns from `receive`.
+        # OSError means that the connection is lost, which `receive` reports too.
         error = None if task.cancelled() else task.exception()
         if error and not isinstance(error, OSError):
             logger.error("The server's send failed", exc_info=error)
-        if not self.ended.done():  # it may have been cancelled by what awaits it
+        if not self.ended.done():  # its waiter may have cancelled it
             self.ended.set_result(not task.cancelled() and error is None)

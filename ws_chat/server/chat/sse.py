@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 TRANSPORT: Final = "sse"
 PING_INTERVAL: Final = 15.0
-"""Seconds of silence after which a comment line keeps proxies from closing the connection."""
+"""Seconds of silence after which a comment line is sent, so that proxies do not close the connection."""
 
 MAX_DIGITS: Final = 18
 DISCARD_TIMEOUT: Final = 2.0
 """Seconds in which the rest of a body that is too large is read before it is refused."""
 DISCARD_LIMIT: Final = 4
-"""How many times the size of the largest body is read then, in all."""
+"""Bytes that are read of it at most, as a multiple of the largest accepted body."""
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -59,7 +59,7 @@ class SSEEndpoint:
         """Serve one request. Raises ChatError when there is nothing to stream."""
         try:
             caller = await self._connections.caller(scope, TRANSPORT)
-            if scope["method"] == "DELETE":  # allowed also where nothing new is: it makes room
+            if scope["method"] == "DELETE":  # also while draining or at a limit: it frees a place
                 await self.relay.cancel(caller, scope["path_params"]["id"])
                 await Response(status_code=204)(scope, receive, send)
                 return
@@ -141,8 +141,10 @@ class _Exchange:
         return bytes(body)
 
     async def _discard_body(self, limit: int) -> None:
-        """Read the rest of a refused body, at most `limit` bytes: closing a connection with unread bytes resets it, and the
-        client, or the proxy in between, may lose the response (RFC 9112, section 9.6).
+        """Read at most `limit` bytes of the rest of a refused body.
+
+        Closing a connection with unread bytes resets it, and the client, or a proxy, may lose the response (RFC 9112,
+        section 9.6).
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DISCARD_TIMEOUT):
@@ -159,7 +161,7 @@ class _Exchange:
             sender = DirectSender(form.encode, writer)
         else:
             sender = AwaitedSender(form.encode, self._send_batch)
-            # A DirectWriter calls when the client has gone away; other servers are asked.
+            # A DirectWriter reports that the client has disconnected; with other servers `receive` does.
             gone = asyncio.create_task(self._until_gone(sender))
         self._connection.sender = sender
         reader = Reader(log, after, sender, on_end=sender.close)
@@ -169,7 +171,7 @@ class _Exchange:
             if failure := _failure(log):
                 await self._answer(failure)
             elif not sender.ended.done():
-                # Nothing may be written before this.
+                # The sender must not write before this.
                 await self._send({"type": "http.response.start", "status": 200, "headers": _headers(log.start.id)})
                 sender.open()
                 pings = _Pings(sender, form)
@@ -206,7 +208,7 @@ def _failure(log: Log) -> Response | None:
 
 
 class _Head(Response):
-    """The head of a stream, as its GET would have it."""
+    """The response to HEAD: the headers of the stream."""
 
     def __init__(self, generation_id: str) -> None:
         super().__init__()

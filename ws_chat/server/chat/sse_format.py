@@ -1,6 +1,6 @@
-"""The two formats of an event stream: what a person at a terminal reads, and the frames of the WebSocket.
+"""The two formats of an event stream: plain text for people at a terminal, and the frames of the WebSocket.
 
-In both, a pong is a comment line, which keeps proxies from closing a silent connection.
+In both, a pong is encoded as a comment line, which keeps proxies from closing a silent connection.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class Format(ABC):
-    """Makes events of frames. `last` is the time of the last one, in seconds of `time.monotonic`."""
+    """Encodes frames as events. `last` is the time of the last one, in seconds of `time.monotonic`."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
 
     @abstractmethod
     def encode(self, frame: Frame) -> bytes:
-        """Return a frame's event; nothing for a frame that this format leaves out."""
+        """Return a frame's event, or no bytes for a frame that this format leaves out."""
 
 
 class FramesFormat(Format):
@@ -47,10 +47,9 @@ class FramesFormat(Format):
 
 
 class TextFormat(Format):
-    """The tutorial's events: the answer's text, then `[DONE]`; with event ids (the seq) where it can be resumed."""
+    """The answer's text, then `[DONE]`; with event ids (the seq) for named generations, which can be resumed."""
 
     def __init__(self, *, event_ids: bool = False, after_cr: bool = False) -> None:
-        """Start after a text that ended with a CR, or did not."""
         super().__init__()
         self._event_ids = event_ids
         self._after_cr = after_cr
@@ -61,7 +60,7 @@ class TextFormat(Format):
         text = frame.get("content")
         if not isinstance(text, str):
             return b""
-        # A CRLF may be cut in two by the frames; a reader that sees LF for both would see two line breaks.
+        # A CRLF may be split between two frames; CR and LF would become two line breaks.
         if self._after_cr and text.startswith("\n"):
             text = text[1:]
             self._after_cr = False
@@ -92,7 +91,7 @@ FORMATS: Final = frozenset({"text", "frames"})
 
 
 def format_named(name: str, *, event_ids: bool, before: Sequence[Delta] = ()) -> Format:
-    """Return a new format; the frames format has event ids always. `before` is the delta that the reader has last."""
+    """Return a new format; the frames format always has event ids. `before`: the last delta that the reader has."""
     if name == "frames":
         return FramesFormat()
     text = before[-1].get("content") if before else None

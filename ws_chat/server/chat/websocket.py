@@ -36,13 +36,13 @@ TRANSPORT: Final = "websocket"
 TOO_LARGE: Final = 1009
 INTERNAL_ERROR: Final = 1011
 ANSWER_TIMEOUT: Final = 10.0
-"""Seconds after which a frame that could not be answered is `overloaded`."""
+"""Seconds after which a frame without an answer is refused as `overloaded`."""
 ORDER_TIMEOUT: Final = 1.0
-"""Seconds that receiving waits for an answer. Until then, frames are answered in the order in which they came."""
+"""Seconds that receiving waits for the answer to a frame. So quick answers are sent in the order of the frames."""
 MAX_UNANSWERED: Final = 64
-"""How many frames, with together as many bytes as one may have, are unanswered before a client is read no further."""
+"""Unanswered frames, of together at most `max_frame_bytes`, at which receiving pauses."""
 REMEMBERED: Final = 128
-"""How many ended unnamed generations a socket keeps, to be continued from."""
+"""Ended unnamed generations that a socket keeps, to be continued from."""
 
 
 class WebSocketEndpoint:
@@ -57,7 +57,6 @@ class WebSocketEndpoint:
         max_generations: int,
         new_id: Callable[[], str],
     ) -> None:
-        """Let each socket run `max_generations` generations at once."""
         self.relay = relay
         self.connections = connections
         self.max_frame_bytes = max_frame_bytes
@@ -98,10 +97,10 @@ class _Socket:
         self._sender.open()
         connection.sender = self._sender
         self._answering: dict[asyncio.Task[None], int] = {}  # with the bytes of their frames
-        self._latest: dict[str | None, asyncio.Task[None]] = {}  # of them, by the ids that they are about
+        self._latest: dict[str | None, asyncio.Task[None]] = {}  # the last task for each generation id
         self._readers: dict[str, tuple[Reader, GenerationKey]] = {}  # by id, with the key of their log
-        self._unnamed: set[GenerationKey] = set()  # the keys of running generations that only this socket can reach
-        self._ended: deque[GenerationKey] = deque()  # and of those that have ended: they can be continued from
+        self._unnamed: set[GenerationKey] = set()  # running unnamed generations of this socket
+        self._ended: deque[GenerationKey] = deque()  # ended ones, which can be continued from
 
     async def run(self) -> None:
         try:
@@ -111,10 +110,10 @@ class _Socket:
         except Exception as error:  # noqa: BLE001  (logged there)
             await self._fail(error)
         finally:
-            # First the generations: whatever else happens here, a client that has gone costs nothing more.
+            # The generations first, so that no upstream request outlives its client if something below fails.
             self._release_all()
             await self._sender.stop()
-            if self._answering:  # a named chat that was sent before the end is started: its client may come back
+            if self._answering:  # a named chat that was sent before the close is started: its client may resume it
                 await asyncio.wait(self._answering)
                 self._release_all()
 
@@ -129,8 +128,8 @@ class _Socket:
         self._ended.clear()
 
     async def _receive_all(self) -> None:
-        # Receiving never waits long for a generation: a server that is not asked for messages misses pongs and
-        # disconnects, and the client's other frames would not be answered.
+        # Receiving never waits long for a generation: until `receive` is awaited again, the server misses pongs and
+        # disconnects, and the client's other frames are not answered.
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
@@ -143,9 +142,9 @@ class _Socket:
             await self._receive(data)
 
     async def _receive(self, data: bytes) -> None:
-        """Decide about a frame, and answer it in a task: after earlier frames about the same ids.
+        """Decide about a frame, and answer it in a task, after earlier frames with the same ids.
 
-        Frames without an id are answered in their order: a client cannot tell their answers apart by anything else.
+        Frames without an id are answered in their order, because only that identifies their answers.
         """
         action: Action | ChatError
         frame_id = None
@@ -182,7 +181,7 @@ class _Socket:
                     del self._latest[each]
 
         task.add_done_callback(forget)
-        await asyncio.sleep(0)  # enough for nearly all
+        await asyncio.sleep(0)  # nearly every task is done then
         if not task.done() and len(self._answering) == 1:
             await asyncio.wait({task}, timeout=ORDER_TIMEOUT)
         while len(self._answering) >= MAX_UNANSWERED or sum(self._answering.values()) > self._max_frame_bytes:
@@ -221,7 +220,7 @@ class _Socket:
                 raise action
 
     def _follow(self, log: Log, after: int, *, named: bool) -> None:
-        """Read a log from after a seq; the reader that this socket had of it ends there."""
+        """Read a log from after a seq, in place of a reader that this socket has of it."""
         generation_id = log.start.id
         key = self._caller.key(generation_id, named=named)
 
