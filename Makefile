@@ -1,4 +1,4 @@
-# Everything sets itself up: a fresh machine needs Python 3.11 or newer, and make.
+# Each target installs what it needs: a fresh machine needs Python 3.11 or newer, and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 DEVELOPMENT := $(VENV)/installed-dev
 ARGS ?=
 
-# The tests start a hundred programs: without compiled files each of them compiles all that it imports.
+# The tests start a hundred programs: without compiled files each of them would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test stress soak soak-replicas fuzz bench pictures lint format clean
@@ -24,7 +24,7 @@ stress: $(DEVELOPMENT)  ## Load a server with ten thousand sockets and more: mak
 soak-replicas: $(DEVELOPMENT)  ## Break connections between replicas, and kill replicas: make soak-replicas ARGS="--seed 1"
 	PYTHONPATH=tests $(BIN)/python -m load.soak_replicas $(ARGS)
 
-soak: $(DEVELOPMENT)  ## Break ten thousand connections and look for what is lost: make soak ARGS="--seed 1"
+soak: $(DEVELOPMENT)  ## Break ten thousand connections and check that nothing is lost: make soak ARGS="--seed 1"
 	PYTHONPATH=tests $(BIN)/python -m load.soak $(ARGS)
 
 fuzz: $(DEVELOPMENT)  ## Try a hundred thousand hostile frames: make fuzz ARGS="--seconds 60 --seed 1"
@@ -33,7 +33,7 @@ fuzz: $(DEVELOPMENT)  ## Try a hundred thousand hostile frames: make fuzz ARGS="
 bench: $(DEVELOPMENT)  ## Measure against others, in under 10 minutes: make bench ARGS="--runs 5 --sides ours-ws,vllm-router"
 	$(BIN)/python benchmarks/run.py --seconds 3 --write docs/performance.md $(ARGS)
 
-pictures: $(DEVELOPMENT)  ## Take the pictures of the page and the terminal anew
+pictures: $(DEVELOPMENT)  ## Redraw the pictures of the page and the terminal
 	PYTHONPATH=tests $(BIN)/python docs/picture.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=tests $(BIN)/python docs/picture_terminal.py
 
@@ -42,7 +42,7 @@ lint: $(DEVELOPMENT)  ## Check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(DEVELOPMENT)  ## Mend format and style
+format: $(DEVELOPMENT)  ## Fix format and style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
