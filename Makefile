@@ -16,7 +16,7 @@ run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
 
 test: $(DEVELOPMENT)  ## Run the tests: make test ARGS="-k cancel"
 	@.ci/tools
-	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/node/node_modules/.bin:$$PATH" $(BIN)/python -m pytest -n 5 --dist loadfile $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)/node/node_modules/.bin:$$PATH" $(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
 stress: $(DEVELOPMENT)  ## Load a server with ten thousand sockets and more: make stress ARGS="--seed 1"
 	PYTHONPATH=tests $(BIN)/python -m load.stress $(ARGS)
