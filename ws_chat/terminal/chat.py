@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from ws_chat.terminal.main import Options
 
 ATTEMPTS: Final = 4
-"""How often a question is asked when servers forget the conversation or go away."""
+"""Attempts for one question when servers forget the conversation or shut down."""
 CANCEL_TIMEOUT: Final = 2.0
-"""Seconds to wait for the end of a cancelled answer, which does not come while the network is down."""
+"""Seconds to wait for the end of a cancelled answer, which does not arrive while the network is down."""
 
 
 def chat(options: Options, server: str) -> int:
-    """Chat until the person leaves; return the exit status. `server` is shown as who answers."""
+    """Chat until the person leaves; return the exit status. `server` describes the server to the person."""
     return asyncio.run(_run(options, server))
 
 
@@ -156,7 +156,7 @@ class InteractiveChat:
             self._say(*lines)
 
     async def _answer(self, question: str, watch: Stopwatch) -> Reply | None:
-        """Return the reply to a question; None when it could not be asked."""
+        """Return the reply to a question; None when it could not be sent."""
         reply, whole = None, False
         for attempt in range(1, ATTEMPTS + 1):
             try:

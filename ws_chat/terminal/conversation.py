@@ -1,4 +1,4 @@
-"""A conversation: its turns, how to ask the next question so that a turn sends the new message only, and its file."""
+"""A conversation: its turns, the next question (of which only the new message is sent if possible), and its file."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Conversation:
         if reply.status == "failed" and not reply.text:
             self._unanswered = question
             return
-        # Without a model the server never accepted it. After a tool call, upstreams want the tool's result first.
+        # Without a model the server has not accepted it. After a tool call, upstreams require the tool's result first.
         known = reply.model is not None and not reply.tool_calls
         self.turns.append(Turn(question, reply.text or reply.refusal, reply.id if known else None, reply.model))
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RETENTION: Final = 24 * 3600.0
-"""Seconds that an answer is kept to continue from: its only user is the one whose memory it takes."""
+"""Seconds that an answer is kept to continue from. Long, because the memory is that of the only user."""
 
 
 class LocalServer(NamedTuple):
-    """The server's URL and key, and a description for people of what answers there."""
+    """The server's URL and key, and a description of its model for people."""
 
     url: str
     key: str

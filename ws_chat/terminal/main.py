@@ -1,4 +1,4 @@
-"""`ws-chat chat`: its options, the question, and which of the two ways to chat: one plain answer, or interactively."""
+"""`ws-chat chat`: its options, the question, and the choice between one plain answer and an interactive chat."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def read_question(given: str | None) -> str | None:
 def hidden_keys() -> Iterator[None]:
     """Do not echo keys until the block ends, and keep them for the next prompt; Ctrl-C is still a signal (termios(3)).
 
-    The line editor changes the terminal itself while it reads. Before and after that, keys would be echoed into what is
-    drawn, and Enter would become the Ctrl-J that breaks a line.
+    The line editor does so itself while it reads. Otherwise keys would be echoed into the drawn answer, and Enter would
+    become Ctrl-J, which starts a new line.
     """
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)

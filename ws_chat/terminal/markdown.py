@@ -1,6 +1,6 @@
 """Markdown as lines for a terminal, and where the last block of a growing text starts.
 
-A block of CommonMark is final once the next one has started: it is drawn for the last time then.
+A block of CommonMark is final, and drawn for the last time, once the next one has started.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 Line = list[Segment]
 
-# Without HTML: rich would leave it out. It is shown as text, like everything that a terminal cannot display.
+# HTML is parsed as text and shown: rich would leave it out.
 _PARSER: Final = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
 
 
 def last_block(text: str) -> int:
-    """Return the index where the last block of a text starts; what is before it is final."""
+    """Return the index where the last block of a text starts; the text before it is final."""
     complete = text[: text.rfind("\n") + 1]  # an incomplete line may still turn out to continue the block before it
     starts = [
         token.map[0] for token in _PARSER.parse(complete) if token.level == 0 and token.map and token.nesting >= 0
@@ -49,7 +49,6 @@ def markdown(text: str) -> RenderableType:
 
 
 def thoughts(text: str) -> RenderableType:
-    """Return the reasoning of a model: dimmed, and not as Markdown."""
     return Text(text.strip("\n"), style="dim italic")
 
 
@@ -75,7 +74,7 @@ def _clean(line: Line) -> Line:
 
 
 class _Code(CodeBlock):
-    """Code between two rules. Nothing is beside it, so that it can be copied."""
+    """Code between two rules, without a frame, so that it can be copied."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Rule(self.lexer_name if self.lexer_name != "text" else "", style="dim", align="left")

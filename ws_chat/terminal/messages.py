@@ -1,6 +1,6 @@
-"""What the program says besides an answer: errors with what to do about them, remarks, figures. And exit statuses.
+"""Messages besides the answers: errors with what to do about them, remarks, figures. Also the exit statuses.
 
-Everything that others wrote goes through `visible` before a terminal gets it.
+Text from the server goes through `visible` before it is written to a terminal.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SHOWN: Final = {
 
 
 def visible(text: str) -> str:
-    """Return a text with its control characters shown. Line feeds and tabs stay; carriage returns go."""
+    """Return a text with visible control characters. Line feeds and tabs stay; carriage returns are removed."""
     return text if text.isascii() and text.isprintable() else text.translate(_SHOWN)
 
 
@@ -77,7 +77,7 @@ def connection_failure(error: ClientError, *, key: str | None) -> str:
 
 
 def lost_with_server(error: ClientError) -> bool:
-    """Whether an answer ended because its server did: the next server can be asked the same."""
+    """Whether an answer was lost because its server stopped: the question can be asked again."""
     return isinstance(error, HistoryGoneError) or (
         isinstance(error, ReplyError) and error.code in ("draining", "generation_lost")
     )
@@ -89,7 +89,7 @@ def is_forgotten(error: ClientError) -> bool:
 
 
 def remarks(reply: ReplyState) -> Iterator[str]:
-    """Yield what the text of an answer that has ended does not say."""
+    """Yield remarks on an ended answer: why it was cut short, tool calls."""
     if reply.finish_reason not in (None, "stop", "tool_calls"):
         yield f"cut short: {reply.finish_reason}"
     for call in reply.tool_calls:
@@ -98,7 +98,7 @@ def remarks(reply: ReplyState) -> Iterator[str]:
 
 
 class Stopwatch:
-    """Times an answer, from when the stopwatch is made."""
+    """Times an answer, from the creation of the stopwatch."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -109,10 +109,10 @@ class Stopwatch:
             self._first_token = time.monotonic()
 
     def summary(self, reply: ReplyState) -> str:
-        """Return the figures of an answer that has ended.
+        """Return the figures of an ended answer.
 
         The time to the first token is measured here, with the network; the rate is computed from the server's times,
-        without it. Where the upstream sends no usage, deltas are counted.
+        without it. If the upstream sends no usage, deltas are counted.
         """
         parts = []
         if self._first_token is not None:

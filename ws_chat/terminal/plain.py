@@ -1,7 +1,7 @@
 """One answer for a pipe, a file or a script: text or frames on standard output, everything else on standard error.
 
-Standard output may be slow, so it is written in this thread, not in the client's event loop. A terminal gets control
-characters made visible; anything else gets exactly what the model wrote.
+Standard output may be slow, so it is written in this thread, not in the client's event loop. On a terminal, control
+characters are made visible; a pipe or a file gets exactly what the model wrote.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ws_chat.terminal.main import Options
 
 ATTEMPTS: Final = 3
-"""How often a question is asked when servers go away before they have answered anything."""
+"""Attempts for one question when servers shut down before the first token."""
 
 
 def answer(options: Options, question: str) -> int:
@@ -103,7 +103,7 @@ def _ask(chat: SyncChat, options: Options, question: str) -> int:
 
 
 def _finish(reply: SyncReply) -> int:
-    """Report what is not in the text of an answer that has ended; return the exit status."""
+    """Report what is not in the text of an ended answer; return the exit status."""
     if reply.refusal:
         report(f"The model refuses: {reply.refusal}")
         return FAILED
@@ -151,7 +151,7 @@ class _Output:
 
 
 def _discard_output() -> None:
-    """Drop what is still buffered: the interpreter would write it when it exits, and fail again."""
+    """Discard buffered output: the interpreter would write it when it exits, and fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""What a person types: the line editor with its history, and the commands that begin with a slash."""
+"""The line editor with its history, and the commands, which start with a slash."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def read_command(line: str) -> tuple[str, str] | None:
     near = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean /{near[0]}?" if near else "/help lists them."
     raise UnknownCommandError(
-        f"Unknown command /{found[1]}: {hint} A message that begins with a slash needs a space before it."
+        f"Unknown command /{found[1]}: {hint} A message that starts with a slash needs a space before it."
     )
 
 

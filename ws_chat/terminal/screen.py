@@ -1,7 +1,6 @@
 """An answer on a terminal while it arrives: on a screen whose last lines are redrawn, or typed onto a dumb terminal.
 
-Lines that are final go into the scrollback, once. The others have to stay on the screen, because nothing above it can
-be drawn again.
+Final lines go into the scrollback, once. The others have to stay on the screen, because lines above it cannot be redrawn.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ DRAW_INTERVAL: Final = 1 / 15
 MAX_DRAW_SHARE: Final = 0.2
 """Share of the time that drawing may take: a long block must not delay the frames that arrive."""
 LIVE_LINES: Final = 12
-"""Lines that are redrawn, except in a table: few, so that they fit into a window that is made smaller."""
+"""Lines that are redrawn, except in a table: few, so that they still fit if the window is made smaller."""
 
 
 class GrowingText:
-    """A text that grows at its end, rendered by `render`: which of its lines are final, and which may still change."""
+    """A text that grows at its end, rendered by `render` to lines that are final and lines that may still change."""
 
     def __init__(self, console: Console, render: Callable[[str], RenderableType]) -> None:
         self._console = console
         self._render = render
         self._text = ""  # of the blocks that may still change
-        self._given_up = 0  # how many of their lines were made final all the same
+        self._given_up = 0  # lines of them that were made final because there were too many
         self._width = 0
         self._has_lines = False
 
@@ -90,7 +89,7 @@ class Screen:
 
     def __init__(self, console: Console) -> None:
         self.notice = ""
-        """What the client waits for, if not for the model."""
+        """Why the client waits, if not for the model."""
         self._console = console
         self._live_lines = _Lines([])
         self._live = Live(
@@ -197,7 +196,7 @@ class Teletype:
 
     @property
     def notice(self) -> str:
-        """What the client waits for. Typed once."""
+        """Why the client waits. Typed once."""
         return self._notice
 
     @notice.setter

@@ -1,8 +1,8 @@
 """For tests of applications that are built on ws_chat: an OpenAI-compatible server that a test scripts.
 
-`FakeOpenAI` is that server; `text` and the other functions make its replies; `Cut`, `Hang` and the like break them.
-`serving` runs an application on a free port. With pytest, the fixtures `fake_openai` and `ws_chat_url` are available
-without an import (`ws_chat.testing.pytest_plugin`).
+`FakeOpenAI` is that server; `text` and the other functions make steps of its replies; `Cut`, `Hang` and others break
+them. `serving` runs an application on a free port. With pytest, the fixtures `fake_openai` and `ws_chat_url` are
+available without an import (`ws_chat.testing.pytest_plugin`).
 """
 
 from __future__ import annotations

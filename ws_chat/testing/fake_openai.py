@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ws_chat.testing.replies import Step
 
 POLL_INTERVAL: Final = 0.01
-"""Seconds between two looks at an event of another thread."""
+"""Seconds between two checks of an event of another thread."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Fixtures that pytest finds wherever ws_chat is installed. They import what they need when they are used."""
+"""Fixtures that pytest loads wherever ws_chat is installed. Their imports are deferred until they are used."""
 
 from __future__ import annotations
 
