@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Give each async test its time limit (those of hypothesis have one an example)."""
+    """Give each async test its time limit (tests of hypothesis have one for each example)."""
     if inspect.iscoroutinefunction(pyfuncitem.obj) and not hasattr(pyfuncitem.obj, "hypothesis"):
         pyfuncitem.obj = limited(pyfuncitem.obj)
 
@@ -42,7 +42,7 @@ async def fake() -> AsyncIterator[FakeOpenAI]:
 
 @pytest.fixture
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Choose the path of a token: "fast", or "fallback": the SDK's own transport, and uvicorn's own protocols."""
+    """Choose the path of a token: "fast", or "fallback" (the SDK's own transport and uvicorn's own protocols)."""
     chosen: str = getattr(request, "param", "fast")
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -55,9 +55,9 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 @pytest.fixture
 def only_fast(path: str) -> None:
-    """Skip on the fallback path what only our own protocols and transport do."""
+    """Skip a test on the fallback path, because it needs our own protocols or transport."""
     if path == "fallback":
-        pytest.skip("this is more than uvicorn's own protocols or the SDK's own transport do")
+        pytest.skip("needs our own protocols or transport")
 
 
 @pytest.fixture
@@ -108,14 +108,14 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float], None]:
 
 @pytest.fixture
 async def shared(windows: Callable[[str, float], None]) -> AsyncIterator[RedisServer]:
-    """A Redis for replicas to share, while all windows are held."""
+    """A Redis for replicas to share, while all windows are held open."""
     async with redis_server() as server:
         yield server
 
 
 @pytest.fixture
 async def redis(shared: RedisServer) -> AsyncIterator[Redis]:
-    """What looks into it."""
+    """A client of the shared Redis."""
     async with Redis.from_url(shared.url) as client:
         yield client
 
@@ -126,7 +126,7 @@ async def stores(shared: RedisServer) -> AsyncIterator[tuple[RedisStore, RedisSt
     one, other = RedisStore([shared.url]), RedisStore([shared.url])
     for store in (one, other):
         await store.open(Nothing())
-    # With its first look at the others, a replica writes anew what it has: a test shall not meet that at some moment.
+    # When a replica first sees the others, it writes its entries again: wait, so that no test is disturbed by that.
     await until(lambda: not any(store._shards[0]._lease.begun for store in (one, other)), "both to have looked around")
     yield one, other
     for store in (one, other):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from support.patience import Clock, recorded_pauses
-from support.scripted import done, refusal, scripted, start, tell, token
+from support.scripted import done, refusal, scripted, send_frames, start, token
 from support.service import HELLO
 from support.waiting import until
 
@@ -59,11 +59,11 @@ async def test_what_is_against_the_policy_is_not_asked_for_again():
             frame = json.loads(message)
             asked.append(frame)
             if frame.get("type") == "resume":
-                await tell(socket, frame["id"], start(1), done(2))
+                await send_frames(socket, frame["id"], start(1), done(2))
             elif frame["id"] == "bad":
                 await socket.close(1008, "no such words here")
             else:
-                await tell(socket, frame["id"], start(), token(1, "a"))
+                await send_frames(socket, frame["id"], start(), token(1, "a"))
 
     async with scripted(handle) as url, connect(url) as chat:
         good = chat.ask(HELLO, request_id="good")
@@ -93,10 +93,10 @@ async def test_a_socket_that_breaks_after_long_thought_is_made_again(clock, paus
     async def handle(socket):
         sockets.append(socket)
         frame = json.loads(await socket.recv())
-        await tell(socket, frame["id"], start())
+        await send_frames(socket, frame["id"], start())
         clock.now += 15
         if len(sockets) == 4:
-            await tell(socket, frame["id"], done(1))
+            await send_frames(socket, frame["id"], done(1))
         await socket.close()
 
     async with scripted(handle) as url, connect(url, patience=20) as chat:
@@ -126,13 +126,13 @@ async def test_what_continues_waits_for_what_it_continues(service, fake, monkeyp
         async for message in socket:
             frame = json.loads(message)
             if frame.get("previous_id", "first") not in {"first", *known}:
-                await tell(socket, frame["id"], refusal("not_found", "invalid_request_error", retryable=False))
+                await send_frames(socket, frame["id"], refusal("not_found", "invalid_request_error", retryable=False))
             elif not refused:
                 refused.append(frame)
-                await tell(socket, frame["id"], refusal("overloaded", "server_error", retryable=True))
+                await send_frames(socket, frame["id"], refusal("overloaded", "server_error", retryable=True))
             else:
                 known.add(frame["id"])
-                await tell(socket, frame["id"], start(), done(1))
+                await send_frames(socket, frame["id"], start(), done(1))
 
     async with scripted(handle) as url, connect(url) as chat:
         first = chat.ask(HELLO)
@@ -169,9 +169,9 @@ async def test_what_was_cancelled_is_not_asked_for_again():
             frame = json.loads(message)
             asked.append(frame.get("type", "chat"))
             if asked[-1] == "ping":
-                await tell(socket, None, {"type": "pong"})
+                await send_frames(socket, None, {"type": "pong"})
             elif frame["id"] == "r1" and asked[-1] == "cancel":
-                await tell(socket, "r1", refusal("overloaded", "server_error", retryable=True))
+                await send_frames(socket, "r1", refusal("overloaded", "server_error", retryable=True))
 
     async with scripted(handle) as url, connect(url) as chat:
         reply = chat.ask(HELLO, request_id="r1")
@@ -189,7 +189,9 @@ async def test_a_refusal_for_good_is_told_at_once():
         async for message in socket:
             asked.append(message)
             kind = "rate_limit_error" if len(asked) == 1 else "upstream_error"
-            await tell(socket, json.loads(message)["id"], {**refusal("x", kind, retryable=len(asked) > 1), "seq": 1})
+            await send_frames(
+                socket, json.loads(message)["id"], {**refusal("x", kind, retryable=len(asked) > 1), "seq": 1}
+            )
 
     async with scripted(handle) as url, connect(url) as chat:
         with pytest.raises(RateLimitError):
@@ -211,9 +213,9 @@ async def test_a_cancel_that_is_lost_is_sent_again():
         async for message in socket:
             frame = json.loads(message)
             if frame["type"] == "ping":
-                await tell(socket, None, {"type": "pong"})
+                await send_frames(socket, None, {"type": "pong"})
             elif frame["id"] == "r9":
-                await tell(socket, "r9", refusal("not_found", "invalid_request_error", retryable=False))
+                await send_frames(socket, "r9", refusal("not_found", "invalid_request_error", retryable=False))
 
     async with scripted(handle) as url, connect(url) as chat:
         await chat.cancel("r1")
@@ -233,22 +235,22 @@ async def test_goaway_is_honoured(word):
         async for message in socket:
             generation_id = json.loads(message)["id"]
             if first and old and word == "draining":
-                await tell(socket, generation_id, refusal("draining", "server_error", retryable=True))
+                await send_frames(socket, generation_id, refusal("draining", "server_error", retryable=True))
             elif first:
-                await tell(socket, generation_id, start())
+                await send_frames(socket, generation_id, start())
                 if word == "goaway":
-                    await tell(socket, None, {"type": "goaway", "deadline_ms": 1000})
+                    await send_frames(socket, None, {"type": "goaway", "deadline_ms": 1000})
                 old.append((socket, generation_id))
                 going.set()
             else:
-                await tell(socket, generation_id, start(), token(1, "new"), done(2))
+                await send_frames(socket, generation_id, start(), token(1, "new"), done(2))
 
     going = asyncio.Event()
     async with scripted(answer) as url, connect(url) as chat:
         first = chat.ask(HELLO)
         await going.wait()
         assert (await chat.ask(HELLO).end()).text == "new"
-        await tell(*old[0], token(1, "old"), done(2))
+        await send_frames(*old[0], token(1, "old"), done(2))
         assert (await first.end()).text == "old"
         await sockets[0].wait_closed()
         assert len(sockets) == 2

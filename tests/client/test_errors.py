@@ -6,7 +6,7 @@ import copy
 import pickle
 
 import pytest
-from support.scripted import done, refusal, scripted, start, tell, token
+from support.scripted import done, refusal, scripted, send_frames, start, token
 from support.service import HELLO
 
 from ws_chat.client import (
@@ -95,10 +95,10 @@ async def test_a_history_that_a_restarted_server_does_not_know_is_gone_too():
             # It knows the id by another request, which has not come so far.
             error = refusal("invalid_request", "invalid_request_error", retryable=False)
             error["error"]["param"] = "after"
-            await tell(socket, "r1", error)
+            await send_frames(socket, "r1", error)
             await socket.wait_closed()
         else:
-            await tell(socket, "r1", start(), token(1, "a"))
+            await send_frames(socket, "r1", start(), token(1, "a"))
 
     async with scripted(restarted) as url, connect(url) as chat:
         reply = chat.ask(HELLO, request_id="r1")
@@ -113,10 +113,10 @@ async def test_what_a_replica_has_taken_with_it_is_lost_at_once():
     async def handle(socket):
         asked.append(await socket.recv())
         if '"resume"' in asked[-1]:
-            await tell(socket, "r1", refusal("generation_lost", "upstream_error", retryable=True))
+            await send_frames(socket, "r1", refusal("generation_lost", "upstream_error", retryable=True))
             await socket.wait_closed()
         else:
-            await tell(socket, "r1", start(), token(1, "a"))
+            await send_frames(socket, "r1", start(), token(1, "a"))
 
     async with scripted(handle) as url, connect(url) as chat:
         reply = chat.ask(HELLO, request_id="r1")
@@ -141,9 +141,9 @@ async def test_what_a_newer_server_may_say_is_passed_over():
     async def handle(socket):
         news = {"type": "news", "id": "r1"}
         await socket.recv()
-        await tell(socket, "r1", news, refusal("overloaded", "server_error", retryable=True))
+        await send_frames(socket, "r1", news, refusal("overloaded", "server_error", retryable=True))
         await socket.recv()
-        await tell(socket, "r1", news, start(), news, {**token(1, "a"), "news": 1}, done(2))
+        await send_frames(socket, "r1", news, start(), news, {**token(1, "a"), "news": 1}, done(2))
         await socket.wait_closed()
 
     async with scripted(handle) as url, connect(url) as chat:

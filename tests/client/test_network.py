@@ -9,7 +9,7 @@ import ssl
 import pytest
 from support.dropping import dropping, port_of
 from support.patience import FOREVER, Clock, recorded_pauses
-from support.scripted import done, scripted, start, tell
+from support.scripted import done, scripted, send_frames, start
 from support.service import HELLO
 from support.waiting import until
 
@@ -197,7 +197,7 @@ async def test_a_refusal_for_now_is_waited_out(pauses):
 
     async def answer(socket):
         await socket.recv()
-        await tell(socket, "r1", start(), done(1))
+        await send_frames(socket, "r1", start(), done(1))
         await socket.wait_closed()
 
     async with scripted(answer, process_request=refuse) as url, connect(url) as chat:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from support.patience import Clock, recorded_pauses
-from support.scripted import done, refusal, scripted, start, tell
+from support.scripted import done, refusal, scripted, send_frames, start
 from support.service import HELLO
 
 from ws_chat.client import ClientError, ServerError, UpstreamError, connect, connect_sync
@@ -37,7 +37,7 @@ def refusing_once(frame):
     async def handle(socket):
         async for number, message in _numbered(socket):
             generation_id = json.loads(message)["id"]
-            await tell(socket, generation_id, *([frame] if number == 1 else [start(), done(1)]))
+            await send_frames(socket, generation_id, *([frame] if number == 1 else [start(), done(1)]))
 
     return handle
 
@@ -75,7 +75,7 @@ async def test_the_error_of_an_answer_says_when_to_ask_again():
     failure["error"]["retry_after"] = 2.5
 
     async def handle(socket):
-        await tell(socket, json.loads(await socket.recv())["id"], start(), failure)
+        await send_frames(socket, json.loads(await socket.recv())["id"], start(), failure)
         await socket.wait_closed()
 
     async with scripted(handle) as url, connect(url) as chat:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from playwright.async_api import BrowserContext, Locator
 
-PATIENCE = 50_000  # milliseconds: what a test waits for in the page is told before its own time is over
-expect.set_options(PATIENCE)
+PAGE_TIMEOUT = 50_000  # milliseconds, less than a test's own limit: a failure names what was expected in the page
+expect.set_options(PAGE_TIMEOUT)
 OPTIONS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -33,8 +33,8 @@ OPTIONS = (
 async def chromium() -> AsyncIterator[Browser]:
     """Start Chromium, which is closed at the end.
 
-    Servers in this process then wait longer for a request: on a busy machine, Chromium may take more than 10 s from
-    connecting to asking, and a module that it does not get is not asked for again.
+    Servers in this process then wait longer for a request: on a busy machine, Chromium may send it more than 10 s after it
+    connected, and does not repeat a failed request for a module.
     """
     program = need("chromium")
     with pytest.MonkeyPatch.context() as patch:
@@ -48,13 +48,13 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 class Tab:
-    """A tab that shows the page, and all that its console said and its network was asked for."""
+    """A tab that shows the page, with the errors of its console and the URLs of its requests."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(PAGE_TIMEOUT)
         self._listeners = {
             "console": lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None,
             "pageerror": lambda error: self.complaints.append(str(error)),
@@ -65,7 +65,7 @@ class Tab:
             page.on(event, listener)
 
     def leave(self) -> None:
-        """Listen to the page no more."""
+        """Stop listening to the page."""
         for event, listener in self._listeners.items():
             self.page.remove_listener(event, listener)
 
@@ -112,10 +112,10 @@ _pages: WeakKeyDictionary[Browser, Page] = WeakKeyDictionary()
 async def visiting(
     browser: Browser, url: str, *, complains: bool = False, changes: bool = False, **options: Any
 ) -> AsyncIterator[Tab]:
-    """Open the page as a new user; nothing may be complained of on its console, and nothing asked for elsewhere.
+    """Open the page as a new user; fail on an error of its console, and on a request to another server.
 
-    Most visits are in one page, because a new one costs a second of CPU. `changes`: this one does something to its page
-    that would stay.
+    Most visits share one page, because a new one costs a second of CPU. `changes`: the visit needs a page of its own,
+    which it changes for good.
     """
     origin = "/".join(url.split("/")[:3])
     async with contextlib.AsyncExitStack() as stack:
@@ -143,7 +143,7 @@ async def visiting(
 
 @contextlib.asynccontextmanager
 async def _shared_page(browser: Browser, origin: str) -> AsyncIterator[Page]:
-    """Lend the page of all visits, and make it forget this one. After one that fails there is a new page."""
+    """Lend the page that visits share, and clear its storage at the end. After a failed visit there is a new page."""
     page = _pages.pop(browser, None) or await (await browser.new_context(viewport=VIEWPORT)).new_page()
     try:
         yield page

@@ -1,7 +1,7 @@
-"""An event loop whose time a test can advance: what a window of 20 s does, without waiting, on a machine of any speed.
+"""An event loop whose time a test can advance, to test a window of 20 s without waiting, on a machine of any speed.
 
-Real time passes too. So a window that must not pass by itself is long, and one `advance` ends it. All of a test's
-advances together stay below waiting.LIMIT, and below the timeouts of the clients that it uses.
+Real time passes too. So a window that must not pass by itself is long, and one `advance` ends it. All advances of a test
+together stay below waiting.LIMIT, and below the timeouts of its clients.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Clock(asyncio.SelectorEventLoop):
         return super().time() + self.advanced
 
     def advance(self, seconds: float) -> None:
-        """Make all timers due that are set for the next `seconds`."""
+        """Make the timers of the next `seconds` due."""
         self.advanced += seconds
 
 

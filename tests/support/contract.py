@@ -1,4 +1,4 @@
-"""What docs/protocol.md lets a server say, checked with nothing of the server but its error table."""
+"""The contract of docs/protocol.md as checks, which use no code of the server but its error table."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ws_chat.protocol.errors import CODES
 
 ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 REFUSALS = {"invalid_request", "not_found", "id_conflict", "too_many_generations", "overloaded"}
-SAYINGS = {"content", "reasoning_content", "refusal", "tool_calls", "logprobs"}
-"""The fields that deltas of the fake upstream have."""
+DELTA_FIELDS = {"content", "reasoning_content", "refusal", "tool_calls", "logprobs"}
+"""The fields of the fake upstream's deltas."""
 
 
 class ContractError(AssertionError):
-    """The server said something that the contract does not let it say."""
+    """The server broke the contract."""
 
 
 def check(holds: object, what: str, *seen: object) -> None:
@@ -52,14 +52,16 @@ class Followed:
         self.ended = False
 
     def take(self, frame: dict[str, Any]) -> None:
-        """Take the next frame of this id."""
-        check(not self.ended, "nothing comes after the terminal frame", frame)
-        check(list(frame)[:3] == ["type", "id", "seq"], "a frame begins with type, id and seq", frame)
+        """Check the next frame of this id."""
+        check(not self.ended, "no frame follows the terminal frame", frame)
+        check(list(frame)[:3] == ["type", "id", "seq"], "a frame starts with type, id and seq", frame)
         rest = {key: value for key, value in frame.items() if key not in ("type", "id", "seq")}
         match frame["type"]:
             case "token":
                 check(frame["seq"] > self.seq, "seq rises", frame)
-                check(rest and rest.keys() <= SAYINGS and all(rest.values()), "a token says something", frame)
+                check(
+                    rest and rest.keys() <= DELTA_FIELDS and all(rest.values()), "no field is empty or unknown", frame
+                )
                 self.seq = frame["seq"]
                 return
             case "done":
@@ -72,7 +74,7 @@ class Followed:
                 check(frame["error"]["code"] not in REFUSALS, "a refusal ends nothing", frame)
             case _:
                 check(False, "a generation has these types of frames", frame)
-        # Of one that is resumed at exactly its end, the terminal frame comes again.
+        # A resume at exactly the end repeats the terminal frame.
         check(frame["seq"] in (self.seq, self.seq + 1), "the last seq counts the deltas", frame, self.seq)
         self.ended = True
 
@@ -86,9 +88,9 @@ def read_frame(text: str | bytes) -> dict[str, Any]:
 
 
 class Expected(NamedTuple):
-    """What a client frame is, by its type (None: none), what may answer it, and the valid id that it carries.
+    """The type of a client frame (None: invalid), its possible answers, and its id if that is valid.
 
-    Answers are `start`, `pong`, None for nothing, and codes of errors.
+    Answers are `start`, `pong`, None for no answer, and error codes.
     """
 
     kind: str | None
@@ -98,7 +100,7 @@ class Expected(NamedTuple):
 
 
 def expected(data: bytes) -> Expected:
-    """Tell what must come of a client frame, whatever the server holds at the moment."""
+    """Return how a client frame may be answered, whatever the state of the server."""
     try:
         value, doubts = _parsed(data)
     except (ValueError, RecursionError):
@@ -132,7 +134,7 @@ def expected(data: bytes) -> Expected:
 
 
 def _parsed(data: bytes) -> tuple[Any, set[str]]:
-    """Read JSON that can be passed on. What is very deep, or a very long number, may be refused or not: a doubt."""
+    """Decode JSON; return it with the codes that may refuse it: deep nesting and long numbers are accepted or refused."""
     doubts = set()
 
     def number(digits: str) -> int | float:
@@ -152,7 +154,7 @@ def _parsed(data: bytes) -> tuple[Any, set[str]]:
 
     value = json.loads(data.decode(), parse_int=number, parse_float=fraction, parse_constant=constant)
     json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8
-    hidden = b"\\ud" in data.lower()  # under a key that is given once more
+    hidden = b"\\ud" in data.lower()  # a lone surrogate under a key that is given twice
     if hidden or data.count(b"[") + data.count(b"{") > 100:
         doubts.add("invalid_json")
     return value, doubts

@@ -16,9 +16,9 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 
 
 class DroppingProxy:
-    """Stands before the ports of 127.0.0.1 in turn. `budget` says after how many bytes a new connection breaks.
+    """Forwards connections to ports of 127.0.0.1 in turn.
 
-    None: it holds.
+    `budget` returns after how many bytes to the client a new connection breaks; None: never.
     """
 
     def __init__(self, ports: int | Sequence[int], budget: Callable[[], int | None] = lambda: None) -> None:
@@ -26,13 +26,13 @@ class DroppingProxy:
         self.drops = 0
         self.accepted = 0
         self.last_words: bytes | None = None
-        """What, once it has passed to a client, is the last that passes until `go_on`."""
+        """Bytes after which nothing more passes to a client until `go_on`."""
         self._ports = itertools.cycle([ports] if isinstance(ports, int) else ports)
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._flowing = asyncio.Event()
         self._flowing.set()
-        # It holds the port while nothing listens there: another program would take it.
+        # Holds the port while nothing listens there, so that no other program gets it.
         self._place: socket.socket | None = None
 
     @property
@@ -46,12 +46,12 @@ class DroppingProxy:
         return f"ws://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Take a port and listen on it."""
+        """Listen on a free port."""
         self._place = _bound(0)
         await self.plug()
 
     async def stop(self) -> None:
-        """Break all connections, listen no more, and give the port back."""
+        """Break all connections, stop listening, and release the port."""
         await self.pull()
         if self._place:
             self._place.close()
@@ -70,15 +70,15 @@ class DroppingProxy:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     def lead_to(self, port: int) -> None:
-        """Take new connections to this port."""
+        """Forward new connections to this port."""
         self._ports = itertools.repeat(port)
 
     def fall_silent(self) -> None:
-        """Keep all connections, accept new ones, and pass nothing on."""
+        """Keep all connections, accept new ones, and forward nothing."""
         self._flowing.clear()
 
     def go_on(self) -> None:
-        """Pass on what has come during the silence, and all that comes."""
+        """Forward what was received during the silence, and everything after it."""
         self._flowing.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,8 +1,8 @@
 """`ws-chat` in a process of its own that starts at once: forked from one that has imported everything already.
 
-To start Python and import the program takes most of what a test of it takes. What is forked has arguments, an
-environment, signals, standard streams and an exit of its own, like any other process. That the command can be started
-without this is for other tests.
+Starting Python and importing the program takes most of the time of such a test. A forked process has arguments, an
+environment, signals, standard streams and an exit status of its own, like any other process. Other tests start the
+command without forking.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ async def _rest(stream: asyncio.StreamReader | None) -> bytes:
 
 @functools.cache
 def _origin() -> str:
-    """Start what all are forked from; return the path of its socket."""
+    """Start the process from which all others are forked; return the path of its socket."""
     folder = tempfile.TemporaryDirectory()
     path = f"{folder.name}/origin"
     origin = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -140,7 +140,7 @@ def _origin() -> str:
     def end() -> None:
         for pipe in pipes:
             assert pipe
-            pipe.close()  # whose end ends it
+            pipe.close()  # which ends the process
         origin.wait()
         folder.cleanup()
 
@@ -155,7 +155,7 @@ def _serve(path: str) -> None:
     """Fork a process for each connection, until standard input ends; return in each of those."""
     for module in MODULES:
         __import__(module)
-    gc.freeze()  # else each process looks through all of it at its end, which takes longer than what it does
+    gc.freeze()  # else each process collects all of it at its end, which takes longer than its work
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listening.bind(path)
     listening.listen(100)
@@ -176,7 +176,7 @@ def _serve(path: str) -> None:
 
 
 def _keep(connection: socket.socket) -> None:
-    """Fork the process that is asked for, tell its pid and in the end its status; return in that process."""
+    """Fork the requested process and return in it; its parent sends the pid, and the status at the end."""
     request, streams, _, _ = socket.recv_fds(connection, 1_000_000, 3)
     pid = os.fork()
     if not pid:
@@ -192,7 +192,7 @@ def _keep(connection: socket.socket) -> None:
 
 
 def _become(request: dict[str, Any], streams: list[int]) -> None:
-    """Be a process that was started with these arguments, this environment and these streams."""
+    """Make this process one that was started with these arguments, this environment and these streams."""
     if request["in_terminal"]:
         os.setsid()
         fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)

@@ -1,6 +1,6 @@
-"""Frames that a client might send by mistake or on purpose: valid ones, and what any of them becomes by mutation.
+"""Frames that a client might send by mistake or on purpose: valid ones, and mutations of them.
 
-The same seed gives the same frames. Nothing here knows what the right answer is.
+The same seed gives the same frames. The right answers are in support/contract.py.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ BYTES = [b"\xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"
 
 
 MAX_BYTES = 60_000
-"""A frame may be bigger, for which a socket is closed."""
+"""The limit for frames. A mutation may exceed it, and the server then closes the socket."""
 
 
 def valid(chance: random.Random, ids: list[str]) -> Any:
-    """Return a frame that nothing is wrong with; the generations that it names may be unknown."""
+    """Return a valid frame, whose generations may be unknown."""
     messages = chance.choice(MESSAGES)
     kind = chance.random()
     if kind < 0.1:

@@ -1,4 +1,4 @@
-"""The client's patience without the machine's clock: time stands still until a test moves it."""
+"""The client's patience without the machine's clock: time stands still until a test sets it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Sleeping:
 
 
 def recorded_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return a list of the pauses that the client makes from now on, each of which it then leaves out."""
+    """Return a list that records the client's pauses from now on; the client does not wait for them."""
     pauses: list[float] = []
     pause = Backoff.pause
 

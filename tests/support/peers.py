@@ -1,4 +1,4 @@
-"""Clients over raw sockets: what reaches them is read when the test reads it, and not before."""
+"""Clients over raw sockets, which read only when the test reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FRAME = b"\x81" + bytes([0x80 | len(CHAT)]) + bytes(4) + CHAT
 SMALL = 4096
 """Bytes of a buffer that is soon full."""
 MODERATE = 1 << 16
-"""Bytes of one that takes many requests, and does not grow to megabytes, as the kernel would let it."""
+"""Bytes of a buffer that holds many requests, and does not grow to megabytes, as the kernel would let it."""
 
 
 async def connected(service: Service, *, buffer: int | None = None) -> socket.socket:
@@ -52,12 +52,12 @@ async def upgrade(peer: socket.socket) -> None:
     assert answer.startswith(b"HTTP/1.1 101 "), answer
 
 
-async def raw(service: Service, door: str, *, buffer: int | None = None) -> socket.socket:
+async def raw(service: Service, transport: str, *, buffer: int | None = None) -> socket.socket:
     """Send a chat over a new socket, which is returned with the answer unread."""
     peer = await connected(service, buffer=buffer)
-    if door == "websocket":
+    if transport == "websocket":
         await upgrade(peer)
-    await asyncio.get_running_loop().sock_sendall(peer, POST if door == "sse" else FRAME)
+    await asyncio.get_running_loop().sock_sendall(peer, POST if transport == "sse" else FRAME)
     return peer
 
 

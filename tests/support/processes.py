@@ -1,4 +1,4 @@
-"""Programs that the tests run: found, or named and skipped aloud; with CI set, a missing one is an error."""
+"""Programs that the tests run. A missing one skips its tests with a message; with CI set, it fails them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 STARTED_WITH = dict(os.environ)
 """The environment of the tests, as it was given."""
 
-# To read the system's certificates takes 25 ms, twice a test and in each program that is started, which was half of all
-# that the tests took. None of them meets a server that they are for.
+# Reading the system's certificates takes 25 ms, twice in each test and in each program: half of the tests' time. No test
+# needs them.
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 
@@ -41,14 +41,14 @@ def need(program: str) -> str:
 
 
 def lacking(message: str) -> NoReturn:
-    """Skip a test aloud, because of a program; with CI set, fail it."""
+    """Skip a test with this message; with CI set, fail it."""
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return an environment without any setting of ours but these, with the programs of this virtual environment."""
+    """Return an environment with only these settings of ours, and with the programs of this virtual environment."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WS_CHAT_", "OPENAI_"))}
     return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", **variables}
 
@@ -132,7 +132,7 @@ class RedisServer:
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start it, empty, where it was before; wait until it answers."""
+        """Start it, empty and on the same port; wait until it answers."""
         command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--dir", self._folder.name, "--repl-diskless-sync-delay", "0"]
         process = await asyncio.create_subprocess_exec(*command, *self._options, stdout=asyncio.subprocess.DEVNULL)
@@ -145,7 +145,7 @@ class RedisServer:
         await until(started, f"Redis to listen on port {self.port}")
 
     def pause(self, *, over: bool = False) -> None:
-        """Let it answer nothing, or go on."""
+        """Stop answering, or continue (`over`)."""
         assert self.process
         self.process.send_signal(signal.SIGCONT if over else signal.SIGSTOP)
 

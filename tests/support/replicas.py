@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
 SHARD = "ws_chat:{0}:"
-"""How every name in Redis begins."""
-PATIENCE = 0.05
-"""Seconds before a reader tries again."""
+"""The prefix of every name in Redis."""
+RETRY_INTERVAL = 0.05
+"""Seconds before a reader connects again."""
 
 
 WITH_WINDOWS = Path(__file__).parent / "windows"
@@ -184,23 +184,23 @@ class Reading:
 
     @property
     def lost(self) -> bool:
-        """Whether it was told that the generation is lost."""
+        """Whether the terminal frame was the error `generation_lost`."""
         return self.end is not None and self.end["type"] == "error" and self.end["error"]["code"] == "generation_lost"
 
-    async def read(self, door: str) -> None:
+    async def read(self, transport: str) -> None:
         """Read to the end, over `websocket` or `sse`."""
-        once = self._over_websocket if door == "websocket" else self._over_sse
+        once = self._over_websocket if transport == "websocket" else self._over_sse
         while self.end is None:
             with contextlib.suppress(OSError, WebSocketException, httpx.HTTPError):
                 await once(next(self._ports))
             if self.end is None:
-                await asyncio.sleep(PATIENCE)  # as a client does
+                await asyncio.sleep(RETRY_INTERVAL)
 
     def _take(self, frame: dict[str, Any]) -> None:
         check(frame.get("id", self.id) == self.id and self.end is None, f"this frame belongs here: {frame}")
         match frame["type"]:
             case "start":
-                check(frame["seq"] == self.seq - self._back, f"it begins after {self.seq}: {frame}")
+                check(frame["seq"] == self.seq - self._back, f"it starts after {self.seq}: {frame}")
                 self._started = True
             case "token":
                 check(frame["seq"] > self.seq, f"seq rises from {self.seq}: {frame}")

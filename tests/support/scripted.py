@@ -1,4 +1,4 @@
-"""A WebSocket server that says exactly what a test tells it to."""
+"""A WebSocket server that sends exactly what a test scripts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def scripted(handle: Callable[[ServerConnection], Awaitable[None]], **opti
             raise
 
 
-async def tell(socket: ServerConnection, generation_id: str | None, *frames: dict[str, Any]) -> None:
+async def send_frames(socket: ServerConnection, generation_id: str | None, *frames: dict[str, Any]) -> None:
     """Send frames of a generation."""
     for frame in frames:
         await socket.send(json.dumps({**frame, **({"id": generation_id} if generation_id else {})}))

@@ -1,4 +1,4 @@
-"""A running server, and what talks to it: the tests' own WebSocket client, SSE requests, an event stream reader."""
+"""A running server and its clients: the tests' own WebSocket client, SSE requests, an event stream reader."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def running(app: FastAPI, settings: Settings, **config: Any) -> AsyncItera
     server_config.load()
     server = Server(server_config)
     server.lifespan = server_config.lifespan_class(server_config)
-    # What Server.serve does, without its signal handlers and without waiting for the ticks of its main loop.
+    # As Server.serve does, without its signal handlers and without waiting for the ticks of its main loop.
     await server.startup(sockets=[sock])
     try:
         yield Service(f"http://127.0.0.1:{sock.getsockname()[1]}", app, server)
@@ -163,7 +163,7 @@ both_paths = pytest.mark.parametrize("path", ["fast", "fallback"], indirect=True
 
 
 class Nothing:
-    """Runs nothing that other processes could ask for."""
+    """RunningGenerations of a process that runs none."""
 
     def cancel(self, key: GenerationKey) -> bool:
         return False

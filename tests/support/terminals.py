@@ -1,4 +1,4 @@
-"""A terminal that a program runs in: a pseudo-terminal, and an emulator that keeps what a person would see."""
+"""A terminal that a program runs in: a pseudo-terminal, and an emulator that shows what a person would see."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ class Terminal:
         return await self._until(lambda: re.search(pattern, self.text, re.MULTILINE), repr(pattern))
 
     async def prompt(self, count: int) -> None:
-        """Wait until a message is asked for, for the time that is `count`: 1 is the first."""
+        """Wait for the prompt number `count`; 1 is the first."""
         await self._until(
             lambda: self.text.endswith("\n›\n") and len(re.findall("^›", self.text, re.MULTILINE)) >= count,
             f"prompt number {count}",
         )
 
     async def until_at_the_left(self) -> None:
-        """Wait until the cursor is where a line begins."""
+        """Wait until the cursor is at the start of a line."""
         await self._until(lambda: self.screen.cursor.x == 0, "line of its own")
 
     async def end(self) -> int:
@@ -86,7 +86,6 @@ class Terminal:
         return await self.process.wait()
 
     def close(self) -> None:
-        """Close it."""
         asyncio.get_running_loop().remove_reader(self.descriptor)
         os.close(self.descriptor)
 

@@ -1,7 +1,7 @@
-"""Waiting in tests: for what happens, never for a time. What a test waits for is named when its time runs out.
+"""Waiting in tests: for a condition, never for a time. A test that exceeds its limit reports what it waited for.
 
 Each test has LIMIT seconds, far more than any needs on a slow and busy machine. An async test that reaches them fails
-with what it waited for and where each task stands; `pytest-timeout` ends everything else that hangs (pyproject.toml).
+with what it waited for and where each task stands; `pytest-timeout` ends other tests that hang (pyproject.toml).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 LIMIT = 120.0
 """Seconds that a test may take."""
 POLL_INTERVAL = 0.01
-"""Seconds between two looks at a condition that nothing announces."""
+"""Seconds between two checks of a condition."""
 
 _ROOT = Path(__file__).parents[2]
 _waiting: dict[object, str] = {}
-"""What is being waited for now."""
+"""The names of the conditions that are being waited for."""
 
 
 async def until(condition: Callable[[], Any], what: str) -> Any:
