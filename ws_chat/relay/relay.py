@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ws_chat.stores.base import GenerationKey, Log, Store
     from ws_chat.upstreams.base import Upstream
 
-START_TIMEOUT: Final = 9.0
+START_TIMEOUT: Final = 8.5
 """Seconds in which a request is started or refused: clients are promised an answer within ten."""
 
 

@@ -35,8 +35,8 @@ logger = logging.getLogger("ws_chat.websocket")
 TRANSPORT: Final = "websocket"
 TOO_LARGE: Final = 1009
 INTERNAL_ERROR: Final = 1011
-ANSWER_TIMEOUT: Final = 10.0
-"""Seconds after which a frame without an answer is refused as `overloaded`."""
+ANSWER_TIMEOUT: Final = 9.0
+"""Seconds after which a frame without an answer is refused as `overloaded`: with ORDER_TIMEOUT of the frame before it, 10."""
 ORDER_TIMEOUT: Final = 1.0
 """Seconds that receiving waits for the answer to a frame. So quick answers are sent in the order of the frames."""
 MAX_UNANSWERED: Final = 64
