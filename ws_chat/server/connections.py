@@ -1,4 +1,4 @@
-"""The open connections of every transport: who may open one (origin, key, room), and the drain of them all."""
+"""The open connections of every transport: who may open one (host, origin, key, room), and the drain of them all."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Connections:
         return len(self._open)
 
     async def caller(self, scope: Scope, transport: str) -> Caller:
-        """Authenticate a request. Raises ChatError (`origin_not_allowed`, `unauthorized`, `overloaded`)."""
+        """Authenticate a request. Raises ChatError (`host_not_allowed`, `origin_not_allowed`, `unauthorized`, `overloaded`)."""
         headers = Headers(scope=scope)
-        self._origins.check(headers.get("origin"), headers.get("host"))
+        self._origins.check(headers.get("origin"), headers.get("host"), scope.get("scheme", "http"))
         if self._asking >= self._limit:
             raise ChatError.of(CONNECTION_LIMIT)
         self._asking += 1

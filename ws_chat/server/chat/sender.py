@@ -38,6 +38,8 @@ DRAIN: Final = "ws_chat.drain"
 """The key of the lifespan's state under which the application says how to end what runs before connections close."""
 WRITE_TIMEOUT: Final = "ws_chat.write_timeout"
 """The key of the lifespan's state with the seconds after which a peer that takes nothing is dropped."""
+UNPROTECTED: Final = "ws_chat.unprotected"
+"""The key of the lifespan's state with whether anybody may use a real upstream: without keys, and not the demo."""
 
 
 class DirectWriter(Protocol):
