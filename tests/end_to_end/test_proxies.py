@@ -269,7 +269,8 @@ async def test_keys_and_origins(behind):
     async with site.client() as client:
         refused = await client.post(site.stream_url, json=CHAT)
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "unauthorized")
-        for origin, status in ((site.origin, 200), ("https://evil.example", 403)):
+        without_tls = site.origin.replace("https", "http")
+        for origin, status in ((site.origin, 200), ("https://evil.example", 403), (without_tls, 403)):
             response = await client.post(site.stream_url, json=CHAT, headers={**KEY, "Origin": origin})
             assert response.status_code == status
     assert await site.denied() == 401
