@@ -19,7 +19,6 @@ Invariants, with the tests that hold them:
   test_a_pipelined_upgrade_does_not_break_the_answer).
 - A shutdown waits for the answer that is under way, and for no request that is still to come
   (tests/server/test_drain.py: test_a_request_that_has_not_come_does_not_hold_the_end_up).
-
 - Every `Upgrade` but that of a WebSocket handshake is ignored, and the body of such a request is read as a body
   (RFC 9110, section 7.8; tests/server/uvicorn_protocols/test_upgrade.py). uvicorn and httptools end the request with its
   head, and parse its body as another request (uvicorn #2722, httptools #124).
