@@ -148,6 +148,7 @@ IN_WORDS = {
     "WS_CHAT_MODELS": "any",
     "WS_CHAT_API_KEYS": "none",
     "WS_CHAT_ALLOWED_ORIGINS": "same host only",
+    "WS_CHAT_ALLOWED_HOSTS": "any with keys; without: local",
     "WS_CHAT_REDIS_URL": "none",
 }
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import ssl
 import subprocess
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from support.peers import accepts
+from support.peers import UPGRADE, accepts
 from support.processes import ROOT, Running, free_port, need, program
-from support.service import HELLO, events, joined
+from support.service import HELLO, both_paths, events, joined
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -39,11 +40,19 @@ NGINX = {
     "listen 443 ": "listen 127.0.0.1:{port} ",
     "server 127.0.0.1:8000;": "server {upstream};",
 }
+PLAIN_NGINX = {**NGINX, "listen 443 ssl http2": "listen 127.0.0.1:{port}"}
+del PLAIN_NGINX["listen 443 "]
 CADDY = {
     "chat.example.com {": "{{\n\tadmin off\n\tstorage file_system {folder}\n\tauto_https off\n}}\n"
     "https://127.0.0.1:{port} {{\n\ttls {folder}/pem {folder}/key",
     "reverse_proxy 127.0.0.1:8000": "reverse_proxy {upstream}",
 }
+PLAIN_CADDY = {
+    **CADDY,
+    "chat.example.com {": "{{\n\tadmin off\n\tstorage file_system {folder}\n}}\nhttp://127.0.0.1:{port} {{",
+}
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @dataclass
@@ -51,21 +60,21 @@ class Site:
     """What stands behind a proxy, as it is seen from outside."""
 
     host: str
-    tls: ssl.SSLContext
+    tls: ssl.SSLContext | None
 
     @property
     def origin(self) -> str:
-        return f"https://{self.host}"
+        return f"{'https' if self.tls else 'http'}://{self.host}"
 
     @property
     def stream_url(self) -> str:
         return f"{self.origin}/v1/chat/stream"
 
     def client(self, **headers: str) -> httpx.AsyncClient:
-        return httpx.AsyncClient(verify=self.tls, timeout=None, headers=headers)
+        return httpx.AsyncClient(verify=self.tls or False, timeout=None, headers=headers)
 
     def socket(self, **connecting: Any) -> connect:
-        url = f"wss://{self.host}/v1/chat/ws"
+        url = self.origin.replace("http", "ws") + "/v1/chat/ws"
         return connect(url, ssl=self.tls, max_size=None, open_timeout=None, **connecting)
 
     async def denied(self, **connecting: Any) -> int:
@@ -76,11 +85,18 @@ class Site:
 
     async def status(self, path: str) -> int:
         """Return the status of a path that no client has tidied up."""
+        raw = await self.raw(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\nConnection: close\r\n\r\n".encode())
+        return statuses(raw)[0]
+
+    async def raw(self, *parts: bytes) -> bytes:
+        """Write each of the parts at once, and return what comes back until the connection is closed."""
         reader, writer = await asyncio.open_connection(*self.host.split(":"), ssl=self.tls)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\nConnection: close\r\n\r\n".encode())
-        line = await reader.readline()
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        raw = await reader.read()
         writer.close()
-        return int(line.split()[1])
+        return raw
 
 
 @pytest.fixture(scope="module")
@@ -102,17 +118,19 @@ def filled(example: str, places: dict[str, str], **values: Any) -> str:
     return content
 
 
-def started(kind: str, folder: Path, port: int, upstream: str) -> contextlib.AbstractAsyncContextManager[Running]:
+def started(
+    kind: str, folder: Path, port: int, upstream: str, *, plain: bool = False
+) -> contextlib.AbstractAsyncContextManager[Running]:
     """Start a proxy."""
     if kind == "nginx":
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         temporary = " ".join(f"{each}_temp_path {folder}/{each};" for each in kinds)
         values = {"folder": folder, "port": port, "upstream": upstream, "temporary": temporary}
-        (folder / "nginx.conf").write_text(filled("nginx.conf", NGINX, **values))
+        (folder / "nginx.conf").write_text(filled("nginx.conf", PLAIN_NGINX if plain else NGINX, **values))
         user = "user root;" if os.geteuid() == 0 else ""  # whose folder it is
         return program(need("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", f"daemon off; {user}")
     values = {"folder": folder, "port": port, "upstream": upstream.replace("unix:/", "unix//")}
-    (folder / "Caddyfile").write_text(filled("Caddyfile", CADDY, **values))
+    (folder / "Caddyfile").write_text(filled("Caddyfile", PLAIN_CADDY if plain else CADDY, **values))
     return program(need("caddy"), "run", "--config", str(folder / "Caddyfile"))
 
 
@@ -125,7 +143,9 @@ async def behind(request, serve, certificate) -> AsyncIterator[Callable[..., Any
     need(request.param)
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(*, uds: bool = False, server: dict[str, Any] | None = None, **given: Any) -> Site:
+        async def start(
+            *, uds: bool = False, plain: bool = False, server: dict[str, Any] | None = None, **given: Any
+        ) -> Site:
             service = await serve(server=server, **given)
             upstream = service.url.removeprefix("http://")
             if uds:
@@ -134,11 +154,16 @@ async def behind(request, serve, certificate) -> AsyncIterator[Callable[..., Any
                 service.server.servers.append(listening)
                 upstream = f"unix:{path}"
             port = free_port()
-            proxy = await stack.enter_async_context(started(request.param, certificate, port, upstream))
+            proxy = await stack.enter_async_context(started(request.param, certificate, port, upstream, plain=plain))
             await proxy.until_logged(LISTENS[request.param])
-            return Site(f"127.0.0.1:{port}", ssl.create_default_context(cafile=certificate / "pem"))
+            tls = None if plain else ssl.create_default_context(cafile=certificate / "pem")
+            return Site(f"127.0.0.1:{port}", tls)
 
         yield start
+
+
+def statuses(raw: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", raw)]
 
 
 def slowly() -> tuple[Reply, asyncio.Event]:
@@ -193,13 +218,59 @@ async def test_frames_arrive_as_they_are_made_over_http_2(behind, fake):
     assert "".join(event["data"] for event in events(rest)) == "bc[DONE]"
 
 
+both_schemes = pytest.mark.parametrize("plain", [True, False], ids=["plain", "tls"])
+
+
+@both_paths
+@both_schemes
+async def test_the_body_of_a_request_with_another_upgrade_arrives(plain, behind, fake):
+    """On uvicorn's own protocols, too, as these proxies pass no other upgrade on than that of a WebSocket."""
+    site = await behind(plain=plain)
+    body = json.dumps(CHAT).encode()
+    head = f"POST /v1/chat/stream HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {len(body)}\r\n".encode()
+    upgrades = [H2C, b"Connection: Upgrade\r\nUpgrade: TLS/1.0, HTTP/1.1\r\n"]
+    for upgrade in upgrades:
+        request = head + upgrade.replace(b"Upgrade,", b"Upgrade, close,").replace(b"Upgrade\r", b"Upgrade, close\r")
+        for parts in ((request + b"\r\n" + body,), (request, b"\r\n", body), (request + b"\r\n", body[:9], body[9:])):
+            raw = await site.raw(*parts)
+            assert statuses(raw) == [200]
+            assert b"data: [DONE]" in raw
+    assert [request.body["messages"] for request in fake.requests] == [HELLO] * 6
+
+
+@both_schemes
+async def test_no_body_becomes_a_request(plain, behind):
+    site = await behind(plain=plain)
+    head = f"POST /v1/chat/stream HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {len(METRICS)}\r\n".encode()
+    last = f"GET /healthz HTTP/1.1\r\nHost: {site.host}\r\nConnection: close\r\n\r\n".encode()
+    for upgrade in (H2C, b"Connection: Upgrade\r\nUpgrade: websocket\r\n"):
+        for parts in ((head + upgrade + b"\r\n" + METRICS, last), (head + upgrade + b"\r\n", METRICS, last)):
+            raw = await site.raw(*parts)
+            assert statuses(raw)[0] == 400
+            assert set(statuses(raw)[1:]) <= {404}, "/healthz stays inside"
+            assert b"ws_chat_" not in raw, "the page of metrics"
+
+
+@both_schemes
+async def test_websockets_are_upgraded_in_any_spelling(plain, behind):
+    site = await behind(plain=plain)
+    async with site.socket(additional_headers={}) as websocket:
+        await websocket.send('{"type":"ping"}')
+        await receive(websocket, "pong")
+    reader, writer = await asyncio.open_connection(*site.host.split(":"), ssl=site.tls)
+    writer.write(UPGRADE.replace(b"websocket", b"WebSocket").replace(b"Host: x", f"Host: {site.host}".encode()))
+    assert (await reader.readline()).split()[1] == b"101"
+    writer.close()
+
+
 async def test_keys_and_origins(behind):
     site = await behind(api_keys=("key-of-alice",))
     encoded = base64.urlsafe_b64encode(b"key-of-alice").decode().rstrip("=")
     async with site.client() as client:
         refused = await client.post(site.stream_url, json=CHAT)
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "unauthorized")
-        for origin, status in ((site.origin, 200), ("https://evil.example", 403)):
+        without_tls = site.origin.replace("https", "http")
+        for origin, status in ((site.origin, 200), ("https://evil.example", 403), (without_tls, 403)):
             response = await client.post(site.stream_url, json=CHAT, headers={**KEY, "Origin": origin})
             assert response.status_code == status
     assert await site.denied() == 401

@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from ws_chat import ChatError
-from ws_chat.relay.access import ANONYMOUS, Keys, Origins, Quota, bearer, name_of
+from ws_chat.relay.access import ANONYMOUS, Hosts, Keys, Origins, Quota, bearer, name_of
 from ws_chat.server.connections import Connections
 from ws_chat.testing import Hang, Reply, text
 
@@ -69,6 +69,11 @@ def test_a_key_comes_in_a_header_or_a_subprotocol(authorization, subprotocols, k
     [
         (None, "h", True),
         ("http://h", "h", True),
+        ("http://h", "h:80", True),
+        ("https://h", "h:443", True),
+        ("https://h", "h:80", False),
+        ("http://h", "h:443", False),
+        ("ftp://h", "h", False),
         ("https://H:8443", "h:8443", True),
         ("http://h:8000", "h", False),
         ("http://h.evil.example", "h", False),
@@ -84,10 +89,73 @@ def test_a_key_comes_in_a_header_or_a_subprotocol(authorization, subprotocols, k
 def test_origins(origin, host, allowed):
     origins = Origins(["https://chat.example.com"])
     if allowed:
-        origins.check(origin, host)
+        origins.check(origin, host, "http")
     else:
-        assert code(origins.check, origin, host) == "origin_not_allowed"
-    Origins(["*"]).check(origin, host)
+        assert code(origins.check, origin, host, "http") == "origin_not_allowed"
+    Origins(["*"]).check(origin, host, "http")
+
+
+@pytest.mark.parametrize(
+    ("origin", "scheme", "allowed"),
+    [
+        ("https://h", "https", True),
+        ("https://h", "wss", True),
+        ("https://h", "ws", True),  # a proxy that ends TLS may not say so
+        ("http://h", "ws", True),
+        ("http://h", "https", False),
+        ("http://h", "wss", False),
+    ],
+)
+def test_a_page_without_tls_is_not_of_a_server_with_it(origin, scheme, allowed):
+    if allowed:
+        Origins([]).check(origin, "h", scheme)
+    else:
+        assert code(Origins([]).check, origin, "h", scheme) == "origin_not_allowed"
+        Origins([origin]).check(origin, "h", scheme)
+
+
+LOCAL = [
+    "localhost",
+    "localhost:8000",
+    "LOCALHOST",
+    "localhost.",
+    "a.localhost:1",
+    "127.0.0.1:80",
+    "10.0.0.7",
+    "[::1]:8000",
+]
+ELSEWHERE = [
+    "evil.example:8000",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "[evil.example]",
+    "",
+    None,
+    ":80",
+    "@",
+]
+
+
+@pytest.mark.parametrize("host", LOCAL)
+@pytest.mark.parametrize("patterns", [(), ("chat.example.com",)])
+def test_hosts_that_no_name_can_be_rebound_to_are_allowed(host, patterns):
+    for any_by_default in (True, False):
+        Hosts(patterns, any_by_default=any_by_default).check(host)
+
+
+@pytest.mark.parametrize("host", ELSEWHERE)
+def test_other_hosts_are_allowed_by_default_or_by_a_pattern(host):
+    assert code(Hosts((), any_by_default=False).check, host) == "host_not_allowed"
+    assert code(Hosts(("chat.example.com",), any_by_default=True).check, host) == "host_not_allowed"
+    Hosts((), any_by_default=True).check(host)
+
+
+def test_patterns_of_hosts():
+    hosts = Hosts(("chat.example.com", "*.internal", "box:8000"), any_by_default=False)
+    for host in ("chat.example.com", "Chat.Example.com:8443", "chat.example.com.", "a.b.internal:1", "box:8000"):
+        hosts.check(host)
+    for host in ("example.com", "chat.example.com.evil.example", "internal", "box", "box:80"):
+        assert code(hosts.check, host) == "host_not_allowed"
 
 
 async def test_a_quota_is_counted_for_each_principal(monkeypatch):
@@ -207,6 +275,99 @@ async def test_a_page_of_another_host_is_refused(serve, fake):
             assert response.json()["error"]["code"] == "origin_not_allowed"
             assert (await denied(service, origin=origin)).json()["error"]["code"] == "origin_not_allowed"
     assert len(fake.requests) == 2
+
+
+REBOUND = {"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}
+"""What a browser sends for a page whose name was made to resolve to this server's address."""
+
+
+async def rebound(service, **headers: str) -> httpx.Response:
+    """Return the answer to a WebSocket handshake of such a page."""
+    given = {
+        **REBOUND,
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        **headers,
+    }
+    async with (
+        httpx.AsyncClient(timeout=None) as client,
+        client.stream("GET", service.url + "/v1/chat/ws", headers=given) as response,
+    ):
+        if response.status_code != 101:
+            await response.aread()
+    return response
+
+
+@both_paths
+async def test_a_page_of_a_rebound_name_is_refused(serve, fake):
+    service = await serve()
+    async with httpx.AsyncClient(timeout=None) as client:
+        responses = [
+            await service.post(**REBOUND),
+            await client.get(service.stream_url + "/r1", headers=REBOUND),
+            await client.delete(service.stream_url + "/r1", headers=REBOUND),
+            await rebound(service),
+            await client.get(service.url, headers=REBOUND),
+            await client.get(service.url, headers={"Host": "evil.example", "Accept": "text/html,*/*"}),
+        ]
+        without_origin = {"Host": "evil.example:8000"}
+        assert (await service.post(**without_origin)).status_code == 200
+        assert (await client.get(service.url, headers=without_origin)).status_code == 200
+    for response in responses:
+        error = response.json()["error"]
+        assert (response.status_code, error["code"], error["type"]) == (403, "host_not_allowed", "permission_error")
+        assert "'evil.example'" in error["message"]
+        assert "WS_CHAT_ALLOWED_HOSTS" in error["message"]
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        ({"allowed_hosts": ("evil.*",)}, 200),
+        ({"api_keys": BOTH}, 200),
+        ({"api_keys": BOTH, "allowed_hosts": ("chat.example.com",)}, 403),
+        ({"allowed_origins": ("*",)}, 403),
+    ],
+)
+async def test_which_hosts_are_allowed_is_a_setting(settings, status, serve):
+    service = await serve(**settings)
+    assert (await service.post(**REBOUND, **ALICE)).status_code == status
+    assert (await rebound(service, **ALICE)).status_code == (101 if status == 200 else 403)
+
+
+async def test_a_proxy_says_whether_there_is_tls(serve):
+    service = await serve()
+    own, https = service.url, service.url.replace("http", "https")
+    for proto, origin, status in (
+        ("https", https, 200),
+        ("http", own, 200),
+        ("http", https, 200),
+        ("https", own, 403),
+    ):
+        assert (await service.post(**{"X-Forwarded-Proto": proto}, Origin=origin)).status_code == status, (
+            proto,
+            origin,
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "server", "warned"),
+    [
+        ({}, {"host": "0.0.0.0"}, True),
+        ({}, {"host": "::"}, True),
+        ({}, {"host": "localhost"}, False),
+        ({}, {"host": "::1"}, False),
+        ({"api_keys": BOTH}, {"host": "0.0.0.0"}, False),
+        ({"upstream": "demo"}, {"host": "0.0.0.0"}, False),
+        ({}, {"host": "0.0.0.0", "uds": "/tmp/socket"}, False),
+    ],
+)
+async def test_an_upstream_that_is_open_to_a_network_is_warned_of(settings, server, warned, serve, caplog):
+    await serve(**settings, server=server)  # it listens on 127.0.0.1 in any case
+    assert any("NO API KEYS" in message for message in caplog.messages) is warned
 
 
 async def test_a_browser_may_ask_first(serve):

@@ -256,6 +256,23 @@ async def test_pages_of_other_hosts_are_kept_out_here_too(site):
     assert response.json()["error"]["code"] == "origin_not_allowed"
 
 
+async def test_with_its_own_principal_any_host_is_allowed(site):
+    async with site.running("ours") as around:
+        response = await below(around).post(Host="chat.example.com", Origin="https://chat.example.com", **ALICE)
+
+    assert response.status_code == 200
+
+
+async def test_without_any_principal_hosts_are_checked(fake):
+    app = FastAPI()
+    settings = Settings(openai_base_url=fake.base_url, openai_api_key="sk-operator-key")
+    app.state = mount(app, "/chat", principal=None, settings=settings).state
+    async with running(app, settings) as around:
+        response = await below(around).post(Host="chat.example.com", Origin="https://chat.example.com")
+
+    assert response.json()["error"]["code"] == "host_not_allowed"
+
+
 @PLAIN
 async def test_middleware_of_the_application_sees_all_that_is_sent(protocols, site, fake):
     seen = []

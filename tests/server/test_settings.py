@@ -143,6 +143,11 @@ def test_a_file_is_read_and_the_environment_goes_before_it(tmp_path, monkeypatch
             "*,https://a/b",
             "must be a scheme and a host, without a path, got 'https://a/b' (example: WS_CHAT_ALLOWED_ORIGINS=https://chat.example.com)",
         ),
+        (
+            "WS_CHAT_ALLOWED_HOSTS",
+            "*.example.com, https://a",
+            "must be host names or shell patterns, without a scheme and a path, got 'https://a' (example: WS_CHAT_ALLOWED_HOSTS=chat.example.com)",
+        ),
     ],
 )
 def test_a_message_names_the_variable_the_value_the_fault_and_an_example(name, value, message):

@@ -133,14 +133,10 @@ async def running(app: FastAPI, settings: Settings, **config: Any) -> AsyncItera
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     sock.listen(8192)
-    chosen = uvicorn_config(settings, ServeOptions(log_level="warning")) | {
-        "log_config": None,
-        "access_log": False,
-        **config,
-    }
+    chosen = uvicorn_config(settings, ServeOptions(log_level="warning"))
     for name in ("host", "port"):
         chosen.pop(name)
-    server_config = uvicorn.Config(app, **chosen)
+    server_config = uvicorn.Config(app, **{**chosen, "log_config": None, "access_log": False, **config})
     server_config.load()
     server = Server(server_config)
     server.lifespan = server_config.lifespan_class(server_config)

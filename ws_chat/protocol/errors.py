@@ -25,6 +25,7 @@ CODES: Final[dict[str, Kind]] = {
     "invalid_request": Kind("invalid_request_error", 400, False),
     "unauthorized": Kind("authentication_error", 401, False),
     "origin_not_allowed": Kind("permission_error", 403, False),
+    "host_not_allowed": Kind("permission_error", 403, False),
     "model_not_allowed": Kind("permission_error", 403, False),
     "not_found": Kind("invalid_request_error", 404, False),
     "id_conflict": Kind("invalid_request_error", 409, False),

@@ -1,4 +1,4 @@
-"""API keys and their principals, allowed origins, rate limits.
+"""API keys and their principals, allowed origins and hosts, rate limits.
 
 A principal is the holder of one key. Its name is a part of the key's hash, which may be logged and is the same in every
 replica. Without configured keys there is one anonymous principal.
@@ -11,7 +11,9 @@ import binascii
 import hmac
 import time
 from contextlib import asynccontextmanager, suppress
+from fnmatch import fnmatchcase
 from hashlib import sha256
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from limits import RateLimitItemPerMinute
@@ -91,18 +93,82 @@ def bearer(authorization: str | None, subprotocols: Sequence[str] = ()) -> str |
     return None
 
 
-class Origins:
-    """The allowed origins of web pages: the same host, and those on the list (`*`: all)."""
+class Hosts:
+    """The allowed hosts: loopback names, IP addresses, and names that match a pattern.
 
-    def __init__(self, allowed: Sequence[str]) -> None:
-        self._allowed = frozenset(allowed)
+    A web page whose name was made to resolve to this server's address (DNS rebinding) has that name as its origin and as
+    its host, so it passes the origin rule. It cannot have a loopback name or an IP address.
+    """
 
-    def check(self, origin: str | None, host: str | None) -> None:
-        """Raise ChatError (`origin_not_allowed`) for a page of another host. Only browsers send an origin."""
-        if origin is None or "*" in self._allowed or origin.lower().rstrip("/") in self._allowed:
+    def __init__(self, patterns: Sequence[str], *, any_by_default: bool) -> None:
+        """Allow every host if there are no patterns and `any_by_default` is true."""
+        self._any = any_by_default and not patterns
+        self._patterns = patterns
+
+    def check(self, host: str | None) -> None:
+        """Raise ChatError (`host_not_allowed`). `host` is the Host header, with its port."""
+        if self._any:
             return
-        if not host or origin.lower().partition("://")[2] != host.lower():
+        host = (host or "").lower()
+        name, colon, port = host.rpartition(":")
+        if not (colon and port.isdecimal()):
+            name = host
+        name = name.removesuffix(".")
+        if not name or not (is_loopback(name) or _is_address(name) or self._matches(name) or self._matches(host)):
+            message = f"The host {name[:100]!r} is not allowed. The operator can add it to WS_CHAT_ALLOWED_HOSTS."
+            raise ChatError("host_not_allowed", message)
+
+    def _matches(self, host: str) -> bool:
+        return any(fnmatchcase(host, pattern) for pattern in self._patterns)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host without its port can only be this machine: `localhost` and below (RFC 6761), 127.0.0.1, ::1."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    return _is_address(host) and ip_address(host.strip("[]")).is_loopback
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError:
+        return False
+    return True
+
+
+class Origins:
+    """The allowed origins of web pages: the request's own (RFC 6454), and those on the list (`*`: all)."""
+
+    def __init__(self, allowed: Sequence[str], hosts: Hosts | None = None) -> None:
+        """Check `hosts` first; None: every host is allowed."""
+        self._allowed = frozenset(allowed)
+        self._hosts = hosts or Hosts((), any_by_default=True)
+
+    def check(self, origin: str | None, host: str | None, scheme: str) -> None:
+        """Raise ChatError (`host_not_allowed`, `origin_not_allowed`). Only browsers send an origin."""
+        if origin is None:
+            return
+        self._hosts.check(host)
+        if "*" in self._allowed or origin.lower().rstrip("/") in self._allowed:
+            return
+        if not host or not _is_own(origin.lower(), host.lower(), secure=scheme in {"https", "wss"}):
             raise ChatError("origin_not_allowed", "This origin is not allowed.")
+
+
+def _is_own(origin: str, host: str, *, secure: bool) -> bool:
+    """Whether a page of `origin` is one of the server that a request to `host` reached, with TLS if `secure`.
+
+    A page without TLS, which anybody on the way can change, is no page of a server with it. The other way round cannot be
+    told: a proxy that ends TLS may not say so (X-Forwarded-Proto), or may not be trusted.
+    """
+    scheme, _, place = origin.partition("://")
+    if scheme not in _PORTS or (secure and scheme == "http"):
+        return False
+    return place.removesuffix(_PORTS[scheme]) == host.removesuffix(_PORTS[scheme])
+
+
+_PORTS: Final = {"http": ":80", "https": ":443"}
 
 
 class Quota:

@@ -18,12 +18,12 @@ from starlette.routing import Mount, Route, WebSocketRoute
 
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.urls import redact_url
-from ws_chat.relay.access import Keys, Origins, Quota
+from ws_chat.relay.access import Hosts, Keys, Origins, Quota
 from ws_chat.relay.events import Observers
 from ws_chat.relay.relay import Relay
 from ws_chat.server import describe
 from ws_chat.server.auth import by_key
-from ws_chat.server.chat.sender import DRAIN, WRITE_TIMEOUT
+from ws_chat.server.chat.sender import DRAIN, UNPROTECTED, WRITE_TIMEOUT
 from ws_chat.server.chat.sse import SSEEndpoint
 from ws_chat.server.chat.websocket import WebSocketEndpoint
 from ws_chat.server.connections import Connections
@@ -72,8 +72,9 @@ def create_app(
     metrics = Metrics()
     observe = Observers([metrics, Logs(content=settings.log_content), *_tracing(), *observers])
     store = store or choose_store(settings)
+    answers = upstream or choose_upstream(settings)
     relay = Relay(
-        upstream or choose_upstream(settings),
+        answers,
         store,
         models=settings.models,
         max_generations=settings.max_generations,
@@ -84,7 +85,11 @@ def create_app(
         observe=observe,
     )
     authenticate = principal or by_key(Keys(settings.api_keys))
-    connections = Connections(settings.max_connections, authenticate, Origins(settings.allowed_origins), observe)
+    guarded = bool(principal or settings.api_keys)
+    unprotected = not guarded and not isinstance(answers, DemoUpstream)
+    hosts = Hosts(settings.allowed_hosts, any_by_default=guarded)
+    origins = Origins(settings.allowed_origins, hosts)
+    connections = Connections(settings.max_connections, authenticate, origins, observe)
     sockets = WebSocketEndpoint(
         relay,
         connections,
@@ -106,7 +111,7 @@ def create_app(
         await relay.open()
         connections.serving = True
         with metrics.measure_lag():
-            yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout}
+            yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout, UNPROTECTED: unprotected}
         await relay.close()
 
     async def readyz(_: Request) -> Response:
@@ -116,7 +121,7 @@ def create_app(
     async def export_metrics(_: Request) -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    front_page = FrontPage([] if upstream else known_models(settings), needs_key=bool(settings.api_keys))
+    front_page = FrontPage([] if upstream else known_models(settings), hosts, needs_key=bool(settings.api_keys))
     app = FastAPI(
         title="ws_chat",
         lifespan=lifespan,

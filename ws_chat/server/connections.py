@@ -1,4 +1,4 @@
-"""The open connections of every transport: their admission (origin, key, limit), and goaway."""
+"""The open connections of every transport: their admission (host, origin, key, limit), and goaway."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Connections:
         return len(self._open)
 
     async def caller(self, scope: Scope, transport: str) -> Caller:
-        """Authenticate a request. Raises ChatError (`origin_not_allowed`, `unauthorized`, `overloaded`)."""
+        """Authenticate a request. Raises ChatError (`host_not_allowed`, `origin_not_allowed`, `unauthorized`, `overloaded`)."""
         headers = Headers(scope=scope)
-        self._origins.check(headers.get("origin"), headers.get("host"))
+        self._origins.check(headers.get("origin"), headers.get("host"), scope.get("scheme", "http"))
         if self._authenticating >= self._limit:
             raise ChatError.of(CONNECTION_LIMIT)
         self._authenticating += 1

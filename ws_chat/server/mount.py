@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ws_chat.server.app import create_app
 from ws_chat.server.auth import Dependency
-from ws_chat.server.chat.sender import DRAIN, WRITE_TIMEOUT
+from ws_chat.server.chat.sender import DRAIN, UNPROTECTED, WRITE_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -69,4 +69,6 @@ def _merged(state: Mapping[str, Any], ours: Mapping[str, Any]) -> Mapping[str, A
     async def drain() -> None:
         await asyncio.gather(state[DRAIN](), ours[DRAIN]())
 
-    return {**state, DRAIN: drain, WRITE_TIMEOUT: min(state[WRITE_TIMEOUT], ours[WRITE_TIMEOUT])}
+    timeout = min(state[WRITE_TIMEOUT], ours[WRITE_TIMEOUT])
+    unprotected = state[UNPROTECTED] or ours[UNPROTECTED]
+    return {**state, DRAIN: drain, WRITE_TIMEOUT: timeout, UNPROTECTED: unprotected}

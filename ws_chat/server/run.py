@@ -26,7 +26,8 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.supervisors import multiprocess
 
-from ws_chat.server.chat.sender import DRAIN
+from ws_chat.relay.access import is_loopback
+from ws_chat.server.chat.sender import DRAIN, UNPROTECTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +112,12 @@ class Server(uvicorn.Server):
             signal.signal(RETIRE, self.handle_exit)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # for the parent; a terminal sends it to the whole group
         await super().startup(sockets)
+        if self.lifespan.state.get(UNPROTECTED) and not (self.config.uds or is_loopback(self.config.host)):
+            logger.warning(
+                "NO API KEYS: everybody who can connect to %s can use the model, at your expense. "
+                "Set WS_CHAT_API_KEYS, or listen on 127.0.0.1.",
+                self.config.host,
+            )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if RETIRE in self._signals and self.config.workers > 1:

@@ -61,6 +61,11 @@ Origin: TypeAlias = Annotated[
     _matches(r"\*|null|[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#]+/?", "must be a scheme and a host, without a path"),
     AfterValidator(lambda origin: origin.lower().rstrip("/")),
 ]
+Host: TypeAlias = Annotated[
+    str,
+    _matches(r"[^\s/@]+", "must be host names or shell patterns, without a scheme and a path"),
+    AfterValidator(str.lower),
+]
 
 
 class Settings(BaseModel):
@@ -85,6 +90,7 @@ class Settings(BaseModel):
     models: Annotated[tuple[str, ...], _COMMA_SEPARATED] = ()
     api_keys: Annotated[tuple[Key, ...], _COMMA_SEPARATED] = Field((), repr=False, examples=["a-long-random-key"])
     allowed_origins: Annotated[tuple[Origin, ...], _COMMA_SEPARATED] = Field((), examples=["https://chat.example.com"])
+    allowed_hosts: Annotated[tuple[Host, ...], _COMMA_SEPARATED] = Field((), examples=["chat.example.com"])
     resume_window: Seconds = 30
     retention: Seconds = 300
     max_frame_bytes: Count = 4 * 1024 * 1024

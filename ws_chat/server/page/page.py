@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from ws_chat.relay.access import Hosts
+
 # CSP level 3, where 'self' in connect-src includes WebSockets to the same host. Trusted Types: no script can turn text,
 # such as a model's answer, into HTML.
 HEADERS: Final = {
@@ -42,13 +44,18 @@ class Page(StaticFiles):
 class FrontPage:
     """Serves the page at `/`. All of its URLs are relative, so that it works below any prefix.
 
-    The page gets the models to offer, the default first, and whether it needs a key.
+    The page gets the models to offer, the default first, and whether it needs a key. A browser that requests it at a host
+    that is not allowed gets the error instead: none of the page's WebSockets would be accepted, and browsers hide why.
     """
 
-    def __init__(self, models: Sequence[str], *, needs_key: bool) -> None:
+    def __init__(self, models: Sequence[str], hosts: Hosts, *, needs_key: bool) -> None:
+        self._hosts = hosts
         facts = html.escape(json.dumps({"models": list(models), "needsKey": needs_key}))
         source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
         self._html = source.replace(FACTS, facts)
 
-    async def answer(self, _: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
+        """Return the page. Raises ChatError (`host_not_allowed`)."""
+        if "origin" in request.headers or "text/html" in request.headers.get("accept", ""):
+            self._hosts.check(request.headers.get("host"))
         return HTMLResponse(self._html, headers=HEADERS)

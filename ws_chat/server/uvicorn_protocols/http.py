@@ -19,15 +19,18 @@ Invariants, with the tests that hold them:
   test_a_pipelined_upgrade_does_not_break_the_answer).
 - A shutdown waits for the answer that is being sent, but for no request that is still incomplete
   (tests/server/test_drain.py: test_a_request_that_has_not_come_does_not_hold_the_end_up).
-
-Known fault, inherited: the body of a request with any other `Upgrade` than websocket is lost (uvicorn #2722,
-httptools #124).
+- Every `Upgrade` but that of a WebSocket handshake is ignored, and the body of such a request is read as a body
+  (RFC 9110, section 7.8; tests/server/uvicorn_protocols/test_upgrade.py). uvicorn and httptools end the request with its
+  head, and parse its body as another request (uvicorn #2722, httptools #124).
+- Trailers do not become headers (RFC 9110, section 6.5.1), as they do in uvicorn: a client must not send X-Forwarded-Proto
+  past a proxy (tests/server/uvicorn_protocols/test_upgrade.py: test_trailers_do_not_become_headers).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ws_chat.server.chat.sender import DIRECT_WRITER
@@ -58,6 +61,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     dropped = False
     _discarding = False  # a pipelined request was received: nothing more is parsed
     _upgraded = False
+    _ignoring = False  # the head is complete and its Upgrade is ignored: it is parsed again without it
     _head = 0  # bytes received of a head, or since the last piece of a body: chunk sizes, trailers
     _deadline: asyncio.TimerHandle | None = None  # of the request that is being received
 
@@ -74,10 +78,14 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         if self.cycle and not self.cycle.response_complete:
             self._discarding = True
             self.cycle.keep_alive = False
-        else:
-            self._head = 0
-            self._close_after(BODY_TIMEOUT)
-            super().on_headers_complete()
+            return
+        self._head = 0
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            self._ignoring = True
+            return
+        self._close_after(BODY_TIMEOUT)
+        super().on_headers_complete()
+        self.headers = list(self.headers)  # uvicorn appends trailers to this list; the other one is the application's
 
     def on_body(self, body: bytes) -> None:
         self._head = 0
@@ -85,7 +93,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._discarding:
+        if not (self._discarding or self._ignoring):
             self._head = 0
             self._close_after(None)
             super().on_message_complete()
@@ -96,13 +104,51 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         if self._discarding:
             return
         self._head += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._head > MAX_HEAD:
             self.logger.warning("Closing a connection: its request's head has more than %d bytes.", MAX_HEAD)
             self.transport.abort()
         elif self._deadline is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
             # Any byte stops uvicorn's own keep-alive timer, and a line break starts no request.
             self._close_after(HEAD_TIMEOUT)
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse()
+        except httptools.HttpParserUpgrade as upgrade:  # behind a head: `data` may have more
+            if self._ignoring:
+                self._ignore_upgrade(data[upgrade.args[0] :])
+            else:
+                self.handle_websocket_upgrade()
+
+    def _should_upgrade(self) -> bool:
+        """Whether the request is a WebSocket handshake: a GET of HTTP/1.1 (RFC 6455, section 4.1)."""
+        handshake = self.parser.get_method() == b"GET" and self.parser.get_http_version() == "1.1"
+        return handshake and super()._should_upgrade()
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Parse the head again without its `Upgrade`, in a new parser, and then what came behind it.
+
+        The parser has ended the request with its head, and httptools has no way to take that back.
+        """
+        self._ignoring = False
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":  # no header is needed for this one, and there is no path
+            self._refuse()
+            return
+        fields = (b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
+        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(fields))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._parse(head + rest)
+
+    def _refuse(self) -> None:
+        message = "Invalid HTTP request received."
+        self.logger.warning(message)
+        self.send_400_response(message)
 
     def on_message_begin(self) -> None:
         """Start a request, with the direct writer in its scope."""
