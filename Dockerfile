@@ -9,7 +9,7 @@ RUN ["/opt/ws-chat/bin/pip", "install", "--no-cache-dir", "--constraint", "const
 FROM python:3.13-slim
 COPY --from=build /opt/ws-chat /opt/ws-chat
 ENV PATH=/opt/ws-chat/bin:$PATH
-# Nobody on the machine: it needs no home and writes nothing, but with several workers a temporary folder.
+# A user without a home: the server writes nothing, except for a temporary folder with several workers.
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8000

@@ -69,7 +69,6 @@ class ReplyState:
 
     @property
     def text(self) -> str:
-        """The text received so far."""
         return "".join(self._texts["content"])
 
     @property

@@ -55,7 +55,6 @@ class SyncReply(ReplyState):
         return self
 
     def end(self) -> Self:
-        """Wait for the end of the answer."""
         if not self.ended:
             self._wait(self._over.wait())
         if self.error:

@@ -77,7 +77,6 @@ class Session:
         return SendFrame(Pong())
 
     def follows(self, generation_id: str, *, named: bool) -> None:
-        """Record that a generation is followed."""
         self._following[generation_id] = named
 
     def ended(self, generation_id: str) -> None:
@@ -95,17 +94,13 @@ class Session:
     def _check_room(self, *leaving: str | None) -> None:
         # A generation that is followed already only changes its position; an interrupted one makes room.
         if len(self._following.keys() - set(leaving)) >= self._limit:
-            raise ChatError(
-                "too_many_generations", f"At most {self._limit} generations may run at once on a connection."
-            )
+            message = f"At most {self._limit} generations may run at once on a connection."
+            raise ChatError("too_many_generations", message)
 
     def _cancel(self, generation_id: str | None) -> CancelGeneration:
         if generation_id is None:
             if len(self._following) != 1:
-                raise ChatError(
-                    "invalid_request",
-                    f"{len(self._following)} generations are running on this connection: name one by its id.",
-                    param="id",
-                )
+                message = f"{len(self._following)} generations run on this connection: name one by its id."
+                raise ChatError("invalid_request", message, param="id")
             (generation_id,) = self._following
         return CancelGeneration(generation_id)

@@ -93,7 +93,6 @@ class InteractiveChat:
         self._left = False
 
     async def run(self) -> None:
-        """Read and answer until the person leaves."""
         lines = line_editor(history_path(), dumb=self._console.is_dumb_terminal)
         self._say(f"ws_chat {version('ws-chat')} · {self._server}", "/help lists the commands, Ctrl-D exits.")
         # For the whole time, so that a Ctrl-C just after an answer has ended does not end the program.
@@ -139,7 +138,6 @@ class InteractiveChat:
                 self._left = True
 
     async def _ask(self, question: str) -> None:
-        """Ask, and draw the answer or what went wrong."""
         watch = Stopwatch()
         self._console.print()
         reply = await self._answer(question, watch)

@@ -41,7 +41,6 @@ class Options:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; return the exit status."""
     options = read_options(arguments)
     if sys.stdout is None or sys.stderr is None:  # closed by the shell
         return USAGE

@@ -51,7 +51,6 @@ def visible(text: str) -> str:
 
 
 def report(message: str) -> None:
-    """Print a message on standard error."""
     print(visible(f"ws-chat: {message}"), file=sys.stderr, flush=True)
 
 

@@ -66,7 +66,6 @@ class GrowingText:
         return lines[:over], lines[over:]
 
     def end(self) -> list[Line]:
-        """Return the lines that are left."""
         return self._rest(self._lines(self._text))
 
     def _rest(self, lines: list[Line]) -> list[Line]:

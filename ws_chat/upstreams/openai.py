@@ -70,7 +70,6 @@ class OpenAIUpstream:
         self._without_usage: set[str] = set()  # models whose servers refuse `include_usage`
 
     def resolve(self, model: str | None) -> str:
-        """Return `model`, or the configured one."""
         return model or self._model
 
     async def generate(self, request: Mapping[str, Any], emit: Emit, outcome: Outcome) -> None:

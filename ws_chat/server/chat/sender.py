@@ -105,11 +105,8 @@ class ConnectionSender(ABC):
     """
 
     writable = False
-    """Whether `write` may be called now."""
     write: Callable[[Frame], None]
-    """Send a frame. Only while `writable`."""
     dropped = False
-    """Whether its peer read nothing, or answered no ping."""
 
     def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
@@ -133,7 +130,7 @@ class ConnectionSender(ABC):
     @property
     @abstractmethod
     def sent(self) -> int:
-        """Bytes of the frames that were written."""
+        """Bytes of the encoded frames that were written."""
 
     def announce(self, frame: Frame) -> None:
         """Send a frame of no generation, before those of waiting readers, without waiting for room."""

@@ -90,7 +90,6 @@ class _Exchange:
             raise ChatError("invalid_request", '"format" must be "text" or "frames".', param="format")
 
     async def start(self) -> None:
-        """Start a generation and stream it."""
         chat = decode(await self._body())
         if not isinstance(chat, Chat):
             raise InvalidFrameError("invalid_request", "Only a chat can be sent here.", param="type")

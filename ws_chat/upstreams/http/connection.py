@@ -48,8 +48,6 @@ class StaleConnectionError(Exception):
 
 
 class Head(NamedTuple):
-    """A response's status and headers."""
-
     status: int
     headers: list[tuple[bytes, bytes]]
 
