@@ -125,6 +125,22 @@ async def test_one_that_was_cancelled_meanwhile_is_not_asked_for_again():
     assert None not in received[1:]
 
 
+async def test_one_that_is_followed_and_cancelled_leaves_another_alone():
+    received: list[str] = []
+
+    async def handle(socket):
+        async for message in socket:
+            received.append(json.loads(message)["type"])
+            if received[-1] == "resume":
+                await reply.cancel()
+                await tell(socket, "r1", GONE)
+
+    async with scripted(handle) as url, connect(url) as chat:
+        reply = chat.resume("r1", epoch="e1")
+        await reply
+    assert (reply.status, reply.text, received) == ("cancelled", "", ["resume", "cancel"])
+
+
 async def test_a_server_without_epochs_is_asked_without():
     async def handle(socket):
         frame = json.loads(await socket.recv())

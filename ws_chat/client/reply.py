@@ -152,10 +152,13 @@ class ReplyState:
     def _restart(self) -> bool:
         """Start again, because the id names another generation now. Return False where anything was received.
 
-        The text of two generations is never joined.
+        The text of two generations is never joined. A cancelled reply ends: the other generation is not its own.
         """
         if self.seq:
             return False
+        if self._cancelling:
+            self.status = "cancelled"
+            self._finish()
         self.epoch = self.start_frame = None
         self._accepted = False
         return True
