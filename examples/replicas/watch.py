@@ -74,17 +74,19 @@ class Answer:
     site: Site
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     seq: int = 0
+    epoch: str | None = None
     end: dict[str, Any] | None = None
 
     async def ask(self, socket: ClientConnection, replica: str) -> None:
         """Ask for it."""
         await socket.send(json.dumps({"messages": QUESTION, "id": self.id, "model": self.site.model}))
-        await socket.recv()
+        self.epoch = json.loads(await socket.recv()).get("epoch")
         tell(f"{replica} produces {self.id}")
 
     async def follow(self, socket: ClientConnection, replica: str) -> None:
         """Ask for the rest of it."""
-        await socket.send(json.dumps({"type": "resume", "id": self.id, "after": self.seq}))
+        frame = {"type": "resume", "id": self.id, "after": self.seq, "epoch": self.epoch}
+        await socket.send(json.dumps(frame))
         tell(f"a reader on {replica}, after seq {self.seq}")
 
     async def read(self, socket: ClientConnection, until: int | None = None) -> None:

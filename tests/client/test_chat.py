@@ -200,6 +200,10 @@ async def test_an_answer_is_followed_by_its_id(service, fake):
         assert other.resume(first.id) is whole
         with pytest.raises(ValueError, match="followed"):
             other.resume(first.id, after=1)
+        await whole.begin()
+        with pytest.raises(ValueError, match="with the epoch"):
+            other.resume(first.id, epoch="another")
+        assert other.resume(first.id, epoch=first.epoch) is whole
         with pytest.raises(ValueError, match="running"):
             other.ask(HELLO, request_id=first.id)
         assert chat.resume(first.id) is first
@@ -207,9 +211,13 @@ async def test_an_answer_is_followed_by_its_id(service, fake):
         assert (await whole).text == "ab"
         async with rest:
             assert (await rest.resume(first.id, after=1)).text == "b"
+            assert (await rest.resume(first.id, after=1, epoch=first.epoch)).text == "b"
         for wrong in (-1, "1", True, 1.0):
             with pytest.raises((ValueError, TypeError)):
                 chat.resume(first.id, after=wrong)
+        for odd in ("", "a-b", "a\n", "a" * 33, "é", 1, b"a"):
+            with pytest.raises((ValueError, TypeError), match="epoch"):
+                chat.resume(first.id, epoch=odd)
         with pytest.raises(NotFoundError):
             await chat.resume("r9")
     assert len(fake.requests) == 1

@@ -13,6 +13,7 @@ from ws_chat.client import (
     AuthenticationError,
     ClientError,
     ConnectionLostError,
+    GenerationGoneError,
     HistoryGoneError,
     InvalidRequestError,
     NotFoundError,
@@ -60,6 +61,7 @@ async def test_errors_say_what_they_are(service, fake):
         ("authentication_error", "unauthorized", AuthenticationError),
         ("permission_error", "model_not_allowed", PermissionDeniedError),
         ("invalid_request_error", "not_found", NotFoundError),
+        ("invalid_request_error", "generation_gone", GenerationGoneError),
     ],
 )
 def test_errors_have_one_base_and_can_be_pickled(kind, code, expected):

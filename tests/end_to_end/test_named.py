@@ -50,7 +50,7 @@ async def test_a_lost_connection_loses_nothing(service, fake):
         go.set()
         *tokens, done = await socket.until_end()
 
-    assert start == {"type": "start", "id": "r1", "seq": 1, "model": "gpt-4o-mini"}
+    assert start == {"type": "start", "id": "r1", "seq": 1, "model": "gpt-4o-mini", "epoch": start["epoch"]}
     assert first["content"] + joined(tokens) == "abc"
     assert (done["status"], done["seq"], done["usage"]["completion_tokens"]) == ("completed", 4, 3)
     assert len(fake.requests) == 1
@@ -165,8 +165,7 @@ async def test_a_second_reader_on_the_same_socket_takes_the_place_of_the_first(s
 async def test_many_readers_of_both_doors_read_the_same(service, fake):
     fake.default, go = slowly(*"abcdefgh")
     async with service.socket() as first, service.socket() as second:
-        await first.send({"messages": HELLO, "id": "r1"})
-        await first.receive()
+        epoch = (await first.ask({"messages": HELLO, "id": "r1"}))["epoch"]
         await first.receive()
         await second.send({"type": "resume", "id": "r1"})
         over_sse = [asyncio.create_task(follow(service, "r1", f"?format=frames&after={after}")) for after in (0, 1)]
@@ -185,7 +184,7 @@ async def test_many_readers_of_both_doors_read_the_same(service, fake):
         for response in [await task for task in texts]:
             *tokens, end = events(response.content)
             assert "".join(token["data"] for token in tokens) == "abcdefgh"
-            assert (end["event"], end["data"], end["id"]) == ("done", "[DONE]", "9")
+            assert (end["event"], end["data"], end["id"]) == ("done", "[DONE]", f"9-{epoch}")
     assert len(fake.requests) == 1
 
 
@@ -197,21 +196,28 @@ async def test_an_event_source_resumes_by_itself(service, fake):
     ):
         assert response.headers["x-generation-id"] == "r1"
         async for part in response.aiter_bytes():
-            assert part == b"id: 1\ndata: a\n\n"
+            (event,) = events(part)
             break
+    _, epoch = event["id"].split("-")
+    assert part == f"id: 1-{epoch}\ndata: a\n\n".encode()
     go.set()
-    rest = await follow(service, "r1", "?after=0", **{"Last-Event-ID": "1"})
+    rest = await follow(service, "r1", "?after=0", **{"Last-Event-ID": event["id"]})
 
     *tokens, end = events(rest.content)
     assert "".join(token["data"] for token in tokens) == "bc"
-    assert tokens[-1]["id"] == "3"
-    assert end == {"id": "4", "event": "done", "data": "[DONE]"}
-    over = await follow(service, "r1", **{"Last-Event-ID": "4"})
-    assert (over.status_code, over.content) == (204, b"")
-    assert events((await follow(service, "r1", "?after=3")).content) == [end]
+    assert tokens[-1]["id"] == f"3-{epoch}"
+    assert end == {"id": f"4-{epoch}", "event": "done", "data": "[DONE]"}
+    for position in (end["id"], "4"):
+        over = await follow(service, "r1", **{"Last-Event-ID": position})
+        assert (over.status_code, over.content) == (204, b"")
+    for position in (tokens[-1]["id"], "3"):
+        assert events((await follow(service, "r1", f"?after={position}")).content) == [end]
 
 
-@pytest.mark.parametrize("position", ["5", "x", "-1", "1.5", "99999999999999999999", "\u0661"])
+MALFORMED = ["5", "x", "-1", "1.5", "9" * 20, "\u0661", "1-", "1-a-b", "1-\u0661", "1 -a", "1-" + "a" * 33, "-a", "1_a"]
+
+
+@pytest.mark.parametrize("position", MALFORMED)
 async def test_a_position_that_is_none_is_400(position, service, fake):
     await service.frames(id="r1")
 
@@ -283,7 +289,9 @@ async def test_delete_cancels_from_anywhere(service, fake):
         assert (done["status"], done["seq"], done["finish_reason"]) == ("cancelled", 2, None)
         await closed(fake)
     assert (await delete(service, "r1")).status_code == 204
-    assert (await follow(service, "r1")).content == b"id: 1\ndata: a\n\nid: 2\nevent: done\ndata: [CANCELLED]\n\n"
+    token, end = (await follow(service, "r1")).content.split(b"\n\n", 1)
+    assert (token.startswith(b"id: 1-"), token.endswith(b"\ndata: a")) == (True, True)
+    assert end == b"id: 2-" + token[6:].split(b"\n")[0] + b"\nevent: done\ndata: [CANCELLED]\n\n"
 
 
 async def test_cancel_from_another_socket(service, fake):

@@ -75,21 +75,25 @@ async def test_it_is_resumed_on_the_other_replica(replicas, fake):
     one, other = replicas
     fake.default, go = slowly("a", "b", "c")
     async with one.socket() as socket:
-        await begin(socket)
+        epoch = (await socket.ask({"messages": HELLO, "id": "r1"}))["epoch"]
+        assert (await socket.receive())["content"] == "a"
         socket.connection.transport.abort()
     async with other.socket() as socket:
-        await socket.send({"type": "resume", "id": "r1", "after": 1})
+        gone = await socket.ask({"type": "resume", "id": "r1", "after": 1, "epoch": "another"})
+        assert gone["error"]["code"] == "generation_gone"
+        await socket.send({"type": "resume", "id": "r1", "after": 1, "epoch": epoch})
         start = await socket.receive()
         go.set()
         *tokens, done = await socket.until_end()
 
-    assert start == {"type": "start", "id": "r1", "seq": 1, "model": "gpt-4o-mini"}
+    assert start == {"type": "start", "id": "r1", "seq": 1, "model": "gpt-4o-mini", "epoch": epoch}
     assert joined(tokens) == "bc"
     assert (done["status"], done["seq"], done["usage"]["completion_tokens"]) == ("completed", 4, 3)
     assert len(fake.requests) == 1
     for service in replicas:
         *tokens, end = events((await over_http("GET", service)).content)
         assert ("".join(token["data"] for token in tokens), end["data"]) == ("abc", "[DONE]")
+        assert end["id"] == f"4-{epoch}"
 
 
 async def test_readers_of_both_replicas_and_doors_read_the_same(replicas, fake):

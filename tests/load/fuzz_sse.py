@@ -9,7 +9,7 @@ from urllib.parse import quote
 import httpx
 from support.contract import ContractError, Followed, check, check_error, expected, read_frame
 from support.hostile import MAX_BYTES, hostile
-from support.service import events
+from support.service import event_id, events
 
 from ws_chat.protocol.errors import CODES
 
@@ -37,11 +37,13 @@ async def try_requests(service: Service, chance: random.Random, ids: list[str], 
                 address = f"{service.stream_url}?{form}"
             else:
                 odd = chance.choice([*ids, *ids, "é", "a/b", "\0", "a" * 3000, "..%2f", "\n", "{id}"])
-                position = chance.choice(["0", "1", "2", "9", "", "-1", "1.0", "9" * 18, "9" * 19, "x", "%C2%B2", "+1"])
+                position = chance.choice(
+                    ["0", "1", "2", "9", "", "-1", "1.0", "9" * 18, "9" * 19, "x", "%C2%B2", "+1", "1-x", "1-"]
+                )
                 address = f"{service.stream_url}/{quote(odd, safe='')}?{form}&after={position}"
                 if chance.random() < 0.3:
                     headers["Last-Event-ID"] = chance.choice(
-                        [b"0", b"1", b"2", b"", b"\xb2", b"1_0", b"9" * 5000, b"x"]
+                        [b"0", b"1", b"2", b"", b"\xb2", b"1_0", b"9" * 5000, b"x", b"0-x", b"1-x_9", b"1-\xb2"]
                     )
             sent = f"{method} {address:.300} {headers} {data!r:.3000}"
             try:
@@ -84,7 +86,7 @@ def codes(method: str, form: str, data: bytes) -> set[str | None]:
     if method == "DELETE":
         return {"not_found"}
     if method != "POST":
-        return {"not_found", "invalid_request", *upstreams}
+        return {"not_found", "invalid_request", "generation_gone", *upstreams}
     if form in ("format=", "format=%ff"):
         return {"invalid_request"}
     if len(data) > MAX_BYTES:
@@ -110,7 +112,7 @@ def check_stream(response: httpx.Response, *, frames: bool, ids: bool) -> None:
         return
     start, *others = [read_frame(event["data"]) for event in [*before, last]]
     for event, frame in zip([*before, last], [start, *others], strict=True):
-        check((event["event"], event["id"]) == (frame["type"], str(frame["seq"])), "event and frame agree", event)
+        check((event["event"], event["id"]) == (frame["type"], event_id(start, frame)), "event and frame agree", event)
     followed = Followed(start)
     check(followed.id == response.headers["x-generation-id"], "the header tells the id", start)
     for frame in others:

@@ -18,6 +18,7 @@ from ws_chat.protocol.frames import (
     InvalidFrameError,
     Ping,
     Pong,
+    Position,
     Refused,
     Resume,
     Start,
@@ -92,6 +93,12 @@ BAD_FRAMES = {
     "resume after true": ('{"type":"resume","id":"a","after":true}', "after"),
     "resume after 1.0": ('{"type":"resume","id":"a","after":1.0}', "after"),
     "resume after text": ('{"type":"resume","id":"a","after":"1"}', "after"),
+    "epoch empty": ('{"type":"resume","id":"a","epoch":""}', "epoch"),
+    "epoch null": ('{"type":"resume","id":"a","epoch":null}', "epoch"),
+    "epoch a number": ('{"type":"resume","id":"a","epoch":1}', "epoch"),
+    "epoch with a dash": ('{"type":"resume","id":"a","epoch":"a-b"}', "epoch"),
+    "epoch with a line break": ('{"type":"resume","id":"a","epoch":"a\\n"}', "epoch"),
+    "epoch too long": ('{"type":"resume","id":"a","epoch":"' + "a" * 33 + '"}', "epoch"),
 }
 
 
@@ -125,6 +132,9 @@ def test_the_other_frames_are_read():
     assert decode('{"type":"cancel","id":"r1"}') == Cancel("r1")
     assert decode('{"type":"resume","id":"A-z.0_9:"}') == Resume("A-z.0_9:", 0)
     assert decode('{"type":"resume","id":"r1","after":41}') == Resume("r1", 41)
+    epoch = decode('{"type":"resume","id":"r1","epoch":"%s"}' % ("Az_9" * 8))
+    assert isinstance(epoch, Resume)
+    assert epoch.position == Position(0, "Az_9" * 8)
     assert decode('{"type":"ping","more":1}') == Ping()
 
 
@@ -224,6 +234,7 @@ def test_what_is_passed_on_is_what_was_given(value, text):
 
 SERVER_FRAMES = [
     (Start("r1", 0, "m"), {"type": "start", "id": "r1", "seq": 0, "model": "m"}),
+    (Start("r1", 0, "m", "e"), {"type": "start", "id": "r1", "seq": 0, "model": "m", "epoch": "e"}),
     (
         Done("r1", 6, "completed", "stop", "m", {"total_tokens": 3}, {"ttft_ms": 1.5, "total_ms": 2.5}),
         {
@@ -289,5 +300,5 @@ def test_infinity_from_an_upstream_is_sent_as_null():
 
 def test_a_terminal_frame_is_read_again_as_it_was():
     error = ErrorInfo.of("upstream_rate_limited", "slow down", retry_after=1.5)
-    for frame in (Failed("r1", 2, error), SERVER_FRAMES[1][0]):
+    for frame in (Failed("r1", 2, error), SERVER_FRAMES[2][0]):
         assert terminal_of(encode(frame)) == frame

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from ws_chat import ChatError
-from ws_chat.protocol.frames import Cancel, Chat, Ping, Pong, Resume
+from ws_chat.protocol.frames import Cancel, Chat, Ping, Pong, Position, Resume
 from ws_chat.relay.session import CancelGeneration, FollowGeneration, SendFrame, Session, StartGeneration
 
 CHAT = Chat({"messages": [{"role": "user"}]})
@@ -54,9 +54,9 @@ def test_no_more_than_the_limit_are_followed_at_once(session):
 
     assert refused(session, CHAT) == ("too_many_generations", None)
     assert refused(session, Resume("r2")) == ("too_many_generations", None)
-    assert session.receive(Resume("r1", 5)) == FollowGeneration("r1", 5), "that moves a reader"
+    assert session.receive(Resume("r1", 5)) == FollowGeneration("r1", Position(5)), "that moves a reader"
     session.ended("g1")
-    assert session.receive(Resume("r2")) == FollowGeneration("r2", 0)
+    assert session.receive(Resume("r2")) == FollowGeneration("r2", Position(0))
 
 
 def test_a_decision_alone_changes_nothing(session):

@@ -62,8 +62,8 @@ async def end(log) -> None:
 
 
 async def test_a_log_is_read_after_any_seq(store):
-    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
-    assert (log.start, log.last, log.terminal) == (Start("r1", 0, "m"), 0, None)
+    log = await store.create(K1, Start("r1", 0, "m", "e1"), b"{}")
+    assert (log.start, log.last, log.terminal) == (Start("r1", 0, "m", "e1"), 0, None)
     assert list(log.after(0, 10)) == []
 
     log.append([A, B])

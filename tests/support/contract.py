@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from ws_chat.protocol.errors import CODES
 
 ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
-REFUSALS = {"invalid_request", "not_found", "id_conflict", "too_many_generations", "overloaded"}
+EPOCH = re.compile(r"[A-Za-z0-9_]{1,32}\Z")
+REFUSALS = {"invalid_request", "not_found", "id_conflict", "generation_gone", "too_many_generations", "overloaded"}
 DELTA_FIELDS = {"content", "reasoning_content", "refusal", "tool_calls", "logprobs"}
 """The fields of the fake upstream's deltas."""
 
@@ -45,7 +46,9 @@ class Followed:
     """One reader's view of one generation: a start, tokens whose seq rises, one terminal frame."""
 
     def __init__(self, start: dict[str, Any]) -> None:
-        check(list(start) == ["type", "id", "seq", "model"], "a start frame has these keys", start)
+        check(list(start)[:4] == ["type", "id", "seq", "model"], "a start frame has these keys", start)
+        check(list(start)[4:] in ([], ["epoch"]), "and that of a named generation one more", start)
+        check(EPOCH.match(start.get("epoch", "x")), "an epoch has its characters", start)
         check(ID.match(start["id"]) and start["model"], "it names id and model", start)
         self.id = start["id"]
         self.seq = start["seq"]
@@ -116,8 +119,8 @@ def expected(data: bytes) -> Expected:
         return Expected(None, {"invalid_request", *doubts})
     kind = value.get("type", "chat")
     allowed: dict[str, set[str | None]] = {
-        "chat": {"start", *REFUSALS} - {"invalid_request"},
-        "resume": {"start", "not_found", "too_many_generations", "invalid_request"},
+        "chat": {"start", *REFUSALS} - {"invalid_request", "generation_gone"},
+        "resume": {"start", "not_found", "too_many_generations", "invalid_request", "generation_gone"},
         "cancel": {None, "not_found", "invalid_request"},
         "ping": {"pong"},
     }
@@ -126,7 +129,8 @@ def expected(data: bytes) -> Expected:
         fine = fine and ("id" in value or kind != "resume") and _is_id(value.get("id", "x"))
     after = value.get("after", 0) if kind == "resume" else 0
     if kind == "resume":
-        fine = fine and type(after) is int and after >= 0
+        epoch = value.get("epoch", "x")
+        fine = fine and type(after) is int and after >= 0 and isinstance(epoch, str) and EPOCH.match(epoch) is not None
     given = value.get("id")
     answers = allowed[kind] if fine else {"invalid_request"}
     given_id = given if _is_id(given) else None

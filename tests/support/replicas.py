@@ -169,6 +169,7 @@ class Reading:
         """Ask with this message, or follow; each connection goes to the next port."""
         self.id = generation_id
         self.seq = 0
+        self.epoch: str | None = None
         self.text = ""
         self.arguments = ""
         self.end: dict[str, Any] | None = None
@@ -201,6 +202,8 @@ class Reading:
         match frame["type"]:
             case "start":
                 check(frame["seq"] == self.seq - self._back, f"it starts after {self.seq}: {frame}")
+                check(self.epoch in (None, frame["epoch"]), f"it is of the generation {self.epoch}: {frame}")
+                self.epoch = frame["epoch"]
                 self._started = True
             case "token":
                 check(frame["seq"] > self.seq, f"seq rises from {self.seq}: {frame}")
@@ -218,9 +221,10 @@ class Reading:
     async def _over_websocket(self, port: int) -> None:
         async with connect(f"ws://127.0.0.1:{port}/v1/chat/ws", max_size=None, open_timeout=None) as socket:
             following = self._started or self._asks is None
-            await socket.send(
-                json.dumps({"type": "resume", "id": self.id, "after": self.seq} if following else self._asks)
+            resume = {"type": "resume", "id": self.id, "after": self.seq} | (
+                {"epoch": self.epoch} if self.epoch else {}
             )
+            await socket.send(json.dumps(resume if following else self._asks))
             async for message in socket:
                 self._take(json.loads(message))
                 if self.end or self.refusals:
@@ -230,7 +234,8 @@ class Reading:
         url = f"http://127.0.0.1:{port}/v1/chat/stream"
         request: dict[str, Any] = {"method": "POST", "url": f"{url}?format=frames", "json": self._asks}
         if self._started or self._asks is None:
-            headers = {"Last-Event-ID": str(self.seq - self._back)}
+            seq = self.seq - self._back
+            headers = {"Last-Event-ID": f"{seq}-{self.epoch}" if self.epoch else str(seq)}
             request = {"method": "GET", "url": f"{url}/{self.id}?format=frames", "headers": headers}
         async with (
             httpx.AsyncClient(timeout=None, verify=False, trust_env=False) as client,

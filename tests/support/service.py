@@ -103,9 +103,14 @@ class Service:
         for event in events(response.content):
             frame = json.loads(event["data"])
             assert event["event"] == frame["type"]
-            assert event["id"] == str(frame["seq"])
             frames.append(frame)
+            assert event["id"] == event_id(frames[0], frame)
         return frames
+
+
+def event_id(start: dict[str, Any], frame: dict[str, Any]) -> str:
+    """Return the event id of a frame of the generation that a start frame is of."""
+    return f"{frame['seq']}-{start['epoch']}" if "epoch" in start else str(frame["seq"])
 
 
 def events(body: bytes) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from ws_chat.client.connection import ChatConnection
 from ws_chat.client.errors import ClientError, ConnectionLostError
 from ws_chat.client.network import HANDSHAKE_TIMEOUT, Address
 from ws_chat.client.reply import Reply, ReplyState
-from ws_chat.client.request import chat_frame, same_request, valid_id
+from ws_chat.client.request import chat_frame, same_request, valid_epoch, valid_id
 
 if TYPE_CHECKING:
     import uuid
@@ -48,7 +48,7 @@ class ChatCore(Generic[R]):
         api_key: str | None,
         patience: float,
         on_retry: OnRetry | None,
-        new_reply: Callable[[str, str | None, int], R],
+        new_reply: Callable[[str, str | None, int, str | None], R],
     ) -> None:
         self._address = Address(url, api_key)
         self._patience = patience
@@ -122,13 +122,15 @@ class ChatCore(Generic[R]):
             if reply._request is None or not same_request(reply._request, request):
                 raise ValueError(f"another answer with the id {request_id} is still running")
             return reply
-        return self._start(self._new_reply(request_id, request, 0), self._find(previous_id))
+        return self._start(self._new_reply(request_id, request, 0, None), self._find(previous_id))
 
-    def resume(self, request_id: str | uuid.UUID, *, after: int = 0) -> R:
+    def resume(self, request_id: str | uuid.UUID, *, after: int = 0, epoch: str | None = None) -> R:
         """Follow an answer that was requested elsewhere, or before this program started, from after a seq.
 
-        The reply contains what comes after that. It fails with NotFoundError when the server does not have such an answer.
-        Raises TypeError and ValueError for an invalid id or seq, RuntimeError after closing.
+        The reply contains what comes after that. It fails with NotFoundError when the server does not have such an answer,
+        and with GenerationGoneError when another answer has its id now. Only `epoch`, which the reply had with its `seq`,
+        shows that, so pass both. Raises TypeError and ValueError for an invalid id, seq or epoch, RuntimeError after
+        closing.
         """
         self._check_open()
         request_id = valid_id(request_id)
@@ -136,11 +138,14 @@ class ChatCore(Generic[R]):
             raise TypeError(f"after must be an int, got {type(after).__name__}")
         if after < 0:
             raise ValueError(f"after must be 0 or more, got {after}")
+        epoch = valid_epoch(epoch)
         if reply := self._find(request_id):
             if reply._after != after:
                 raise ValueError(f"the answer {request_id} is already followed from after seq {reply._after}")
+            if epoch and reply.epoch and reply.epoch != epoch:
+                raise ValueError(f"the answer {request_id} is already followed, with the epoch {reply.epoch}")
             return reply
-        return self._start(self._new_reply(request_id, None, after))
+        return self._start(self._new_reply(request_id, None, after, epoch))
 
     async def cancel(self, request_id: str | uuid.UUID) -> None:
         """Stop an answer by its id, wherever it was requested. Does nothing when it has ended.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from websockets.exceptions import ConnectionClosed
 
 from ws_chat.client.errors import (
+    GONE_CODE,
     ClientError,
     ConnectionLostError,
     ProtocolError,
@@ -149,6 +150,8 @@ class ChatConnection:
         if carried and carried.reply.id in self._unanswered:
             del self._unanswered[carried.reply.id]
             self.leaving = self.leaving or refusal.code == "draining"
+            if refusal.code == GONE_CODE and carried.reply._restart():
+                refusal.retryable = True
             if refusal.retryable and refusal.code != _LOST_CODE:  # a lost generation cannot be resumed
                 carried.reply._sent = False
                 _settle(carried.outcome, refusal)

@@ -84,6 +84,14 @@ class HistoryGoneError(ReplyError):
     """
 
 
+class GenerationGoneError(HistoryGoneError):
+    """The server no longer has the rest of the answer, and its id names another one now, of which nothing was taken.
+
+    Ask again under a new id; `previous` cannot continue from this answer.
+    """
+
+
+GONE_CODE: Final = "generation_gone"
 _CLASSES: Final[dict[str, type[ReplyError]]] = {
     "authentication_error": AuthenticationError,
     "permission_error": PermissionDeniedError,
@@ -97,11 +105,19 @@ def error_from(error: Mapping[str, Any]) -> ReplyError:
     """Build the exception for an error object of the server."""
     if error["code"] == "not_found":
         return NotFoundError(error)
+    if error["code"] == GONE_CODE:
+        return GenerationGoneError(error)
     return _CLASSES.get(error.get("type", ""), ServerError)(error)
 
 
 def history_gone(error: Mapping[str, Any]) -> HistoryGoneError:
     """Build the exception for a resume that the server refused with this error object."""
+    if error["code"] == GONE_CODE:
+        message = (
+            "The server no longer has this answer: it did not keep it for so long, and another answer has its id now. "
+            "What was received is still in `text`. Ask again, with a new id; `previous` cannot continue from this."
+        )
+        return GenerationGoneError({**error, "message": message})
     message = (
         "The connection was lost, and the server no longer has this answer: it restarted, or the retention time is over. "
         "`text` has what was received. Ask again; `previous` cannot continue from this answer."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, cast
 
-from ws_chat.client.errors import error_from, history_gone
+from ws_chat.client.errors import GONE_CODE, error_from, history_gone
 from ws_chat.client.request import resume_frame
 from ws_chat.protocol.deltas import ToolCalls
 from ws_chat.protocol.types import TokenFrame
@@ -33,11 +33,13 @@ class ReplyState:
     Attributes may be read from any thread.
     """
 
-    def __init__(self, request_id: str, request: str | None, after: int = 0) -> None:
+    def __init__(self, request_id: str, request: str | None, after: int = 0, epoch: str | None = None) -> None:
         """`request` is the encoded chat frame; None follows an answer that was requested elsewhere."""
         self.id = request_id
         self.seq = after
         """The seq of the last frame received: `resume` continues after it."""
+        self.epoch = epoch
+        """The epoch of the generation, which `resume` takes with `seq`: None before the server has accepted it."""
         self.status: Status = "running"
         self.error: BaseException | None = None
         """Why it failed."""
@@ -109,7 +111,7 @@ class ReplyState:
     def _opening(self) -> str:
         """The frame that requests what is missing. Sent twice, it is paid for once, because the id is the same."""
         if self._accepted or self._request is None:
-            return resume_frame(self.id, self.seq)
+            return resume_frame(self.id, self.seq, self.epoch)
         return self._request
 
     def _receive(self, frame: Mapping[str, Any]) -> None:
@@ -117,6 +119,7 @@ class ReplyState:
         match frame["type"]:
             case "start":
                 self.start_frame = self.start_frame or frame
+                self.epoch = frame.get("epoch") or self.epoch
                 self._accepted = True
                 self.model = frame["model"]
                 self._acknowledged.set()
@@ -142,8 +145,22 @@ class ReplyState:
     def _refuse(self, error: Mapping[str, Any]) -> None:
         """End with the error object of a refusal."""
         self.end_frame = {"type": "error", "id": self.id, "error": error}
-        gone = error["code"] == "not_found" or error.get("param") == "after"
+        gone = error["code"] in ("not_found", GONE_CODE) or error.get("param") == "after"
         self._finish(history_gone(error) if self._accepted and gone else error_from(error))
+
+    def _restart(self) -> bool:
+        """Start again, because the id names another generation now. Return False where anything was received.
+
+        The text of two generations is never joined. A cancelled reply ends: the other generation is not its own.
+        """
+        if self.seq:
+            return False
+        if self._cancelling:
+            self.status = "cancelled"
+            self._finish()
+        self.epoch = self.start_frame = None
+        self._accepted = False
+        return True
 
     async def _cancel(self) -> None:
         if not self.ended:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from ws_chat.protocol.types import ID_PATTERN
+from ws_chat.protocol.types import EPOCH_PATTERN, ID_PATTERN
 
 Messages: TypeAlias = str | Sequence[Mapping[str, Any]]
 """Chat messages, or the text of one message of the user."""
@@ -33,8 +33,9 @@ def chat_frame(
     return _encode(request)
 
 
-def resume_frame(request_id: str, after: int) -> str:
-    return _encode({"type": "resume", "id": request_id, "after": after})
+def resume_frame(request_id: str, after: int, epoch: str | None) -> str:
+    frame = {"type": "resume", "id": request_id, "after": after}
+    return _encode({**frame, "epoch": epoch} if epoch else frame)
 
 
 def cancel_frame(request_id: str) -> str:
@@ -61,6 +62,15 @@ def valid_id(given: str | uuid.UUID | None) -> str:
         raise TypeError(f"an id must be a str or a UUID, got {type(given).__name__}")
     if not re.fullmatch(ID_PATTERN, given):
         raise ValueError(f"an id must be 1 to 128 characters of A-Z a-z 0-9 . _ : - , got {given!a}")
+    return given
+
+
+def valid_epoch(given: str | None) -> str | None:
+    """Return an epoch as it is. Raises TypeError, ValueError."""
+    if given is not None and not isinstance(given, str):
+        raise TypeError(f"an epoch must be a str, got {type(given).__name__}")
+    if given is not None and not re.fullmatch(EPOCH_PATTERN, given):
+        raise ValueError(f"an epoch must be 1 to 32 characters of A-Z a-z 0-9 _ , got {given!a}")
     return given
 
 

@@ -25,8 +25,10 @@ class SyncReply(ReplyState):
     Every iteration starts at the beginning. Raises what `Reply` raises. Leaving its `with` block early cancels it.
     """
 
-    def __init__(self, thread: LoopThread, request_id: str, request: str | None, after: int = 0) -> None:
-        super().__init__(request_id, request, after)
+    def __init__(
+        self, thread: LoopThread, request_id: str, request: str | None, after: int = 0, epoch: str | None = None
+    ) -> None:
+        super().__init__(request_id, request, after, epoch)
         self._thread = thread
 
     def __iter__(self) -> Iterator[Frame]:
@@ -130,11 +132,11 @@ class SyncChat:
 
         return self._thread.run(ask())
 
-    def resume(self, request_id: str | uuid.UUID, *, after: int = 0) -> SyncReply:
+    def resume(self, request_id: str | uuid.UUID, *, after: int = 0, epoch: str | None = None) -> SyncReply:
         """Follow an answer that was requested elsewhere, or before this program started, as `Chat.resume` does."""
 
         async def resume() -> SyncReply:
-            return self._chat.resume(request_id, after=after)
+            return self._chat.resume(request_id, after=after, epoch=epoch)
 
         return self._thread.run(resume())
 

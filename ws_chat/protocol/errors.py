@@ -29,6 +29,7 @@ CODES: Final[dict[str, Kind]] = {
     "model_not_allowed": Kind("permission_error", 403, False),
     "not_found": Kind("invalid_request_error", 404, False),
     "id_conflict": Kind("invalid_request_error", 409, False),
+    "generation_gone": Kind("invalid_request_error", 410, False),
     "too_large": Kind("invalid_request_error", 413, False),
     "rate_limited": Kind("rate_limit_error", 429, True),
     "too_many_generations": Kind("rate_limit_error", 429, True),
@@ -81,6 +82,9 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 CONNECTION_LIMIT: Final = ErrorInfo.of("overloaded", "Connection limit reached.", retry_after=1)
 DRAINING: Final = ErrorInfo.of("draining", "The server is shutting down.", retry_after=1)
+GONE: Final = ErrorInfo.of(
+    "generation_gone", "This position is of an earlier generation with this id. Start again from 0, without an epoch."
+)
 INTERNAL_ERROR: Final = ErrorInfo.of("internal_error", "Something went wrong inside the server.")
 LOST: Final = ErrorInfo.of("generation_lost", "The replica that produced this answer was lost.")
 UNREACHABLE: Final = ErrorInfo.of("overloaded", "The shared log cannot be reached.", retry_after=1)

@@ -9,17 +9,34 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 from pydantic_core import from_json
 
 from ws_chat.protocol.errors import ChatError, ErrorInfo
-from ws_chat.protocol.types import ID_PATTERN, MAX_MODEL, Id, Message, Model, Seq, Timing
+from ws_chat.protocol.types import EPOCH_PATTERN, ID_PATTERN, MAX_MODEL, Epoch, Id, Message, Model, Seq, Timing
 
 DEEP: Final = 150
 """JSON with more opening brackets than this may be nested too deeply to be encoded again."""
+
+
+class Position(NamedTuple):
+    """After the seq `seq` of the generation with this epoch; without an epoch, of whichever has the id now."""
+
+    seq: int = 0
+    epoch: str | None = None
+
+    @classmethod
+    def of(cls, event_id: str) -> Self:
+        """Read an event id: `<seq>` or `<seq>-<epoch>`. Raises ChatError (`invalid_request`, param `after`)."""
+        if not (found := _EVENT_ID.fullmatch(event_id)):
+            raise ChatError("invalid_request", f'"after" must be {_EXPECTED["event id"]}.', param="after")
+        return cls(int(found[1]), found[2])
+
+
+FROM_START: Final = Position()
 
 
 # Client frames
@@ -48,6 +65,11 @@ class Resume(Struct, frozen=True, tag_field="type", tag="resume"):
 
     id: Id
     after: Seq = 0
+    epoch: Epoch | UnsetType = UNSET
+
+    @property
+    def position(self) -> Position:
+        return Position(self.after, self.epoch or None)
 
 
 class Ping(Struct, frozen=True, tag_field="type", tag="ping"):
@@ -120,7 +142,7 @@ def check_depth(data: bytes) -> None:
 
 def _frame(value: dict[str, Any]) -> ClientFrame:
     kind = value.get("type", "chat")
-    for field in ("id", "previous_id"):
+    for field in ("id", "epoch" if kind == "resume" else "previous_id"):
         given = value.get(field)
         if isinstance(given, str) and given.endswith("\n"):  # in Python, the `$` of a pattern also matches before it
             raise _invalid(field)
@@ -165,6 +187,7 @@ def _invalid(field: str, path: str = "") -> InvalidFrameError:
 
 _decoder: Final = msgspec.json.Decoder()
 _ID: Final = re.compile(ID_PATTERN)
+_EVENT_ID: Final = re.compile(f"0*([0-9]{{1,18}})(?:-({EPOCH_PATTERN}))?")
 _OURS: Final = frozenset({"type", "id", "previous_id", "model", "stream"})
 _ID_EXPECTED: Final = "1 to 128 characters of A-Z a-z 0-9 . _ : -"
 _EXPECTED: Final = {
@@ -176,6 +199,8 @@ _EXPECTED: Final = {
     "stream": "true or left out: answers are always streamed",
     "n": "null or a number up to 1: a request has one answer",
     "after": "a seq: a whole number from 0",
+    "epoch": "the epoch of a start frame: 1 to 32 characters of A-Z a-z 0-9 _",
+    "event id": "an event id: a seq (a whole number from 0), or <seq>-<epoch>",
 }
 
 
@@ -183,11 +208,12 @@ _EXPECTED: Final = {
 
 
 class Start(Struct, frozen=True, tag_field="type", tag="start"):
-    """A chat or resume was accepted; the following frames come after `seq`."""
+    """A chat or resume was accepted; the following frames come after `seq`. A named generation has an epoch."""
 
     id: Id
     seq: Seq
     model: str
+    epoch: Epoch | UnsetType = UNSET
 
 
 Token: TypeAlias = dict[str, Any]

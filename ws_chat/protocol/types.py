@@ -7,11 +7,19 @@ from typing import Annotated, Any, Final, Literal, Required, TypeAlias, TypedDic
 from msgspec import Meta
 
 ID_PATTERN: Final = "[A-Za-z0-9._:-]{1,128}"
+EPOCH_PATTERN: Final = "[A-Za-z0-9_]{1,32}"
 MAX_MODEL: Final = 256
 """Characters. A limit because the model's name is logged."""
 
 Id: TypeAlias = Annotated[str, Meta(pattern=f"^{ID_PATTERN}$", description="The id of a generation.")]
 Seq: TypeAlias = Annotated[int, Meta(ge=0, description="A position: 0 at the start; deltas count from 1.")]
+Epoch: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=f"^{EPOCH_PATTERN}$",
+        description="Random, of one named generation: tells it from others that had its id before.",
+    ),
+]
 Model: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_MODEL)]
 
 

@@ -84,7 +84,7 @@ class Reader:
                 return
             if not self._started:
                 self._started = True
-                sender.write(Start(self._id, seq, log.start.model))
+                sender.write(Start(self._id, seq, log.start.model, log.start.epoch))
             elif seq < log.last:
                 deltas = log.after(seq, MERGE_LIMIT)
                 delta, count = merge(deltas) if len(deltas) > 1 else (deltas[0], 1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from ws_chat.protocol.errors import DRAINING, UNREACHABLE, ChatError
-from ws_chat.protocol.frames import Failed, Start
+from msgspec import UNSET
+
+from ws_chat.protocol.errors import DRAINING, GONE, UNREACHABLE, ChatError
+from ws_chat.protocol.frames import FROM_START, Failed, Start
 from ws_chat.relay.access import Quota
 from ws_chat.relay.conversation import conversation_of, encode_request, is_same_request
 from ws_chat.relay.events import Followed, Observers, ReadingEnded
@@ -19,7 +22,7 @@ from ws_chat.stores.base import LogExistsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ws_chat.protocol.frames import Chat
+    from ws_chat.protocol.frames import Chat, Position
     from ws_chat.relay.access import Caller
     from ws_chat.relay.events import Observer
     from ws_chat.relay.reader import Reader
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT: Final = 8.5
 """Seconds in which a request is started or refused: clients are promised an answer within ten."""
+EPOCH_BYTES: Final = 6
 
 
 class _Found(NamedTuple):
@@ -88,18 +92,21 @@ class Relay:
     def running(self) -> int:
         return self._runner.running
 
-    async def start(self, caller: Caller, generation_id: str, chat: Chat) -> Log:
+    async def start(self, caller: Caller, generation_id: str, chat: Chat, position: Position = FROM_START) -> Log:
         """Start a generation, or find the one that the same named request has started already; return its log.
 
-        Does not wait for the upstream. Raises ChatError (`id_conflict`, `not_found`, `model_not_allowed`, `too_large`,
-        `rate_limited`, `too_many_generations`, `overloaded`, `draining`).
+        With a `position`, which a client has from an earlier attempt, only find it. Does not wait for the upstream.
+        Raises ChatError (`id_conflict`, `generation_gone`, `not_found`, `model_not_allowed`, `too_large`,
+        `rate_limited`, `too_many_generations`, `overloaded`, `draining`; `invalid_request` as `find`).
         """
         key = caller.key(generation_id, named=chat.id is not None)
         lock = self._starting.setdefault(key, asyncio.Lock())  # a request that is sent twice at once is reserved once
         try:
             async with asyncio.timeout(START_TIMEOUT), lock:
-                log = await self._store.get(key) if key.named else None
+                log = await self._store.get(key, position.seq) if key.named else None
                 if log is None:
+                    if position != FROM_START:
+                        raise ChatError.of(GONE)
                     try:
                         return await self._start(caller, key, chat)
                     except LogExistsError:  # another process was just faster
@@ -110,7 +117,8 @@ class Relay:
             raise ChatError("overloaded", "The generation could not be started in time.", retry_after=1)
         if not is_same_request(log.request, chat):
             raise ChatError("id_conflict", "This id is already used by a different request.", param="id")
-        self._observe(Followed(caller.transport, 0))
+        _check(log, position)
+        self._observe(Followed(caller.transport, position.seq))
         return log
 
     async def _start(self, caller: Caller, key: GenerationKey, chat: Chat) -> Log:
@@ -135,26 +143,24 @@ class Relay:
                     await self._interrupt(previous)
                     before = conversation_of(previous.log)
                     request = encode_request(chat, before)
-                log = await self._store.create(key, Start(key.id, 0, model), request)
+                # Whatever has had this id before, no position in it is one in this log.
+                epoch = secrets.token_hex(EPOCH_BYTES) if key.named else UNSET
+                log = await self._store.create(key, Start(key.id, 0, model, epoch), request)
                 messages = [*before, *chat.body["messages"]]
                 self._runner.run(caller, key, log, {**chat.body, "model": model, "messages": messages})
                 return log
 
-    async def find(self, caller: Caller, generation_id: str, after: int = 0) -> Log:
-        """Return the log of a named generation, to be read after the seq `after`.
+    async def find(self, caller: Caller, generation_id: str, position: Position = FROM_START) -> Log:
+        """Return the log of a named generation, to be read after a position.
 
-        Raises ChatError: `not_found`; `generation_lost` when deltas up to `after` were lost with their replica;
-        `invalid_request` when `after` is past the last seq.
+        Raises ChatError: `not_found`; `generation_gone` for the epoch of another generation; `invalid_request` past the
+        last seq, unless the generation was lost: its replica may have sent more than it had logged.
         """
-        log = await self._store.get(caller.key(generation_id, named=True), after)
+        log = await self._store.get(caller.key(generation_id, named=True), position.seq)
         if log is None:
             raise ChatError("not_found", "There is no such generation.", param="id")
-        if after > (log.terminal.seq if log.terminal else log.last):
-            if isinstance(log.terminal, Failed) and log.terminal.error.code == "generation_lost":
-                # Its replica had sent deltas to readers before it wrote them to the shared log.
-                raise ChatError.of(log.terminal.error)
-            raise ChatError("invalid_request", '"after" is past the generation\'s last seq.', param="after")
-        self._observe(Followed(caller.transport, after))
+        _check(log, position)
+        self._observe(Followed(caller.transport, position.seq))
         return log
 
     def attach(self, key: GenerationKey, reader: Reader) -> None:
@@ -244,3 +250,15 @@ class Relay:
     def _check_drain(self) -> None:
         if self.draining:
             raise ChatError.of(DRAINING)
+
+
+def is_lost(log: Log) -> bool:
+    """Return whether the replica that produced a log was lost."""
+    return isinstance(log.terminal, Failed) and log.terminal.error.code == "generation_lost"
+
+
+def _check(log: Log, position: Position) -> None:
+    if position.epoch not in (None, log.start.epoch):
+        raise ChatError.of(GONE)
+    if position.seq > (log.terminal.seq if log.terminal else log.last) and not is_lost(log):
+        raise ChatError("invalid_request", '"after" is past the generation\'s last seq.', param="after")

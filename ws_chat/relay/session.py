@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from ws_chat.protocol.errors import ChatError
-from ws_chat.protocol.frames import Cancel, Chat, Pong, Resume, ServerFrame
+from ws_chat.protocol.frames import Cancel, Chat, Pong, Position, Resume, ServerFrame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +28,10 @@ class StartGeneration:
 
 @dataclass(frozen=True, slots=True)
 class FollowGeneration:
-    """Follow the named generation `id` from after the seq `after`."""
+    """Follow the named generation `id` from after a position."""
 
     id: str
-    after: int
+    position: Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Session:
                 if self._following.get(frame.id) is False:
                     raise ChatError("not_found", "There is no such generation.", param="id")
                 self._check_room(frame.id)
-                return FollowGeneration(frame.id, frame.after)
+                return FollowGeneration(frame.id, frame.position)
             case Cancel():
                 return self._cancel(frame.id or None)
         return SendFrame(Pong())

@@ -6,7 +6,9 @@ const page = new EventTarget(); // what a browser's window is to the client
 globalThis.addEventListener = page.addEventListener.bind(page);
 globalThis.removeEventListener = page.removeEventListener.bind(page);
 
-const { ChatError, ConnectionLostError, HistoryGoneError, connect } = await import("../../../ws_chat/server/page/static/ws-chat.js");
+const { ChatError, ConnectionLostError, GenerationGoneError, HistoryGoneError, connect } = await import(
+  "../../../ws_chat/server/page/static/ws-chat.js"
+);
 
 const { URL: url, CONTROL: control } = process.env;
 const HELLO = [{ role: "user", content: "hi" }];
@@ -257,6 +259,51 @@ chatting("history", async (chat) => {
     (error) => error instanceof HistoryGoneError && error.code === "not_found" && error.name === "HistoryGoneError",
   );
   assert.equal(reply.text, "a");
+});
+
+const gone = (error) => error instanceof GenerationGoneError && error instanceof HistoryGoneError && error.status === 410;
+
+chatting("used-again", async (chat) => {
+  const first = chat.ask(HELLO, { id: "r1" });
+  assert.equal(await whole(first), "abc");
+  await have("forget");
+  const second = chat.ask(HELLO, { id: "r1" });
+  assert.equal(await whole(second), "XYZ");
+  assert.notEqual(first.epoch, second.epoch);
+  for (const after of [1, 4, 9]) {
+    const old = chat.resume("r1", { after, epoch: first.epoch });
+    await assert.rejects(old.end, gone);
+    assert.equal(old.text, "");
+  }
+  assert.equal(await whole(chat.resume("r1", { after: 1, epoch: second.epoch })), "YZ");
+  const again = chat.resume("r1", { epoch: first.epoch });
+  assert.equal(await whole(again), "XYZ");
+  assert.equal(again.epoch, second.epoch);
+});
+
+chatting("given-out", async (chat) => {
+  const reply = chat.ask(HELLO);
+  await assert.rejects(collect(reply.texts()), (error) => error instanceof GenerationGoneError);
+  assert.deepEqual([reply.text, reply.seq, reply.epoch], ["a", 1, "e1"]);
+});
+
+chatting("nothing-given-out", async (chat) => {
+  const reply = chat.ask(HELLO);
+  const frames = await collect(reply);
+  assert.deepEqual([reply.text, reply.status, reply.epoch], ["XY", "completed", "e2"]);
+  assert.deepEqual(frames.map(({ type, epoch }) => [type, epoch]).slice(-4), [
+    ["start", "e2"],
+    ["token", undefined],
+    ["token", undefined],
+    ["done", undefined],
+  ]);
+});
+
+chatting("cancelled-and-gone", async (chat) => {
+  const reply = chat.resume("r1", { epoch: "e1" });
+  reply.cancel();
+  await reply.end;
+  assert.deepEqual([reply.text, reply.status], ["", "cancelled"]);
 });
 
 timed("patience", async (chat, clock) => {

@@ -18,6 +18,7 @@ from support.service import HELLO
 from support.waiting import until
 from websockets.asyncio.server import serve as serve_sockets
 
+from ws_chat.stores.base import GenerationKey
 from ws_chat.testing import DONE, Cut, Hang, Reply, Wait, chunk, sse, text, usage_chunk
 
 if TYPE_CHECKING:
@@ -235,6 +236,16 @@ async def test_closing_ends_what_runs(passes, service, fake):
     await passes("closing", service.url)
 
 
+async def test_an_id_that_is_used_again_continues_no_old_reader(passes, service, fake):
+    fake.reply(text("a", "b", "c"))
+    fake.reply(text("X", "Y", "Z"))
+
+    async def forget() -> None:
+        service.relay._store.remove(GenerationKey("anonymous", "r1", named=True))
+
+    await passes("used-again", service.url, forget=forget)
+
+
 # In front of a scripted server
 
 
@@ -274,6 +285,53 @@ async def say(socket, frame, content) -> None:
         {"type": "of_tomorrow"},
     ):
         await socket.send(json.dumps({"id": frame["id"], **sent}))
+
+
+def replaced(received, *contents):
+    """Answer with these deltas and break off; when the client comes back, another generation has the id."""
+
+    async def answer(number, socket, frame):
+        received.append(frame)
+        named = {"id": frame["id"]}
+        if frame["type"] == "resume":
+            error = {"type": "invalid_request_error", "code": "generation_gone", "message": "…", "status": 410}
+            await socket.send(json.dumps({"type": "error", **named, "error": {**error, "retryable": False}}))
+        elif frame["type"] == "chat":
+            again = len(received) > 1
+            start = {"type": "start", **named, "seq": 0, "model": "m", "epoch": "e2" if again else "e1"}
+            tokens = [
+                {"type": "token", **named, "seq": seq, "content": content}
+                for seq, content in enumerate("XY" if again else contents, 1)
+            ]
+            done = [{"type": "done", **named, "seq": 3, "status": "completed"}] if again else []
+            for sent in [start, *tokens, *done]:
+                await socket.send(json.dumps(sent))
+            if not again:
+                await socket.close(1012)
+
+    return answer
+
+
+async def test_text_that_was_given_out_is_not_continued_by_another_answer(passes):
+    received = []
+    async with Script(replaced(received, "a")) as script:
+        await passes("given-out", script.url)
+    assert [(frame["type"], frame.get("after"), frame.get("epoch")) for frame in received[1:]] == [("resume", 1, "e1")]
+
+
+async def test_a_chat_of_which_nothing_was_received_is_sent_again(passes):
+    received = []
+    async with Script(replaced(received)) as script:
+        await passes("nothing-given-out", script.url)
+    assert [(frame["type"], frame.get("epoch")) for frame in received[1:]] == [("resume", "e1"), ("chat", None)]
+    assert received[2] == received[0]
+
+
+async def test_one_that_was_cancelled_meanwhile_is_not_asked_for_again(passes):
+    received = []
+    async with Script(replaced(received)) as script:
+        await passes("cancelled-and-gone", script.url)
+    assert [frame["type"] for frame in received] == ["resume", "cancel"]
 
 
 async def test_goaway_is_honoured(passes):

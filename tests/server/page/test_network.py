@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 
 import pytest
 from support.browser import chromium, expect, open_tab, visiting
 from support.dropping import dropping, port_of
+from support.waiting import until
 
+from ws_chat.stores.base import GenerationKey
 from ws_chat.testing import Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
@@ -55,6 +58,36 @@ async def test_a_refresh_in_mid_answer(service, fake, browser):
         await tab.says("Once upon a time")
 
     assert len(fake.requests) == 1
+
+
+async def test_a_refresh_after_the_id_was_used_again_shows_one_answer(service, fake, browser):
+    """The page keeps the epoch; an answer that another one has replaced is shown in its place, from its start."""
+    reply, go = waiting("Once ", "upon ", "a time")
+    fake.replies = [reply, Reply(text("In the ", "beginning"))]
+    async with visiting(browser, service.url) as tab:
+        await tab.ask("Tell me a story")
+        await tab.says("Once upon")
+        turn = "Object.entries(localStorage).filter(([key]) => key.includes('conversation'))"
+        (kept,) = [json.loads(value)["turns"][0] for _, value in await tab.page.evaluate(turn)]
+        (log,) = service.relay._store._logs.values()
+        assert kept["epoch"] == log.start.epoch
+        shown = tab.page.url
+        await tab.page.goto("about:blank")
+        go.set()
+        await until(lambda: not service.relay.running, "the answer to end")
+        key = GenerationKey("anonymous", kept["id"], named=True)
+        service.relay._store.remove(key)
+        async with service.socket() as socket:
+            await socket.chat(id=kept["id"])
+            sent = []
+            tab.page.on(
+                "websocket", lambda opened: opened.on("framesent", lambda frame: sent.append(json.loads(frame)))
+            )
+            await tab.page.goto(shown)
+            await tab.says("In the beginning")
+            await tab.is_in("completed")
+    resumed = [(frame["after"], frame.get("epoch")) for frame in sent if frame["type"] == "resume"]
+    assert resumed == [(0, kept["epoch"]), (0, None)]
 
 
 async def test_the_network_goes_in_mid_answer_and_comes_back(cable, fake, browser):

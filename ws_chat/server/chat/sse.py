@@ -11,8 +11,9 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
 
 from ws_chat.protocol.errors import ChatError
-from ws_chat.protocol.frames import Chat, Failed, InvalidFrameError, Pong, decode
+from ws_chat.protocol.frames import FROM_START, Chat, Failed, InvalidFrameError, Pong, Position, decode
 from ws_chat.relay.reader import Reader
+from ws_chat.relay.relay import is_lost
 from ws_chat.server.chat.sender import AwaitedSender, DirectSender, direct_writer
 from ws_chat.server.chat.sse_format import FORMATS, format_named
 from ws_chat.server.http_errors import error_response
@@ -32,7 +33,6 @@ TRANSPORT: Final = "sse"
 PING_INTERVAL: Final = 15.0
 """Seconds of silence after which a comment line is sent, so that proxies do not close the connection."""
 
-MAX_DIGITS: Final = 18
 DISCARD_TIMEOUT: Final = 2.0
 """Seconds in which the rest of a body that is too large is read before it is refused."""
 DISCARD_LIMIT: Final = 4
@@ -90,15 +90,17 @@ class _Exchange:
             raise ChatError("invalid_request", '"format" must be "text" or "frames".', param="format")
 
     async def start(self) -> None:
+        """Start a generation and stream it; a named one that is sent again, from after the position of the header."""
         chat = decode(await self._body())
         if not isinstance(chat, Chat):
             raise InvalidFrameError("invalid_request", "Only a chat can be sent here.", param="type")
         named = chat.id is not None
         generation_id = chat.id or self._endpoint.new_id()
         key = self._caller.key(generation_id, named=named)
-        log = await self._relay.start(self._caller, generation_id, chat)
+        position = self._position() if named else FROM_START
+        log = await self._relay.start(self._caller, generation_id, chat, position)
         try:
-            await self._stream(key, log, 0, format_named(self._format, event_ids=named))
+            await self._stream(key, log, position.seq)
         finally:
             if not named:
                 self._relay.release(key)
@@ -106,23 +108,19 @@ class _Exchange:
     async def follow(self) -> None:
         """Stream a named generation from after a position."""
         generation_id = self._scope["path_params"]["id"]
-        after = self._position()
-        log = await self._relay.find(self._caller, generation_id, after)
-        form = format_named(self._format, event_ids=True, before=log.after(after - 1, 1) if after else ())
-        if log.terminal and after == log.terminal.seq:
+        position = self._position(self._query.get("after", "0"))
+        log = await self._relay.find(self._caller, generation_id, position)
+        if log.terminal and position.seq == log.terminal.seq and not is_lost(log):
             # Nothing more can come, and only this status keeps an EventSource from asking again.
             await self._answer(Response(status_code=204))
         elif self._scope["method"] == "HEAD":
             await self._answer(_failure(log) or _Head(log.start.id))
         else:
-            await self._stream(self._caller.key(generation_id, named=True), log, after, form)
+            await self._stream(self._caller.key(generation_id, named=True), log, position.seq)
 
-    def _position(self) -> int:
-        """Return the seq to follow after: an EventSource gives it in a header, which wins over the query."""
-        position = Headers(scope=self._scope).get("last-event-id") or self._query.get("after", "0")
-        if not (position.isascii() and position.isdecimal() and len(position.lstrip("0")) <= MAX_DIGITS):
-            raise ChatError("invalid_request", "The position must be a seq: a whole number from 0.", param="after")
-        return int(position)
+    def _position(self, default: str = "0") -> Position:
+        """Return the position to read after: an EventSource gives it in a header, which wins over all else."""
+        return Position.of(Headers(scope=self._scope).get("last-event-id") or default)
 
     async def _body(self) -> bytes:
         body = bytearray()
@@ -153,7 +151,9 @@ class _Exchange:
                     if not message.get("more_body", False):
                         return
 
-    async def _stream(self, key: GenerationKey, log: Log, after: int, form: Format) -> None:
+    async def _stream(self, key: GenerationKey, log: Log, after: int) -> None:
+        before = log.after(after - 1, 1) if after else ()
+        form = format_named(self._format, log.start, named=key.named, before=before)
         sender: ConnectionSender
         gone = None
         if writer := direct_writer(self._scope, self._receive, self._send):

@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 
 class Format(ABC):
-    """Encodes frames as events. `last` is the time of the last one, in seconds of `time.monotonic`."""
+    """Encodes frames as events. `last` is the time of the last one, in seconds of `time.monotonic`.
 
-    def __init__(self) -> None:
+    The event id of a named generation is `<seq>-<epoch>`, of an unnamed one `<seq>`.
+    """
+
+    def __init__(self, epoch: str | None = None) -> None:
+        self._suffix = f"-{epoch}".encode() if epoch else b""
         self.last = time.monotonic()
 
     @abstractmethod
@@ -34,23 +38,23 @@ class Format(ABC):
 
 
 class FramesFormat(Format):
-    """An event for each frame: its type, its seq as the event id, and the same JSON as on the WebSocket."""
+    """An event for each frame: its type, its position as the event id, and the same JSON as on the WebSocket."""
 
     def encode(self, frame: Frame) -> bytes:
         self.last = time.monotonic()
         if isinstance(frame, dict):
-            return b"event: token\nid: %d\ndata: %b\n\n" % (frame["seq"], encode(frame))
+            return b"event: token\nid: %d%b\ndata: %b\n\n" % (frame["seq"], self._suffix, encode(frame))
         if isinstance(frame, Start | Done | Failed):
             name = str(frame.__struct_config__.tag).encode()
-            return b"event: %b\nid: %d\ndata: %b\n\n" % (name, frame.seq, encode(frame))
+            return b"event: %b\nid: %d%b\ndata: %b\n\n" % (name, frame.seq, self._suffix, encode(frame))
         return PING
 
 
 class TextFormat(Format):
-    """The answer's text, then `[DONE]`; with event ids (the seq) for named generations, which can be resumed."""
+    """The answer's text, then `[DONE]`; with event ids for named generations, which can be resumed."""
 
-    def __init__(self, *, event_ids: bool = False, after_cr: bool = False) -> None:
-        super().__init__()
+    def __init__(self, epoch: str | None = None, *, event_ids: bool = False, after_cr: bool = False) -> None:
+        super().__init__(epoch)
         self._event_ids = event_ids
         self._after_cr = after_cr
 
@@ -84,15 +88,16 @@ class TextFormat(Format):
         return self._with_id(event(data, name=name), frame.seq)
 
     def _with_id(self, data: bytes, seq: int) -> bytes:
-        return b"id: %d\n%b" % (seq, data) if self._event_ids else data
+        return b"id: %d%b\n%b" % (seq, self._suffix, data) if self._event_ids else data
 
 
 FORMATS: Final = frozenset({"text", "frames"})
 
 
-def format_named(name: str, *, event_ids: bool, before: Sequence[Delta] = ()) -> Format:
-    """Return a new format; the frames format always has event ids. `before`: the last delta that the reader has."""
+def format_named(name: str, start: Start, *, named: bool, before: Sequence[Delta] = ()) -> Format:
+    """Return a new format for a generation; the frames format has event ids always. `before`: the reader's last delta."""
+    epoch = start.epoch or None
     if name == "frames":
-        return FramesFormat()
+        return FramesFormat(epoch)
     text = before[-1].get("content") if before else None
-    return TextFormat(event_ids=event_ids, after_cr=isinstance(text, str) and text.endswith("\r"))
+    return TextFormat(epoch, event_ids=named, after_cr=isinstance(text, str) and text.endswith("\r"))

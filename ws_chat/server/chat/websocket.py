@@ -211,9 +211,9 @@ class _Socket:
             case StartGeneration(generation_id, chat):
                 log = await self._relay.start(self._caller, generation_id, chat)
                 self._follow(log, 0, named=chat.id is not None)
-            case FollowGeneration(generation_id, after):
-                log = await self._relay.find(self._caller, generation_id, after)
-                self._follow(log, after, named=True)
+            case FollowGeneration(generation_id, position):
+                log = await self._relay.find(self._caller, generation_id, position)
+                self._follow(log, position.seq, named=True)
             case CancelGeneration(generation_id):
                 await self._relay.cancel(self._caller, generation_id)
             case ChatError():

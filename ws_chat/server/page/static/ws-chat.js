@@ -5,7 +5,8 @@
  *     for await (const text of chat.ask("Why is the sky blue?").texts()) output.append(text);
  *
  * Every request is named with a UUID, so nothing is lost or paid for twice when the socket breaks: what was never
- * acknowledged is sent again, and what was is resumed after its last seq. The protocol is docs/protocol.md.
+ * acknowledged is sent again, and what was is resumed after its last seq, by its epoch: the server may have given the id
+ * to another answer meanwhile. The protocol is docs/protocol.md.
  *
  * @typedef {{ role: string, content?: unknown, [field: string]: unknown }} Message
  * @typedef {{ prompt_tokens: number, completion_tokens: number, total_tokens: number, [field: string]: unknown }} Usage
@@ -13,7 +14,7 @@
  * @typedef {{ index?: number, id?: string | null, type?: string | null, function?: FunctionCall | null }} ToolCall
  * @typedef {{ type?: string, code: string, message: string, param?: string | null, status?: number,
  *   retryable?: boolean }} ErrorInfo
- * @typedef {{ type: "start", id: string, seq: number, model: string }} StartFrame
+ * @typedef {{ type: "start", id: string, seq: number, model: string, epoch?: string }} StartFrame
  * @typedef {{ type: "token", id: string, seq: number, content?: string, refusal?: string, reasoning_content?: string,
  *   tool_calls?: ToolCall[], [field: string]: unknown }} TokenFrame
  * @typedef {{ type: "done", id: string, seq: number, status: "completed" | "cancelled", finish_reason: string | null,
@@ -61,6 +62,11 @@ export class ChatError extends Error {
 /** What would have to be resumed is not kept any more, or never was: the answer cannot be made whole. */
 export class HistoryGoneError extends ChatError {
   name = "HistoryGoneError";
+}
+
+/** The id names another answer now, of which nothing was taken: the one that it named is not kept any more. */
+export class GenerationGoneError extends HistoryGoneError {
+  name = "GenerationGoneError";
 }
 
 /** The server could not be reached in time, refused the connection, or the chat was closed. */
@@ -130,12 +136,13 @@ export class Chat extends EventTarget {
 
   /**
    * Follow an answer that was asked for elsewhere (before the page was refreshed, in another tab) from after a seq.
+   * `epoch` is the one that its reply had: without it, `after` may lead into another answer, which has its id now.
    *
    * @param {string} id
-   * @param {{ after?: number, signal?: AbortSignal }} [options]
+   * @param {{ after?: number, epoch?: string, signal?: AbortSignal }} [options]
    */
-  resume(id, { after = 0, signal } = {}) {
-    return this.#start(new Reply(id, this.#patience, null, after), signal);
+  resume(id, { after = 0, epoch, signal } = {}) {
+    return this.#start(new Reply(id, this.#patience, null, after, epoch), signal);
   }
 
   /** Close. The server goes on with answers that have not ended for its resume window. */
@@ -235,15 +242,22 @@ export class Chat extends EventTarget {
       reply.wait("it is about to stop");
       this.#leave(connection);
       this.#attach();
+    } else if (refused && refused.code === "generation_gone" && reply.restart()) {
+      this.#askSoon(connection, reply, refused.message);
     } else if (refused && refused.retryable && refused.code !== "generation_lost" && reply.acknowledged) {
-      connection.drop(reply); // what is there already cannot be reached for a moment
-      reply.wait(refused.message);
-      setTimeout(() => this.#attach(), (0.5 + Math.random()) * FIRST_PAUSE * 1000);
+      this.#askSoon(connection, reply, refused.message); // what is there already cannot be reached for a moment
     } else {
       connection.answered(reply);
       // Only for what is new: a server that accepts and then breaks off is not to be asked again and again at once.
       if (reply.take(frame)) this.#attempts = 0;
     }
+  }
+
+  /** @param {Connection} connection @param {Reply} reply @param {string} why */
+  #askSoon(connection, reply, why) {
+    connection.drop(reply);
+    reply.wait(why);
+    setTimeout(() => this.#attach(), (0.5 + Math.random()) * FIRST_PAUSE * 1000);
   }
 
   /** @param {Connection} connection */
@@ -285,7 +299,8 @@ export class Chat extends EventTarget {
 /**
  * An answer. Iterate it for its frames (`start`, each `token`, `done`), iterate `texts()` for its text, or await `end`,
  * the done frame; all three throw ChatError or ConnectionLostError when it failed. An iteration goes on where the one
- * before was left. What has come so far is always in `text`, `toolCalls` and `seq`.
+ * before was left. What has come so far is always in `text`, `toolCalls` and `seq`; `seq` and `epoch` are the position to
+ * resume after. A second `start` means that the server has forgotten the first, of which nothing had come.
  */
 export class Reply {
   text = "";
@@ -311,10 +326,14 @@ export class Reply {
   #left;
   #why = "";
 
-  /** @param {string} id @param {number} patience @param {string | null} request Null: it was asked for elsewhere. */
-  constructor(id, patience, request, after = 0) {
+  /**
+   * @param {string} id @param {number} patience @param {string | null} request Null: it was asked for elsewhere.
+   * @param {number} [after] @param {string} [epoch]
+   */
+  constructor(id, patience, request, after = 0, epoch) {
     this.id = id;
     this.seq = after;
+    this.epoch = epoch;
     this.#request = request;
     this.#acknowledged = this.#sent = request === null;
     this.#patience = this.#left = patience;
@@ -356,9 +375,23 @@ export class Reply {
   /** Return what asks for what has not come yet. Sent twice, it is paid for once: the id is the same. */
   opening() {
     this.#sent = true;
-    const resume = JSON.stringify({ type: "resume", id: this.id, after: this.seq });
+    const resume = JSON.stringify({ type: "resume", id: this.id, after: this.seq, epoch: this.epoch });
     const opening = this.#acknowledged ? resume : (this.#request ?? resume);
     return this.#cancelling ? [opening, this.#cancellation] : [opening];
+  }
+
+  /**
+   * Start again, because the id names another answer now; return false where anything has come: the texts of two answers
+   * are never joined. One that was cancelled ends: the other answer is not its own.
+   */
+  restart() {
+    if (this.seq) return false;
+    this.epoch = undefined;
+    this.#acknowledged = this.#request === null;
+    this.#started = false;
+    this.#frames = [];
+    if (this.#cancelling) this.take({ ...CANCELLED, id: this.id, seq: 1 });
+    return true;
   }
 
   /** Whether the server has taken the request. */
@@ -390,11 +423,13 @@ export class Reply {
   /** Take a frame; return whether it was new. What has come before is passed over. @param {Frame | ErrorFrame} frame */
   take(frame) {
     if (frame.type === "error") {
-      const gone = this.#acknowledged && frame.error.code === "not_found";
-      this.fail(gone ? new HistoryGoneError(frame.error) : new ChatError(frame.error));
+      const { code } = frame.error;
+      const unknown = this.#acknowledged && code === "not_found" ? HistoryGoneError : ChatError;
+      this.fail(new (code === "generation_gone" ? GenerationGoneError : unknown)(frame.error));
       return true;
     }
     this.#acknowledged = true;
+    if (frame.type === "start") this.epoch = frame.epoch ?? this.epoch;
     if (frame.type === "start" ? this.#started : frame.type === "token" && frame.seq <= this.seq) return false;
     this.contact(true);
     this.#frames.push(frame);

@@ -64,7 +64,7 @@ export class Answers extends EventTarget {
   async #run(conversation, turn) {
     const { chat } = this.#line;
     // The same request with the same id is paid for once, so asking again is safe when the server may know it or not.
-    const reply = turn.known ? chat.resume(turn.id) : chat.ask(...request(conversation, turn));
+    const reply = turn.known ? chat.resume(turn.id, { epoch: turn.epoch }) : chat.ask(...request(conversation, turn));
     const stream = new Stream(conversation, turn);
     this.#replies.set(turn, reply);
     this.dispatchEvent(new CustomEvent("stream", { detail: stream }));
@@ -74,9 +74,10 @@ export class Answers extends EventTarget {
       for await (const frame of reply) {
         if (!ours()) return;
         stream.take(frame);
-        if (frame.type !== "start" && first) {
+        const another = frame.type === "start" && frame.epoch !== turn.epoch;
+        if (another || (frame.type !== "start" && first)) {
           Object.assign(turn, { text: "", reasoning: "", toolCalls: [] }); // what was kept is told again from the start
-          first = false;
+          first = frame.type === "start";
         }
         this.#write(conversation, turn, frame, reply);
       }
@@ -90,7 +91,7 @@ export class Answers extends EventTarget {
   /** @param {Conversation} conversation @param {Turn} turn @param {import("../ws-chat.js").Frame} frame */
   #write(conversation, turn, frame, /** @type {import("../ws-chat.js").Reply} */ reply) {
     if (frame.type === "start") {
-      Object.assign(turn, { state: "running", known: true, model: frame.model, error: undefined });
+      Object.assign(turn, { state: "running", known: true, epoch: frame.epoch, model: frame.model, error: undefined });
     } else if (frame.type === "token") {
       turn.text += (frame.content ?? "") + (frame.refusal ?? "");
       turn.reasoning += frame.reasoning_content ?? frame.reasoning ?? "";

@@ -6,10 +6,10 @@
  *
  * @typedef {{ code: string, message: string, status?: number, retryable: boolean, param?: string | null }} Failure
  * @typedef {"asked" | "running" | "completed" | "cancelled" | "failed"} State
- * @typedef {{ id: string, question: string, state: State, known: boolean, previousId?: string, asked?: string,
+ * @typedef {{ id: string, question: string, state: State, known: boolean, epoch?: string, previousId?: string, asked?: string,
  *   text: string, reasoning: string, toolCalls: any[], error?: Failure, model?: string, usage?: any, timing?: any,
  *   finishReason?: string | null }} Turn
- *   `id` names the generation, `asked` is the model that was asked for, `known` says whether the server took it.
+ *   `id` and `epoch` name the generation, `asked` is the model that was asked for, `known` says whether the server took it.
  * @typedef {{ id: string, title: string, at: number, model: string, turns: Turn[] }} Conversation `at`: ms since 1970.
  */
 import * as storage from "./storage.js";

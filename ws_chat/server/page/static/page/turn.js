@@ -15,6 +15,7 @@ export class TurnView {
   #facts = make("span", { class: "facts" });
   #copy = make("button", { type: "button", class: "quiet", click: () => copy(this.turn.text, this.#copy) }, "Copy answer");
   #again;
+  #epoch;
   #typing;
   #spoken;
 
@@ -26,7 +27,8 @@ export class TurnView {
     this.turn = turn;
     this.#again = make("button", { type: "button", class: "quiet again", click: again }, "Ask again");
     this.#spoken = !isRunning(turn); // what has ended long ago is there to be read, not news
-    this.#typing = new Typing(this.#text, (block) => this.#spoken || sayBlock(block));
+    this.#epoch = turn.epoch;
+    this.#typing = this.#newTyping();
     this.#retry = again;
     this.element = make(
       "article",
@@ -42,6 +44,12 @@ export class TurnView {
   /** Draw what has changed. Return whether there is more to draw later. @param {Turn} turn @param {boolean} last */
   draw(turn, last) {
     this.turn = turn;
+    if (this.#epoch !== turn.epoch) {
+      // Another answer, which does not go on from what is shown.
+      this.#epoch = turn.epoch;
+      this.#text.replaceChildren();
+      this.#typing = this.#newTyping();
+    }
     const ended = !isRunning(turn);
     const later = this.#typing.show(turn.text, ended);
     this.element.dataset.state = turn.state;
@@ -61,6 +69,10 @@ export class TurnView {
       say(turn.state === "cancelled" ? "The answer was stopped." : "End of the answer.");
     }
     return later;
+  }
+
+  #newTyping() {
+    return new Typing(this.#text, (block) => this.#spoken || sayBlock(block));
   }
 
   /** @param {boolean} last */
