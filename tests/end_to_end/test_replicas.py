@@ -15,6 +15,7 @@ from support.service import HELLO, Service, events, joined
 from support.waiting import until
 
 from ws_chat import Settings, SettingsError
+from ws_chat.stores.base import GenerationKey
 from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
@@ -94,6 +95,30 @@ async def test_it_is_resumed_on_the_other_replica(replicas, fake):
         *tokens, end = events((await over_http("GET", service)).content)
         assert ("".join(token["data"] for token in tokens), end["data"]) == ("abc", "[DONE]")
         assert end["id"] == f"4-{epoch}"
+
+
+async def test_an_id_that_is_used_again_continues_no_old_reader_on_any_replica(replicas, fake):
+    one, other = replicas
+    fake.reply(text("a", "b"))
+    fake.default = Reply(text("X", "Y"))
+    async with one.socket() as socket, other.socket() as elsewhere:
+        first, *_ = await socket.chat(id="r1")
+        one.relay._store.remove(GenerationKey("anonymous", "r1", named=True))
+
+        async def forgotten() -> bool:
+            return (await over_http("GET", other)).status_code == 404
+
+        await until(forgotten, "the answer to be forgotten")
+        second, *_ = await elsewhere.chat(id="r1")
+        for service, asks in ((one, socket), (other, elsewhere)):
+            for seq in (0, 1, 3):
+                refused = await asks.ask({"type": "resume", "id": "r1", "after": seq, "epoch": first["epoch"]})
+                assert refused["error"]["code"] == "generation_gone"
+                response = await over_http("GET", service, **{"Last-Event-ID": f"{seq}-{first['epoch']}"})
+                assert (response.status_code, response.json()["error"]["code"]) == (410, "generation_gone")
+            await asks.send({"type": "resume", "id": "r1", "after": 1, "epoch": second["epoch"]})
+            start, *tokens, _ = await asks.until_end()
+            assert (start["epoch"], joined(tokens)) == (second["epoch"], "Y")
 
 
 async def test_readers_of_both_replicas_and_doors_read_the_same(replicas, fake):

@@ -9,7 +9,7 @@ from end_to_end.test_replicas import begin, begin_elsewhere, closed, over_http, 
 from end_to_end.test_replicas_lost import hold_renewals, kill, replica, until_ready
 from stores.test_stores import K1, end, named
 from support.replicas import SHARD
-from support.service import HELLO, Nothing, Socket
+from support.service import HELLO, Nothing, Socket, events
 from support.waiting import until
 from websockets.asyncio.client import connect
 
@@ -71,9 +71,12 @@ async def test_the_end_of_a_lost_generation_can_be_resumed_at(shared, redis, ser
             await kill(running, redis, other)
         failed = await elsewhere.receive()
         await elsewhere.send({"type": "resume", "id": "r1", "after": failed["seq"]})
-        assert [(await elsewhere.receive())["seq"], await elsewhere.receive()] == [failed["seq"], failed]
+        start = await elsewhere.receive()
+        epoch = start["epoch"]
+        assert [start["seq"], await elsewhere.receive()] == [failed["seq"], failed]
         response = await over_http("GET", other, query=f"?after={failed['seq']}")
-        assert response.status_code == 204
+        (again,) = events(response.content)
+        assert (response.status_code, again["event"], again["id"]) == (200, "error", f"{failed['seq']}-{epoch}")
 
 
 async def test_a_lease_that_is_not_renewed_lapses(shared, windows):

@@ -89,7 +89,7 @@ async def test_frames_come_one_a_line(service):
     start, *tokens, done = [json.loads(line) for line in out.splitlines()]
 
     assert (status, err) == (0, "")
-    assert start == {"type": "start", "id": done["id"], "seq": 0, "model": "gpt-4o-mini"}
+    assert start == {"type": "start", "id": done["id"], "seq": 0, "model": "gpt-4o-mini", "epoch": start["epoch"]}
     assert [(frame["type"], frame["content"]) for frame in tokens] == [("token", "Hel"), ("token", "lo")]
     assert (done["type"], done["seq"], done["status"], done["finish_reason"]) == ("done", 3, "completed", "stop")
     assert done["usage"]["completion_tokens"] == 2

@@ -49,7 +49,7 @@ class ReplyState:
         self.usage: Usage | None = None
         self.timing: Timing | None = None
         self.start_frame: Mapping[str, Any] | None = None
-        """The first start frame."""
+        """The start frame that accepted it."""
         self.end_frame: Mapping[str, Any] | None = None
         """The terminal frame, or the error frame that refused the request."""
         self._request = request
@@ -118,7 +118,8 @@ class ReplyState:
         """Apply a frame of this answer. A token frame whose seq is not above the last one is a repetition."""
         match frame["type"]:
             case "start":
-                self.start_frame = self.start_frame or frame
+                if not self._accepted:
+                    self.start_frame = frame
                 self.epoch = frame.get("epoch") or self.epoch
                 self._accepted = True
                 self.model = frame["model"]
@@ -158,7 +159,7 @@ class ReplyState:
         if self._cancelling:
             self.status = "cancelled"
             self._finish()
-        self.epoch = self.start_frame = None
+        self.epoch = None
         self._accepted = False
         return True
 
