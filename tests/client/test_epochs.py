@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from support.scripted import done, refusal, scripted, start, tell, token
+from support.scripted import done, refusal, scripted, send_frames, start, token
 from support.service import HELLO
 
 from ws_chat.client import GenerationGoneError, HistoryGoneError, InvalidRequestError, connect, connect_sync
@@ -62,11 +62,11 @@ def replacing(*frames, then=()):
             frame = json.loads(message)
             received.append(frame)
             if frame.get("type") == "resume":
-                await tell(socket, "r1", GONE)
+                await send_frames(socket, "r1", GONE)
             elif len(received) > 1:
-                await tell(socket, "r1", *then)
+                await send_frames(socket, "r1", *then)
             else:
-                await tell(socket, "r1", *frames)
+                await send_frames(socket, "r1", *frames)
                 socket.transport.abort()
 
     return handle, received
@@ -111,12 +111,12 @@ async def test_one_that_was_cancelled_meanwhile_is_not_asked_for_again():
             received.append(json.loads(message).get("type"))
             match received[-1]:
                 case None:
-                    await tell(socket, "r1", {**start(), "epoch": "e1"})
+                    await send_frames(socket, "r1", {**start(), "epoch": "e1"})
                     await reply.cancel()
                 case "cancel" if len(received) == 2:
                     socket.transport.abort()
                 case "resume":
-                    await tell(socket, "r1", GONE)
+                    await send_frames(socket, "r1", GONE)
 
     async with scripted(handle) as url, connect(url) as chat:
         reply = chat.ask(HELLO, request_id="r1")
@@ -133,7 +133,7 @@ async def test_one_that_is_followed_and_cancelled_leaves_another_alone():
             received.append(json.loads(message)["type"])
             if received[-1] == "resume":
                 await reply.cancel()
-                await tell(socket, "r1", GONE)
+                await send_frames(socket, "r1", GONE)
 
     async with scripted(handle) as url, connect(url) as chat:
         reply = chat.resume("r1", epoch="e1")
@@ -146,10 +146,10 @@ async def test_a_server_without_epochs_is_asked_without():
         frame = json.loads(await socket.recv())
         if frame.get("type") == "resume":
             assert frame == {"type": "resume", "id": "r1", "after": 1}
-            await tell(socket, "r1", start(1), token(2, "b"), done(3))
+            await send_frames(socket, "r1", start(1), token(2, "b"), done(3))
             await socket.wait_closed()
         else:
-            await tell(socket, "r1", start(), token(1, "a"))
+            await send_frames(socket, "r1", start(), token(1, "a"))
 
     async with scripted(handle) as url, connect(url) as chat:
         reply = await chat.ask(HELLO, request_id="r1")
