@@ -17,10 +17,11 @@ import uvicorn
 from support.processes import program
 from support.service import HELLO, events, joined
 from support.waiting import until
+from uvicorn.supervisors import multiprocess
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from ws_chat.server.run import Server
+from ws_chat.server.run import Server, _Worker
 from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
@@ -226,6 +227,27 @@ async def test_workers_are_replaced_one_by_one_and_nobody_is_turned_away(serving
     assert frames[-1]["status"] == "cancelled", "as the client asked, and not because of the replacement"
     assert websocket.close_code == 1012
     assert server.log.count("Started server process") == 4
+
+
+def test_a_worker_reports_the_server_that_it_runs(monkeypatch):
+    """Else a worker that serves may never be ready for its parent, which then replaces nobody."""
+    worker = _Worker(uvicorn.Config("ws_chat.app:app", log_config=None), [])
+    servers = []
+
+    class Thread:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def start(self) -> None:
+            servers.append(worker._server)
+
+    monkeypatch.setattr(multiprocess.threading, "Thread", Thread)
+    monkeypatch.setattr(Server, "run", lambda server, _: servers.append(server))
+    worker.target([])
+    worker.parent_conn.close()
+    worker.child_conn.close()
+    assert isinstance(servers[0], Server)
+    assert servers == [worker.server] * 2
 
 
 async def test_a_new_version_that_does_not_start_replaces_nobody(tmp_path, monkeypatch):

@@ -140,11 +140,11 @@ class Server(uvicorn.Server):
 class _Worker(multiprocess.Process):
     """One of several processes that listen on the same address."""
 
-    @property
-    def server(self) -> uvicorn.Server:
-        if self._server is None:
-            self._server = Server(self.config)
-        return self._server
+    def target(self, sockets: list[socket.socket] | None = None) -> None:
+        # Before uvicorn starts the thread that answers health checks: it makes a server when there is none yet, and would
+        # then report that one, which never starts, while another one serves.
+        self._server = Server(self.config)
+        super().target(sockets)
 
     def terminate(self) -> None:
         """Stop this worker while the others go on: it accepts no new connections."""
