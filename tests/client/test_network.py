@@ -23,6 +23,7 @@ from ws_chat.client import (
     UntrustedServerError,
     connect,
 )
+from ws_chat.client.backoff import Backoff
 from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
@@ -265,6 +266,24 @@ async def test_a_silent_network_is_found_within_patience(service, fake, clock, p
         clock.now = 19
         with pytest.raises(ConnectionLostError):
             await large
+
+
+async def test_a_request_is_given_up_in_time_while_another_goes_on_connecting(service, clock, pauses):
+    async with dropping(service.url) as proxy, connect(proxy.url, patience=10) as chat:
+        await proxy.stop()
+        await until(lambda: chat._connection.lost, "the connection to be lost")
+        early = Backoff(10)
+        clock.now = 5
+        late = asyncio.create_task(chat._connect(Backoff(10)))
+        await until(lambda: pauses, "an attempt to connect")
+        waiting = asyncio.create_task(chat._connect(early))
+        clock.now = 10
+        with pytest.raises(ConnectionLostError):
+            await waiting
+        assert not late.done()
+        clock.now = 15
+        with pytest.raises(ConnectionLostError):
+            await late
 
 
 async def test_a_silence_that_ends_in_time_loses_nothing(service, fake, clock, pauses):

@@ -212,8 +212,11 @@ class ChatCore(Generic[R]):
 
     async def _connect(self, backoff: Backoff) -> ChatConnection:
         """Return the connection for new requests; open one if there is none. Raises ClientError, ValueError."""
-        async with self._connecting:
-            while self._connection is None or self._connection.leaving or self._connection.lost:
+        while True:
+            async with self._connecting:  # for one attempt: a request that waits may have less of its budget left
+                connection = self._connection
+                if connection and not (connection.leaving or connection.lost):
+                    return connection
                 self._check_open()
                 if self._unreachable and not backoff.left:
                     raise self._unreachable  # the budget was used up while waiting for the lock
@@ -225,7 +228,6 @@ class ChatCore(Generic[R]):
                     pause = backoff.pause(error)
                     self._report(error, pause)
                     await asyncio.sleep(pause)
-            return self._connection
 
     async def _open(self, timeout: float) -> ChatConnection:
         shortest, longest = HEARTBEAT_INTERVAL
