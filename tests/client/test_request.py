@@ -1,4 +1,4 @@
-"""What the client refuses to send: a mistake in a call is told where it is made, and never hangs."""
+"""What the client refuses to send: a mistake in a call raises where it is made, and never hangs."""
 
 from __future__ import annotations
 

@@ -108,12 +108,12 @@ async def test_any_other_language(serve, fake, tmp_path):
     async with dropping(service.url, lambda: rng.randrange(300, 9000)) as proxy:
         status, out, err = await output(node, str(script), proxy.url.replace("ws", "http"), "Count.")
     fake.default = Reply(text("a", finish_reason=None))
-    failed, _, told = await output(node, str(script), service.url, "Count.")
+    failed, _, errors = await output(node, str(script), service.url, "Count.")
 
     assert (status, out.decode()) == (0, "".join(words)), err.decode()
     assert proxy.drops > 1, "the network did break"
     assert len(fake.requests) == 2, "each was paid for once"
-    assert (failed, b"ended before it was complete" in told) == (1, True)
+    assert (failed, b"ended before it was complete" in errors) == (1, True)
     assert len([line for line in ANY_LANGUAGE.splitlines() if line]) <= 32
 
 

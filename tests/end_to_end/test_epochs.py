@@ -107,7 +107,7 @@ async def test_a_chat_that_is_posted_again_is_read_on(service, fake):
     assert [event["data"] for event in whole] == ["Hel", "lo", "[DONE]"]
     assert rest == whole[1:]
     assert [event["id"] for event in frames] == [event["id"] for event in whole]
-    assert end == whole[-1:], "only a GET is told by 204 to stop"
+    assert end == whole[-1:], "only a GET is answered 204"
     assert len(fake.requests) == 1
 
 

@@ -96,9 +96,9 @@ class Follower:
 
     def receive(self, most: int | None) -> None:
         for frame in self.tap.frames[self.received : most]:
-            told = json.loads(encode(frame))
-            self.answer._receive(told)
-            self.seen.append(told)
+            received = json.loads(encode(frame))
+            self.answer._receive(received)
+            self.seen.append(received)
         self.received = len(self.tap.frames)
 
 

@@ -229,7 +229,7 @@ async def test_a_reader_elsewhere_keeps_it_alive_and_the_last_one_lets_it_go(sha
         async with one.socket() as socket:
             await begin(socket, "r2")
         # When the second one has been cancelled, the window of the first would have passed, too.
-        await until(lambda: "r2" not in running(one), "the end of what nobody reads")
+        await until(lambda: "r2" not in running(one), "the end of the generation without readers")
         assert running(one) == ["r1"]
     await closed(fake)
     assert events((await over_http("GET", other)).content)[-1]["data"] == "[CANCELLED]"

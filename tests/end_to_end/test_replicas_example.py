@@ -37,9 +37,9 @@ async def test_answers_survive_replicas(tmp_path, fake):
     variables = {"PORT": str(site), "REPLICAS": f"{one} {other}", "REDIS_PORT": str(redis_port), "FOLDER": str(folder)}
     variables |= {"WS_CHAT_UPSTREAM": "openai", "OPENAI_BASE_URL": fake.base_url, **setting(HELD)}
     async with program("bash", "-c", f'exec "{HERE}/run.sh" >&2', **variables) as running:
-        told = await running.until_logged(r".* is ready: .*")
+        logged = await running.until_logged(r".* is ready: .*")
         shown = re.escape(SHOWN.splitlines()[1])
-        assert re.fullmatch(re.sub(r"\d+", r"\\d+", shown).replace("/tmp/ws\\-chat\\-replicas", ".*"), told[0])
+        assert re.fullmatch(re.sub(r"\d+", r"\\d+", shown).replace("/tmp/ws\\-chat\\-replicas", ".*"), logged[0])
         status, out, err = await output("bash", str(HERE / "run.sh"), **variables)
         assert (status, out) == (1, b"")
         assert f"port {site} is in use" in err.decode()

@@ -84,7 +84,7 @@ async def nothing_left(service: Service, before: set[asyncio.Task[Any]]) -> None
         "all generations, connections and tasks to end",
     )
     logs = service.relay._store._logs
-    check(not [key for key in logs if not key.named], "what nobody can reach is forgotten", list(logs))
+    check(not [key for key in logs if not key.named], "unnamed generations are removed", list(logs))
 
 
 async def fuzz(frames: int, seed: int, *, first_round: int = 0, seconds: float | None = None) -> Counter[str]:

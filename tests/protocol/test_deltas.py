@@ -39,7 +39,7 @@ MERGED = [
     ([{"x": {"a": "1", "b": None}}, {"x": {"a": "2", "b": [1]}}], {"x": {"a": "12", "b": [1]}}, 2),
     ([{"x": {"a": "1"}}, {"x": {"a": None, "c": 4}}], {"x": {"a": "1", "c": 4}}, 2),
     ([{"x": 1, "content": "a"}, {"x": 1, "content": "b"}], {"x": 1, "content": "ab"}, 2),
-    # What cannot be told as one stays apart.
+    # What cannot be joined stays apart.
     ([{"x": 1, "content": "a"}, {"x": 2, "content": "b"}], {"x": 1, "content": "a"}, 1),
     ([{"x": True}, {"x": 1}], {"x": True}, 1),
     ([{"content": "a"}, {"content": ["b"]}], {"content": "a"}, 1),
@@ -102,7 +102,7 @@ DELTAS = st.lists(
 )
 
 
-def told(deltas: list[dict[str, Any]]) -> tuple[str, str, dict[Any, str], list[Any]]:
+def whole(deltas: list[dict[str, Any]]) -> tuple[str, str, dict[Any, str], list[Any]]:
     """Join as a client does: text, and the arguments of each tool call by its index and the last id it was given."""
     calls: dict[Any, str] = {}
     ids: dict[int, Any] = {}
@@ -132,4 +132,4 @@ def test_whatever_is_merged_the_same_is_told(deltas, data):
         frames.append(delta)
         at += count
 
-    assert told(frames) == told(deltas)
+    assert whole(frames) == whole(deltas)

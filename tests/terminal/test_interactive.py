@@ -171,9 +171,9 @@ async def test_a_history_that_cannot_be_written_is_only_not_kept(wrong, service,
 async def test_commands(service, fake, chat, tmp_path):
     async with chat(service.url, columns=200) as shown:
 
-        async def command(line, told):
+        async def command(line, expected):
             shown.type(line + ENTER)
-            await shown.until(told)
+            await shown.until(expected)
 
         await command("/retry", "no question to ask again")
         await command("/save", "nothing to save yet")

@@ -173,11 +173,11 @@ async def test_sigterm_cancels_the_answer(service, fake):
         await fake.requests[0].closed.wait()
 
 
-@pytest.mark.parametrize(("where", "told"), [(">/dev/full", b"cannot be written"), (">&-", b"")])
-async def test_where_nothing_can_be_written_it_ends(where, told, service):
+@pytest.mark.parametrize(("where", "expected"), [(">/dev/full", b"cannot be written"), (">&-", b"")])
+async def test_where_nothing_can_be_written_it_ends(where, expected, service):
     status, _, err = await output("bash", "-c", f"ws-chat chat hi {where}", WS_CHAT_URL=service.url)
     assert status in {1, 2}
-    assert told in err
+    assert expected in err
     assert b"Traceback" not in err
 
 
@@ -208,15 +208,15 @@ async def test_without_a_server_it_says_what_to_do():
 
 async def test_a_server_that_wants_a_key_is_told_of(serve):
     service = await serve(api_keys=("k1",))
-    for key, told in (("", "requires a key"), ("k2", "does not accept this key")):
+    for key, expected in (("", "requires a key"), ("k2", "does not accept this key")):
         status, out, err = await ask("hi", url=service.url, WS_CHAT_API_KEY=key)
         assert (status, out) == (1, "")
-        assert told in err
+        assert expected in err
         assert "WS_CHAT_API_KEY" in err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "stdin", "told"),
+    ("arguments", "stdin", "expected"),
     [
         ([], b"", "question is empty"),
         ([" "], b" \n", "question is empty"),
@@ -228,11 +228,11 @@ async def test_a_server_that_wants_a_key_is_told_of(serve):
         (["--local", "--url=ws://x"], b"", "not allowed with"),
     ],
 )
-async def test_a_wrong_command_is_named(arguments, stdin, told):
+async def test_a_wrong_command_is_named(arguments, stdin, expected):
     status, out, err = await ask(*arguments, stdin=stdin)
 
     assert (status, out) == (2, "")
-    assert told in err
+    assert expected in err
     assert "Traceback" not in err
 
 

@@ -150,7 +150,7 @@ FAULTS = {
         said="a",
     ),
     "an error object that is nothing": Fault(stream(A, sse({"error": [[]]})), "upstream_unavailable", 502, said="a"),
-    "nesting that cannot be told again": Fault(
+    "nesting too deep to be encoded again": Fault(
         stream(A, b'data: {"choices":[{"delta":{"x":' + b"[" * 900 + b"]" * 900 + b"}}]}\n\n"),
         "upstream_malformed",
         said="a",

@@ -1,4 +1,4 @@
-"""What is told of connections and generations: metrics, log lines, spans."""
+"""The record of connections and generations: metrics, log lines, spans."""
 
 from __future__ import annotations
 
