@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.errors import ErrorInfo
     from ws_chat.protocol.frames import Start, Terminal
     from ws_chat.stores.base import GenerationKey, OnEnd, RunningGenerations, Wake
 
@@ -32,13 +33,25 @@ OVERHEAD: Final = 2048
 class MemoryLog:
     """A log as a list: the delta with seq n is at index n - 1. `on_packed` is called once, at the end."""
 
-    __slots__ = ("_deltas", "_on_packed", "_parts", "_wakes", "_watchers", "last", "request", "start", "terminal")
+    __slots__ = (
+        "_deltas",
+        "_on_packed",
+        "_parts",
+        "_wakes",
+        "_watchers",
+        "fault",
+        "last",
+        "request",
+        "start",
+        "terminal",
+    )
 
     def __init__(self, start: Start, request: bytes = b"", on_packed: Callable[[], None] = lambda: None) -> None:
         self.start = start
         self.request = request
         self.last = 0
         self.terminal: Terminal | None = None
+        self.fault: ErrorInfo | None = None
         self._on_packed = on_packed
         self._deltas: list[Delta] = []
         self._parts: list[bytes] = []  # the deltas, after the end
@@ -78,6 +91,12 @@ class MemoryLog:
             wake(self.last, ())
         if on_end:
             on_end(terminal)
+
+    def interrupt(self, fault: ErrorInfo) -> None:
+        """Tell the readers that they cannot read on now."""
+        self.fault = fault
+        for wake in self._all_wakes():
+            wake(self.last, ())
 
     def watch(self, wake: Wake) -> None:
         self._watchers[wake] = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from ws_chat.protocol.errors import ErrorBody
-from ws_chat.protocol.frames import Done, Failed, Pong, Start, encode
+from ws_chat.protocol.frames import Done, Failed, Pong, Refused, Start, encode
 from ws_chat.protocol.sse import PING, event
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class FramesFormat(Format):
         if isinstance(frame, Start | Done | Failed):
             name = str(frame.__struct_config__.tag).encode()
             return b"event: %b\nid: %d%b\ndata: %b\n\n" % (name, frame.seq, self._suffix, encode(frame))
-        return PING
+        # Without an event id: the position stays where it was.
+        return b"event: error\ndata: %b\n\n" % encode(frame) if isinstance(frame, Refused) else PING
 
 
 class TextFormat(Format):
@@ -81,6 +82,8 @@ class TextFormat(Format):
                 data, name = f"[{'DONE' if status == 'completed' else 'CANCELLED'}]", "done"
             case Failed(error=error):
                 data, name = msgspec.json.encode(ErrorBody(error)).decode(), "error"
+            case Refused(error=error):
+                return event(msgspec.json.encode(ErrorBody(error)).decode(), name="error")
             case Pong():
                 return PING
             case _:
