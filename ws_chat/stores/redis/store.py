@@ -60,7 +60,7 @@ class RedisStore:
         milliseconds = max(1, round(retention * 1000))
         self._follower = Follower(self._link, milliseconds)
         self._writer = Writer(self._link, self.replica, milliseconds, self._end_of)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._checked = False
         self._renewals = count()
         self._unsteady = 0.0  # when Redis was last away, or had lost something
@@ -91,7 +91,7 @@ class RedisStore:
             (READ_INTERVAL, self._follower.read),
             (RENEWAL, self._look_after),
         ):
-            self._tasks.append(asyncio.create_task(_forever(interval, work)))
+            self._tasks.add(asyncio.create_task(_forever(interval, work)))
 
     async def create(self, key: GenerationKey, start: Start, request: bytes) -> Log:
         if not key.named:
@@ -124,9 +124,11 @@ class RedisStore:
         self._unnamed.remove(key)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            # Once is not enough: asyncio.wait_for, which the client uses, can lose it in Python 3.11 (bpo-42130).
+            for task in self._tasks:
+                task.cancel()
+            _, self._tasks = await asyncio.wait(self._tasks, timeout=0.1)
         if await self._writer.close():  # else it is left like one that was killed: others end what it ran
             await self._link.pipeline([("DEL", lease_key(self.replica))])
         await self._link.close()
@@ -184,18 +186,19 @@ class RedisStore:
         ]
         _, _, *answers = await self._link.pipeline(commands)
         now = asyncio.get_running_loop().time()
+        before = self.available
         for slot, answer in zip(self._link.slots, answers, strict=True):
-            if isinstance(answer, Exception):
+            slot.up = not isinstance(answer, Exception)
+            if slot.up:
+                self._reached[slot] = now
+                self._see(slot, *answer)
+            else:
                 self._unsteady = now
-                if slot.up:
-                    logger.warning("Redis does not answer: %s", describe(answer))
-                slot.up = False
-                continue
-            if not slot.up:
-                logger.info("Redis answers")
-                slot.up = True
-            self._reached[slot] = now
-            self._see(slot, *answer)
+                fault = answer
+        if before and not self.available:
+            logger.warning("Redis does not answer: %s", describe(fault))
+        elif self.available and not before:
+            logger.info("Redis answers")
 
     def _see(self, slot: Slot, marker: bytes, held: int) -> None:
         """Note the state of a slot."""
