@@ -16,6 +16,7 @@ cc; sides that are not installed are named and left out.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 MOCK, RELAY, REDIS = 9470, 9471, 9472
 RELAY_CORE, LOAD_CORE = "0", "1"
+GROUPS = {  # 60 % of a core, with version 1 and version 2 of Linux's control groups
+    Path("/sys/fs/cgroup/cpu/ws_chat_bench"): {"cpu.cfs_period_us": "20000", "cpu.cfs_quota_us": "12000"},
+    Path("/sys/fs/cgroup/ws_chat_bench"): {"cpu.max": "12000 20000"},
+}
 
 
 @dataclass(frozen=True)
@@ -288,6 +293,9 @@ def measure(programs: dict[str, str], side: str, scenario: str, seconds: float, 
         for process in reversed(processes):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        for folder in GROUPS:
+            with contextlib.suppress(OSError):  # there is none
+                folder.rmdir()
 
 
 def first_answer(pid: int, kind: str, started: float) -> dict[str, Any]:
@@ -314,10 +322,7 @@ def cpu_of(pid: int) -> float:
 
 def quota() -> list[str]:
     """Return the words that start a command in a control group of 60 % of a core; none where that is not possible."""
-    for folder, setting in (
-        (Path("/sys/fs/cgroup/cpu/ws_chat_bench"), {"cpu.cfs_period_us": "20000", "cpu.cfs_quota_us": "12000"}),
-        (Path("/sys/fs/cgroup/ws_chat_bench"), {"cpu.max": "12000 20000"}),
-    ):
+    for folder, setting in GROUPS.items():
         try:
             folder.mkdir(exist_ok=True)
             for name, value in setting.items():
