@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw
 
 from ws_chat.protocol.errors import DRAINING, GONE, UNREACHABLE, ChatError
 from ws_chat.protocol.frames import FROM_START, MAX_VALUES, Failed, Start, has_too_many_values
-from ws_chat.relay.access import Quota
+from ws_chat.relay.access import Quota, Throttle, ThrottledError
 from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, messages_of
 from ws_chat.relay.events import Followed, Observers, ReadingEnded
 from ws_chat.relay.runner import Runner
@@ -54,6 +54,7 @@ class Relay:
         max_generations: int = 10_000,
         max_generations_per_principal: int | None = None,
         quota: Quota | None = None,
+        throttle: Throttle | None = None,
         max_bytes: int = 4 * 1024 * 1024,
         resume_window: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
@@ -68,6 +69,7 @@ class Relay:
         self._store = store
         self._models = models
         self._quota = quota or Quota(None)
+        self.throttle = throttle or Throttle(None)
         self._max_bytes = max_bytes
         self._observe = observe or Observers()
         self._runner = Runner(
@@ -119,6 +121,7 @@ class Relay:
             log = None
         if log is None:
             raise ChatError("overloaded", "The generation could not be started in time.", retry_after=1)
+        await self.throttle.count(caller, sum(memoryview(value).nbytes for value in chat.body.values()))
         if not is_same_request(log.request, chat):
             raise ChatError("id_conflict", "This id is already used by a different request.", param="id")
         _check(log, position)
@@ -157,14 +160,24 @@ class Relay:
         """Return the log of a named generation, to be read after a position.
 
         Raises ChatError: `not_found`; `generation_gone` for the epoch of another generation; `invalid_request` past the
-        last seq, unless the generation was lost: its replica may have sent more than it had logged.
+        last seq, unless the generation was lost: its replica may have sent more than it had logged; `rate_limited`.
         """
+        await self.throttle.count(caller)
         log = await self._store.get(caller.key(generation_id, named=True), position.seq)
         if log is None:
             raise ChatError("not_found", "There is no such generation.", param="id")
         _check(log, position)
         self._observe(Followed(caller.transport, position.seq))
         return log
+
+    async def count_refusal(self, caller: Caller, error: ChatError, size: int) -> ChatError:
+        """Count a refused request of `size` bytes; return the error with which it is answered."""
+        if not isinstance(error, ThrottledError) and error.info.status < 500:
+            try:
+                await self.throttle.count(caller, size)
+            except ThrottledError as throttled:
+                return throttled
+        return error
 
     def attach(self, key: GenerationKey, reader: Reader) -> None:
         """Count a reader of a generation, which keeps it from being cancelled."""
@@ -260,10 +273,12 @@ class Relay:
         if len(messages) > self._max_bytes:
             raise self._too_large()
         if has_too_many_values(messages):
-            raise ChatError("too_large", f"A conversation has at most {MAX_VALUES} JSON values.", param="previous_id")
+            message = f"A conversation has at most {MAX_VALUES} JSON values."
+            raise ChatError("too_large", message, param="previous_id", limit="values")
 
     def _too_large(self) -> ChatError:
-        return ChatError("too_large", f"A conversation has at most {self._max_bytes} bytes.", param="previous_id")
+        message = f"A conversation has at most {self._max_bytes} bytes."
+        return ChatError("too_large", message, param="previous_id", limit="max_frame_bytes")
 
     async def _interrupt(self, found: _Found) -> None:
         """Cancel a generation, here or in another process, and wait for its end."""
