@@ -18,7 +18,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.urls import redact_url
-from ws_chat.relay.access import Hosts, Keys, Origins, Quota
+from ws_chat.relay.access import Hosts, Keys, Origins, Quota, Throttle
 from ws_chat.relay.events import Observers
 from ws_chat.relay.relay import Relay
 from ws_chat.server import describe
@@ -80,6 +80,7 @@ def create_app(
         max_generations=settings.max_generations,
         max_generations_per_principal=settings.max_generations_per_principal,
         quota=Quota(settings.requests_per_minute, store.counters),
+        throttle=Throttle(settings.free_requests_per_minute),
         max_bytes=settings.max_frame_bytes,
         resume_window=settings.resume_window,
         observe=observe,

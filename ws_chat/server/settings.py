@@ -99,6 +99,7 @@ class Settings(BaseModel):
     max_generations_per_connection: Count = 16
     max_generations_per_principal: Count | None = Field(None, examples=[4])
     requests_per_minute: Count | None = Field(None, examples=[60])
+    free_requests_per_minute: Count = 60_000
     upstream_timeout: Seconds = Field(120, gt=0)
     write_timeout: Seconds = Field(30, gt=0, le=2_000_000)
     drain_timeout: Seconds = 25
