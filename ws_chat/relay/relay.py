@@ -77,11 +77,14 @@ class Relay:
             shared=store.shared,
         )
         self._starting: WeakValueDictionary[GenerationKey, asyncio.Lock] = WeakValueDictionary()
+        self.leaving = False
+        """Whether a drain is about to begin: requests are still served, but should go elsewhere."""
         self.draining = False
 
     def check_ready(self) -> None:
         """Raise ChatError while new requests should go elsewhere: `draining`, or `overloaded` if the store is away."""
-        self._check_drain()
+        if self.leaving or self.draining:
+            raise ChatError.of(DRAINING)
         if not self._store.available:
             raise ChatError.of(UNREACHABLE)
 

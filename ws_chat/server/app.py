@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import secrets
@@ -102,7 +103,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async def drain() -> None:
+            relay.leaving = True
             try:
+                await asyncio.sleep(settings.drain_delay)  # proxies ask /readyz meanwhile
                 connections.drain(settings.drain_timeout, move=store.shared)
                 await relay.drain(settings.drain_timeout)
                 connections.leave_running()

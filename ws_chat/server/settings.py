@@ -101,6 +101,7 @@ class Settings(BaseModel):
     requests_per_minute: Count | None = Field(None, examples=[60])
     upstream_timeout: Seconds = Field(120, gt=0)
     write_timeout: Seconds = Field(30, gt=0, le=2_000_000)
+    drain_delay: Seconds = 0
     drain_timeout: Seconds = 25
     redis_urls: Annotated[tuple[RedisURL, ...], _COMMA_SEPARATED] = Field(
         (), alias="WS_CHAT_REDIS_URL", repr=False, examples=["redis://127.0.0.1:6379"]
