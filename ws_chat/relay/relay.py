@@ -87,14 +87,18 @@ class Relay:
             max_generations_per_principal=max_generations_per_principal,
             resume_window=resume_window,
             clock=clock,
+            shared=store.shared,
         )
         self._joining = asyncio.Lock()
         self._starting: WeakValueDictionary[GenerationKey, asyncio.Lock] = WeakValueDictionary()
+        self.leaving = False
+        """Whether a drain is about to begin: requests are still served, but should go elsewhere."""
         self.draining = False
 
     def check_ready(self) -> None:
         """Raise ChatError while new requests should go elsewhere: `draining`, or `overloaded` if the store is away."""
-        self._check_drain()
+        if self.leaving or self.draining:
+            raise ChatError.of(DRAINING)
         if not self._store.available:
             raise ChatError.of(UNREACHABLE)
 
@@ -213,15 +217,18 @@ class Relay:
         self._runner.cancel(key)
         self._store.remove(key)
 
-    async def drain(self, timeout: float, last_frames: float = 0.0) -> None:
+    async def drain(self, timeout: float) -> None:
         """Refuse new generations; wait `timeout` seconds for the running ones and their readers, then end them.
 
-        Readers get `last_frames` seconds more to receive the terminal frames.
+        Readers that can go on at another process are not waited for.
         """
         self.draining = True
         await self._runner.quiet(timeout)
         await self._runner.stop()
-        await self._runner.quiet(last_frames)
+
+    async def unread(self, timeout: float) -> None:
+        """Wait `timeout` seconds until every reader has received its terminal frame."""
+        await self._runner.unread(timeout)
 
     async def stop(self) -> None:
         """Refuse new generations, and end the running ones with the error `draining`."""

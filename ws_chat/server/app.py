@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import secrets
@@ -103,9 +104,13 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async def drain() -> None:
+            relay.leaving = True
             try:
-                connections.drain(settings.drain_timeout)
-                await relay.drain(settings.drain_timeout, LAST_FRAMES_TIMEOUT)
+                await asyncio.sleep(settings.drain_delay)  # proxies ask /readyz meanwhile
+                connections.drain(settings.drain_timeout, move=store.shared)
+                await relay.drain(settings.drain_timeout)
+                connections.leave_running()
+                await relay.unread(LAST_FRAMES_TIMEOUT)
             finally:
                 await relay.stop()
 

@@ -102,6 +102,7 @@ class Settings(BaseModel):
     free_requests_per_minute: Count = 60_000
     upstream_timeout: Seconds = Field(120, gt=0)
     write_timeout: Seconds = Field(30, gt=0, le=2_000_000)
+    drain_delay: Seconds = 0
     drain_timeout: Seconds = 25
     redis_urls: Annotated[tuple[RedisURL, ...], _COMMA_SEPARATED] = Field(
         (), alias="WS_CHAT_REDIS_URL", repr=False, examples=["redis://127.0.0.1:6379"]

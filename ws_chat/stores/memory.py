@@ -113,6 +113,7 @@ class MemoryStore:
         self.evicted = 0
         """Logs that were removed before their retention time, because of the limit."""
         self.available = True
+        self.shared = False
         self.counters = None
 
     async def open(self, running: RunningGenerations) -> None:
