@@ -8,7 +8,7 @@ import random
 import pytest
 from support.browser import chromium, expect, visiting
 
-from ws_chat.testing import Reply, Wait, chunk, sse, text
+from ws_chat.testing import DONE, Reply, Wait, chunk, sse, text
 
 pytestmark = pytest.mark.anyio
 
@@ -127,6 +127,29 @@ async def test_nothing_that_a_model_writes_is_run(service, fake, browser):
         for link in await tab.text.locator("a").all():
             await link.dispatch_event("mouseover")
         assert await tab.page.evaluate("window.hacked") is None
+
+
+async def test_fields_of_any_type_are_passed_over(service, fake, browser):
+    odd = [5, True, ["a"], {"text": "b"}]
+    deltas = [{name: value} for name in ("content", "refusal", "reasoning_content", "tool_calls") for value in odd]
+    calls = [{"tool_calls": [None, 5, "f", {"function": "g"}, {"function": {"name": 7, "arguments": 8}}]}]
+    end = {"choices": [], "usage": "many", "model": ["m"]}
+    fake.reply(
+        [
+            *(sse(chunk(delta)) for delta in [*deltas, *calls]),
+            *text("The ", "end", usage=False, done=False),
+            sse(end),
+            DONE,
+        ]
+    )
+    async with visiting(browser, service.url) as tab:
+        await tab.press("Inspect")
+        await tab.page.get_by_role("tab", name="Frames").click()
+        await tab.ask("hi")
+        await tab.is_in("completed")
+        await tab.says("The end")
+        await tab.page.reload()
+        await tab.says("The end")
 
 
 async def test_no_script_can_make_html_of_a_text(service, browser):

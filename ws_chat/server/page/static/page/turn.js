@@ -105,6 +105,6 @@ function facts({ state, model, timing, usage, finishReason }) {
     state === "cancelled" && "stopped",
     state === "completed" && finishReason && finishReason !== "stop" && `ended by ${finishReason}`,
     timing && seconds(timing.total_ms),
-    usage && `${usage.completion_tokens} tokens`,
+    Number.isInteger(usage?.completion_tokens) && `${usage.completion_tokens} tokens`,
   ].filter(Boolean).join(" · ");
 }
