@@ -31,7 +31,7 @@ from ws_chat.server.connections import Connections
 from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
-from ws_chat.server.page.page import FrontPage, Page
+from ws_chat.server.page.page import FrontPage, Page, docs
 from ws_chat.server.settings import Settings, SettingsError
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
@@ -131,6 +131,8 @@ def create_app(
     app = FastAPI(
         title="ws_chat",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's loads scripts from another host
+        redoc_url=None,
         # Plain ASGI: FastAPI's own handling would add half of the cost of a request.
         routes=[
             WebSocketRoute("/v1/chat/ws", sockets),
@@ -139,6 +141,7 @@ def create_app(
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             WebSocketRoute("/{path:path}", _no_websocket),
             Route("/", front_page.answer),
+            Route("/docs", docs),
             Mount("/static", Page(directory=Path(__file__).parent / "page" / "static")),
             Route("/healthz", _healthz),
             Route("/readyz", readyz),
