@@ -148,12 +148,12 @@ async def test_other_models_and_servers_are_refused_beside_a_list_of_models(upst
     relay = Relay(upstream, store, models=["m-*"])
     for field in ("models", "fallbacks", "api_base", "extra_body"):
         with pytest.raises(ChatError, match=f'"{field}"') as caught:
-            await relay.start(ONE, "r1", Chat({"messages": HELLO, field: ["n-1"]}, model="m-1"))
+            await relay.start(ONE, "r1", Chat.of({"messages": HELLO, field: ["n-1"]}, model="m-1"))
         assert (caught.value.info.code, caught.value.info.param) == ("model_not_allowed", field)
     await relay.close()
 
     relay = Relay(upstream, store)
-    await relay.start(ONE, "r1", Chat({"messages": HELLO, "models": ["n-1"]}))
+    await relay.start(ONE, "r1", Chat.of({"messages": HELLO, "models": ["n-1"]}))
     await relay.close()
 
 
