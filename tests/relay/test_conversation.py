@@ -6,8 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.frames import Chat, decode
-from ws_chat.relay.conversation import assistant_message, conversation, encode_request, is_same_request
+from ws_chat.relay import conversation as conversation_module
+from ws_chat.relay.conversation import conversation, encode_request, is_same_request
 
 HI = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
@@ -16,6 +18,10 @@ PIECES = [
     {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]},
     {"tool_calls": [{"index": 0, "function": {"arguments": ":1}"}}]},
 ]
+
+
+def assistant_message(deltas):
+    return conversation_module.assistant_message(list(map(encode_delta, deltas)))
 
 
 def chat(**request) -> Chat:
@@ -51,7 +57,7 @@ def test_what_was_said_is_one_message(deltas, message):
 
 def test_a_conversation_goes_on_from_what_was_asked_and_said():
     first = encode_request(chat(), [])
-    second_messages = [*conversation(first, [{"content": "Hello"}])]
+    second_messages = [*conversation(first, [encode_delta({"content": "Hello"})])]
     second = encode_request(chat(messages=[{"role": "user", "content": "more"}], previous_id="r1"), second_messages)
 
     assert second_messages == [HI, {"role": "assistant", "content": "Hello"}]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ws_chat.protocol.deltas import ToolCalls
+from ws_chat.protocol.deltas import MERGE_LIMIT, ToolCalls, decode_delta, merge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,9 +44,12 @@ def conversation(stored: bytes, deltas: Sequence[Delta]) -> list[Any]:
 
 def conversation_of(log: Log) -> list[Any]:
     """Return the messages of a log's conversation, with its answer so far."""
-    deltas: list[Delta] = []
-    while part := log.after(len(deltas), log.last):
-        deltas += part
+    deltas = []
+    seq = 0
+    while part := log.after(seq, MERGE_LIMIT):
+        delta, count = merge(part)
+        deltas.append(delta)
+        seq += count
     return conversation(log.request, deltas)
 
 
@@ -54,7 +57,7 @@ def assistant_message(deltas: Sequence[Delta]) -> dict[str, Any] | None:
     """Join deltas to one message (text and tool calls); None if it would be empty."""
     texts: list[str] = []
     calls = ToolCalls()
-    for delta in deltas:
+    for delta in map(decode_delta, deltas):
         if isinstance(content := delta.get("content"), str):
             texts.append(content)
         if isinstance(pieces := delta.get("tool_calls"), list):

@@ -81,6 +81,7 @@ def create_app(
         max_generations_per_principal=settings.max_generations_per_principal,
         quota=Quota(settings.requests_per_minute, store.counters),
         max_bytes=settings.max_frame_bytes,
+        max_answer_bytes=settings.max_answer_bytes,
         resume_window=settings.resume_window,
         observe=observe,
     )
