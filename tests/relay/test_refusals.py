@@ -194,7 +194,7 @@ async def test_one_that_another_process_runs_is_interrupted(upstream, store):
     log = await store.get(R1)
     start = asyncio.create_task(relay.start(ONE, "r2", chat("r2", previous=True)))
     await until(lambda: store.cancelled, "r1 to be cancelled")
-    log.append([{"content": "late"}])
+    log.append([b'{"content":"late"}'])
     log.end(DONE)
     await start
     await until(lambda: upstream.requests, "r2 to run")
