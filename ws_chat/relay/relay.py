@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 START_TIMEOUT: Final = 8.5
 """Seconds in which a request is started or refused: clients are promised an answer within ten."""
 EPOCH_BYTES: Final = 6
+ROUTING_FIELDS: Final = frozenset(
+    {
+        *("models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "route", "preset", "plugins"),
+        *("engine", "deployment_id", "model_list", "user_config", "custom_llm_provider", "extra_body"),
+        *("api_base", "base_url", "api_key", "api_version"),
+    }
+)
+"""What routers (OpenRouter, LiteLLM) read beside `model`: other models, servers and keys. With an allow-list, refused."""
 JOINED_AT_ONCE: Final = 512
 """Deltas of an answer that are joined in one turn of the event loop, to continue from it."""
 
@@ -134,6 +142,9 @@ class Relay:
         Every check comes before the first change, and a reservation is released when a later step fails.
         """
         self._check_drain()
+        if self._models and (field := next(filter(ROUTING_FIELDS.__contains__, chat.body), None)):
+            message = f'"{field}" could choose another model or server, and this server allows only some models.'
+            raise ChatError("model_not_allowed", message, param=field)
         # The operator's own default is always allowed: the list limits what a client may name.
         if chat.model and self._models and not any(fnmatchcase(chat.model, pattern) for pattern in self._models):
             raise ChatError("model_not_allowed", "This model is not allowed.", param="model")
