@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ws_chat.protocol.errors import UNREACHABLE, ChatError
 from ws_chat.stores.redis.connection import FAULTS, describe, evaluate
 from ws_chat.stores.redis.keys import REPAIR, TERMINAL, cancels, lease_key
-from ws_chat.stores.redis.log import Copy, lost_entry, start_of
+from ws_chat.stores.redis.log import Copy, lost_entry, parse_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,10 +77,10 @@ class Follower:
             position = f"({page[-1][0].decode()}"
             if len(page) < PAGE:
                 break
-        head = {name: value for entry, fields in entries if entry.startswith(b"0-") for name, value in fields.items()}
-        if b"start" not in head:
+        fields = {name: value for entry, fields in entries if entry.startswith(b"0-") for name, value in fields.items()}
+        if b"head" not in fields:
             return None
-        copy = Copy(slot, key, names, start_of(head[b"start"]), head[b"request"], self._keep)
+        copy = Copy(slot, key, names, *parse_head(fields), self._keep)
         copy.take(entries)
         return copy
 
@@ -94,7 +94,7 @@ class Follower:
         enough = lease.renewals + 2
         copy.watch(stay)
         try:
-            while copy.last < seq and lease.renewals < enough and not (copy.terminal or copy.fault):
+            while copy.last < seq and lease.renewals < enough and not (copy.terminal or copy.fault):  # noqa: ASYNC110
                 await asyncio.sleep(REACH_INTERVAL)
         finally:
             copy.unwatch(stay)

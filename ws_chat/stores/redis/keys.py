@@ -3,8 +3,8 @@
 Of a named generation, all in one slot of a Redis Cluster:
 
 - `ws_chat:{n}:id/<principal>/<id>`: string; the epoch of the generation that has this id, and the replica that runs it.
-- `ws_chat:{n}:log/<principal>/<id>/<epoch>`: stream; the generation's log. Its entries have explicit ids: `0-1` and `0-2`
-  hold the start frame and the request, `1-<seq>` the deltas up to that seq, one a line, and `2-0` the terminal frame.
+- `ws_chat:{n}:log/<principal>/<id>/<epoch>`: stream; the generation's log. Its entries have explicit ids: `0-1` has the
+  digest of the request and the start frame, `0-2` the messages, `1-<seq>` the deltas up to that seq, one a line, and `2-0` the terminal frame.
   Redis refuses an id that is not the highest, so a write that is repeated changes nothing, and after the end nothing is
   added. A replica writes from the first delta that Redis has not confirmed, so entries may overlap; none may be missing.
 - `ws_chat:{n}:read/<principal>/<id>/<epoch>`: there while another replica has a reader.
@@ -26,8 +26,8 @@ from zlib import crc32
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-HEAD_START: Final = "0-1"
-HEAD_REQUEST: Final = "0-2"
+HEAD: Final = "0-1"
+MESSAGES: Final = "0-2"
 TERMINAL: Final = "2-0"
 
 
@@ -107,13 +107,13 @@ return {{marker, held, redis.call('GET', KEYS[3])}}
 """
 
 CREATE: Final = f"""{_STATE}
--- KEYS: pointer, stream. ARGV: pointer's value, expiry, start, request. Returns what is in the pointer then, or nothing.
+-- KEYS: pointer, stream. ARGV: pointer's value, expiry, head, messages. Returns what is in the pointer then, or nothing.
 local found = redis.call('GET', KEYS[3])
 -- A stream without its pointer: this create was given up and undone, before it was carried out.
 if found or held == 1 or redis.call('EXISTS', KEYS[4]) == 1 then return {{marker, held, found}} end
 redis.call('SET', KEYS[3], ARGV[4], 'PX', ARGV[5])
-redis.call('XADD', KEYS[4], '{HEAD_START}', 'start', ARGV[6])
-redis.call('XADD', KEYS[4], '{HEAD_REQUEST}', 'request', ARGV[7])
+redis.call('XADD', KEYS[4], '{HEAD}', 'head', ARGV[6])
+redis.call('XADD', KEYS[4], '{MESSAGES}', 'messages', ARGV[7])
 redis.call('PEXPIRE', KEYS[4], ARGV[5])
 return {{marker, held, ARGV[4]}}
 """

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ws_chat.protocol.errors import LOST, UNREACHABLE
-from ws_chat.protocol.frames import Done, Failed, Start, Terminal, encode
-from ws_chat.stores.base import LogEndedError
+from ws_chat.protocol.frames import DIGEST_SIZE, Done, Failed, Start, Terminal, encode
+from ws_chat.stores.base import LogEndedError, failed_early
 from ws_chat.stores.memory import MemoryLog
-from ws_chat.stores.redis.keys import HEAD_REQUEST, HEAD_START, TERMINAL
+from ws_chat.stores.redis.keys import HEAD, MESSAGES, TERMINAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,16 +29,18 @@ PART: Final = 512
 END_TIMEOUT: Final = 8.0
 """Seconds in which a terminal frame must be stored; then readers are told that the log is out of reach."""
 
-start_of: Final[Callable[[bytes], Start]] = msgspec.json.Decoder(Start).decode
+_start_of: Final[Callable[[bytes], Start]] = msgspec.json.Decoder(Start).decode
 terminal_of: Final[Callable[[bytes], Terminal]] = msgspec.json.Decoder(Done | Failed).decode
 
 
-def pack(deltas: Sequence[Delta]) -> bytes:
-    return b"\n".join(map(msgspec.json.encode, deltas))
+def head(start: Start, request: bytes) -> bytes:
+    """Return what a log begins with: the digest of its request, and its start frame."""
+    return request[:DIGEST_SIZE].ljust(DIGEST_SIZE, b"\0") + encode(start)
 
 
-def unpack(packed: bytes) -> list[Delta]:
-    return [msgspec.json.decode(line) for line in packed.split(b"\n")]
+def parse_head(fields: dict[bytes, bytes]) -> tuple[Start, bytes]:
+    """Return the start frame and the request from the entries before the deltas."""
+    return _start_of(fields[b"head"][DIGEST_SIZE:]), fields[b"head"][:DIGEST_SIZE] + fields.get(b"messages", b"")
 
 
 def lost(log: MemoryLog) -> Failed:
@@ -68,11 +70,13 @@ class SharedLog(MemoryLog):
 
     def entries(self, terminal: Terminal | None) -> list[Any]:
         """Return all entries of its stream: id, field and value of each."""
-        entries = [HEAD_START, "start", encode(self.start), HEAD_REQUEST, "request", self.request]
+        entries: list[Any] = [HEAD, "head", head(self.start, self.request)]
+        if not (terminal and failed_early(self.last, terminal)):
+            entries += [MESSAGES, "messages", self.request[DIGEST_SIZE:]]
         seq = 0
         while deltas := self.after(seq, PART):
             seq += len(deltas)
-            entries += [f"1-{seq}", "deltas", pack(deltas)]
+            entries += [f"1-{seq}", "deltas", b"\n".join(deltas)]
         return [*entries, TERMINAL, "terminal", encode(terminal)] if terminal else entries
 
 
@@ -138,12 +142,16 @@ class OwnLog(SharedLog):
         commands: list[Command] = []
         stream = self.names.stream
         if self.last > self.stored:
-            deltas = pack(self.after(self.stored, self.last - self.stored))
-            commands.append(("XADD", stream, "NOMKSTREAM", f"1-{self.last}", "deltas", deltas))
+            deltas: list[Delta] = []
+            while more := self.after(self.stored + len(deltas), self.last):
+                deltas += more
+            commands.append(("XADD", stream, "NOMKSTREAM", f"1-{self.last}", "deltas", b"\n".join(deltas)))
         if self.ending:
             commands.append(("XADD", stream, "NOMKSTREAM", TERMINAL, "terminal", encode(self.ending)))
             commands.append(("PEXPIRE", stream, retention))
             commands.append(("PEXPIRE", self.names.pointer, retention))
+            if failed_early(self.last, self.ending):
+                commands.append(("XDEL", stream, MESSAGES))
         return commands
 
 
@@ -181,7 +189,7 @@ class Copy(SharedLog):
         for entry, fields in entries:
             kind, _, seq = entry.partition(b"-")
             if kind == b"1":
-                deltas = unpack(fields[b"deltas"])
+                deltas = fields[b"deltas"].split(b"\n")
                 known = self.last + len(new) - int(seq) + len(deltas)
                 if 0 <= known < len(deltas):
                     new += deltas[known:]

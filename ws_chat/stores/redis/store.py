@@ -71,6 +71,10 @@ class RedisStore:
         return self._link.available
 
     @property
+    def shared(self) -> bool:
+        return True
+
+    @property
     def counters(self) -> Storage:
         """Where all replicas count requests."""
         return self._link.counters()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import ResponseError
 
 from ws_chat.protocol.errors import RESTORING, ChatError
-from ws_chat.protocol.frames import encode
+from ws_chat.protocol.frames import DIGEST_SIZE, encode
 from ws_chat.stores.base import LogExistsError
 from ws_chat.stores.redis.connection import describe, evaluate, state_arguments
 from ws_chat.stores.redis.keys import CREATE, REPAIR, TERMINAL, UNDO, cancels
-from ws_chat.stores.redis.log import OwnLog, lost_entry
+from ws_chat.stores.redis.log import OwnLog, head, lost_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ class Writer:
         if self.get(names.pointer):
             raise LogExistsError
         keys = (*slot.keys, names.pointer, names.stream)
-        created = names.value, self._expiry, encode(start), request
+        created = names.value, self._expiry, head(start, request), request[DIGEST_SIZE:]
         try:
             _, _, found = await self._link.run(slot, CREATE, keys, *state_arguments(), *created)
         except BaseException:
@@ -153,6 +153,7 @@ class Writer:
             results = [next(answers) for _ in commands]
             for (name, _, *arguments), answer in zip(commands, results, strict=True):
                 if name != "XADD":
+                    log.entries_stored -= name == "XDEL" and answer == 1
                     continue
                 if answer is None or (isinstance(answer, ResponseError) and "equal or smaller" in str(answer)):
                     log.in_doubt = True
