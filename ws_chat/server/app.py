@@ -119,7 +119,7 @@ def create_app(
 
         await relay.open()
         connections.serving = True
-        with metrics.measure_lag():
+        with metrics.measure(store):
             yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout, UNPROTECTED: unprotected}
         await relay.close()
 
