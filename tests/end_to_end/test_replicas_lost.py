@@ -214,9 +214,7 @@ async def test_an_end_waits_for_redis_and_is_shown_once_it_is_stored(shared, ser
 
 
 @pytest.mark.parametrize("form", ["text", "frames"])
-async def test_without_redis_for_long_readers_are_told_and_nobody_gets_another_end(
-    form, shared, serve, fake, windows
-):
+async def test_without_redis_for_long_readers_are_told_and_nobody_gets_another_end(form, shared, serve, fake, windows):
     """At the replica that has the end, and at another one, over both transports."""
     windows("redis.log.END_TIMEOUT", 0.1)
     windows("redis.store.AWAY", 0.1)
