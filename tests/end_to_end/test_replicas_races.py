@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from end_to_end.test_replicas import begin, begin_elsewhere, copies, over_http, own_logs, slowly
+from end_to_end.test_replicas import begin, begin_elsewhere, copies, over_http, slowly
 from end_to_end.test_replicas_lost import expire, kill, replica
 from support.service import HELLO, Socket, events, joined
 from support.waiting import until
@@ -206,8 +206,8 @@ async def test_nothing_is_kept_of_what_has_ended(shared, serve, fake, windows):
     writers = [service.relay._store._writer for service in (one, other)]
     await until(
         lambda: (
-            not any((writer._running, writer._ended, writer._undoing) for writer in writers)
-            and not any(copies(service) or own_logs(service) for service in (one, other))
+            not any(kept for writer in writers for kept in (writer._running, writer._ended, writer._undoing))
+            and not any(copies(service) for service in (one, other))
         ),
         "nothing to be left",
     )
