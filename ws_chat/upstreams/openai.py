@@ -28,6 +28,7 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from ws_chat.protocol.errors import ChatError
 from ws_chat.protocol.sse import NotAnEventStreamError
 from ws_chat.protocol.urls import redact_url
+from ws_chat.upstreams.base import Request
 from ws_chat.upstreams.completion import CompletionParser, error_message, shorten
 from ws_chat.upstreams.http.connection import DRAIN_TIMEOUT, Body
 from ws_chat.upstreams.http.transport import PUSHED, PushTransport, replay
@@ -102,12 +103,13 @@ class OpenAIUpstream:
 
     async def _relay(self, request: Mapping[str, Any], parser: CompletionParser) -> None:
         """Send a request with `include_usage`, and again without it if the server refuses that; parse its answer."""
+        body = request.raw if isinstance(request, Request) else request
         options = request.get("stream_options", {})
         model = request["model"]
         if model in self._without_usage or not isinstance(options, dict) or "include_usage" in options:
-            await self._send({**request, "stream": True}, parser)
+            await self._send({**body, "stream": True}, parser)
             return
-        with_usage = {**request, "stream_options": {**options, "include_usage": True}, "stream": True}
+        with_usage = {**body, "stream_options": {**options, "include_usage": True}, "stream": True}
         try:
             await self._send(with_usage, parser)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
@@ -115,7 +117,7 @@ class OpenAIUpstream:
                 raise
         else:
             return
-        response = await self._post(_encode({**request, "stream": True}))
+        response = await self._post(_encode({**body, "stream": True}))
         if len(self._without_usage) >= MAX_REMEMBERED:
             del self._without_usage[next(iter(self._without_usage))]
         self._without_usage[model] = None
