@@ -62,11 +62,8 @@ class StaleConnectionError(Exception):
 class Head(NamedTuple):
     status: int
     headers: list[tuple[bytes, bytes]]
-
-    @property
-    def is_plain_success(self) -> bool:
-        """Whether the body is an answer that can be read as it is: the status is 2xx, and it is not compressed."""
-        return 200 <= self.status < 300 and not any(name.lower() == b"content-encoding" for name, _ in self.headers)
+    is_plain_success: bool
+    """Whether the body is an answer that can be read as it is: the status is 2xx, and it is not compressed."""
 
 
 class Turns:
@@ -111,8 +108,9 @@ class Connection(asyncio.Protocol):
         self._turns = turns
         self._served = 0
         self._last = 0.0  # loop time of the request or the last read
-        self._timeout = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timeout: float | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of a silence; it stays for the next request
+        self._drain: asyncio.TimerHandle | None = None
         self._head: Head | None = None
         self._answered: asyncio.Future[None] | None = None  # the head was received, or the body was pushed to its end
         self._body: Body | None = None
@@ -146,8 +144,10 @@ class Connection(asyncio.Protocol):
         self._body = body
         body.connection = self
         self._last = self._loop.time()
-        if timeout is not None:
+        if timeout != self._timeout:
+            self._stop_timer()
             self._timeout = timeout
+        if timeout is not None and self._timer is None:
             self._timer = self._loop.call_later(timeout, self._check_silence)
         self._transport.write(request)
         try:
@@ -165,8 +165,7 @@ class Connection(asyncio.Protocol):
 
     def close_unless_ended(self, within: float) -> None:
         """Close, unless the response ends `within` seconds."""
-        self._stop_timer()
-        self._timer = self._loop.call_later(within, self.close)
+        self._drain = self._loop.call_later(within, self.close)
 
     def pause(self) -> None:
         self._held = True
@@ -234,6 +233,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_lost(self)
+        self._stop_timer()
         while self._rest:
             self.parse_slice()
         self._parser = None  # it refers to this object: a cycle (as in uvicorn #1604)
@@ -265,7 +265,7 @@ class Connection(asyncio.Protocol):
         if status >= 200 and self._head is None and self._answered and self._body:
             names = {name.lower() for name, _ in self._headers}
             self._ends_with_connection = not names & {b"content-length", b"transfer-encoding"}
-            self._head = Head(status, self._headers)
+            self._head = Head(status, self._headers, 200 <= status < 300 and b"content-encoding" not in names)
             self._body.start(self._head, self._answered)
         self._headers = []  # for the final response after an interim one, or for trailers
 
@@ -286,7 +286,9 @@ class Connection(asyncio.Protocol):
 
     def _release(self) -> None:
         """End the body, and offer the connection for another request, or close it."""
-        self._stop_timer()
+        if self._drain:
+            self._drain.cancel()
+            self._drain = None
         self._rest = b""
         body, self._body = self._body, None
         self._served += 1
@@ -297,7 +299,7 @@ class Connection(asyncio.Protocol):
             self.idle_since = self._loop.time()
             self._on_idle(self)
         else:
-            self._transport.abort()
+            self.close()
 
     def _fail(self, error: Exception) -> None:
         self.close()
@@ -308,6 +310,9 @@ class Connection(asyncio.Protocol):
             body.end(error)
 
     def _check_silence(self) -> None:
+        self._timer = None
+        if self._timeout is None or self._body is None:
+            return
         remaining = self._last + self._timeout - self._loop.time()
         if remaining <= 0:
             self._fail(httpx2.ReadTimeout("The server was silent for too long."))
@@ -324,9 +329,10 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _stop_timer(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._drain):
+            if timer:
+                timer.cancel()
+        self._timer = self._drain = None
 
 
 class Body(httpx2.AsyncByteStream):

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -37,8 +38,10 @@ from ws_chat.upstreams.http.connection import Body, Connection, Head, StaleConne
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-KEEPALIVE_TIMEOUT: Final = 15.0
+KEEPALIVE_TIMEOUT: Final = 60.0
 """Seconds after which an idle connection is closed: a NAT or firewall on its way may have dropped it silently."""
+PROBE_INTERVAL: Final = 15
+"""Seconds of silence after which the kernel probes a connection, so that none of those drops it, or it is closed."""
 PUSHED: Final = "pushed_body"
 """The response extension that holds the Body, to be pushed."""
 
@@ -153,7 +156,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
 
         try:
             async with asyncio.timeout(timeout):
-                _, connection = await loop.create_connection(
+                transport, connection = await loop.create_connection(
                     lambda: Connection(on_idle, on_lost, self._turns),
                     host,
                     port,
@@ -164,6 +167,12 @@ class PushTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ConnectTimeout("The server could not be reached in time.", request=None) from None
         except (OSError, ssl.SSLError) as error:
             raise httpx2.ConnectError(str(error)) from error
+        sock: socket.socket | None = transport.get_extra_info("socket")
+        if sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+                if option := getattr(socket, name, None):
+                    sock.setsockopt(socket.IPPROTO_TCP, option, PROBE_INTERVAL)
         if not connection.closing:  # else `on_lost` was called already, and nothing would discard it
             self._open.add(connection)
         return connection
