@@ -31,6 +31,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ws_chat.server.chat.sender import DIRECT_WRITER
@@ -51,6 +52,7 @@ BODY_TIMEOUT: Final = 60.0
 """Seconds for its body."""
 MAX_HEAD: Final = 64 * 1024
 """Bytes of a request's head, of the chunk sizes between two pieces of a body, and of trailers."""
+_FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
 class DirectHTTPProtocol(HttpToolsProtocol):
@@ -67,6 +69,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self._apps = (self.app.app, self.app) if isinstance(self.app, ProxyHeadersMiddleware) else (self.app, self.app)
         bound(transport, self.app_state)
         self._close_after(HEAD_TIMEOUT)
 
@@ -84,6 +87,8 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             self._ignoring = True
             return
         self._close_after(BODY_TIMEOUT)
+        # uvicorn's middleware changes nothing without these, but costs as much as three layers.
+        self.app = self._apps[any(name in _FORWARDED for name, _ in self.headers)]
         super().on_headers_complete()
         self.headers = list(self.headers)  # uvicorn appends trailers to this list; the other one is the application's
 
