@@ -22,6 +22,10 @@ Invariants, with the tests that hold them:
 - Every `Upgrade` but that of a WebSocket handshake is ignored, and the body of such a request is read as a body
   (RFC 9110, section 7.8; tests/server/uvicorn_protocols/test_upgrade.py). uvicorn and httptools end the request with its
   head, and parse its body as another request (uvicorn #2722, httptools #124).
+- What follows a complete request and is no HTTP is not answered, like a pipelined request: nothing stands before, or in, the
+  answer to the request (tests/server/uvicorn_protocols/test_closing.py: test_garbage_behind_a_request_does_not_break_its_answer).
+- A response to HTTP/1.0 is not chunked: it ends with the connection (RFC 9112, section 6.1;
+  tests/server/uvicorn_protocols/test_closing.py: test_an_answer_to_http_1_0_is_not_chunked).
 - Trailers do not become headers (RFC 9110, section 6.5.1), as they do in uvicorn: a client must not send X-Forwarded-Proto
   past a proxy (tests/server/uvicorn_protocols/test_upgrade.py: test_trailers_do_not_become_headers).
 """
@@ -31,9 +35,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ws_chat.server.chat.sender import DIRECT_WRITER
+from ws_chat.server.chat.sender import DIRECT_WRITER, LIMIT
 from ws_chat.server.uvicorn_protocols.bounds import bound
 
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.types import Receive, Send
+    from uvicorn._types import ASGISendEvent
 
     from ws_chat.protocol.frames import Frame
     from ws_chat.server.chat.sender import Encode
@@ -51,6 +56,21 @@ BODY_TIMEOUT: Final = 60.0
 """Seconds for its body."""
 MAX_HEAD: Final = 64 * 1024
 """Bytes of a request's head, of the chunk sizes between two pieces of a body, and of trailers."""
+
+
+class _UnchunkedCycle(RequestResponseCycle):
+    """A request of HTTP/1.0. uvicorn would answer it with chunks, unless the length of the response is known."""
+
+    _unbounded = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            self._unbounded = b"content-length" not in {name.lower() for name, _ in message.get("headers", ())}
+            if self._unbounded:
+                self.chunked_encoding = False
+        elif message["type"] == "http.response.body" and self._unbounded:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class DirectHTTPProtocol(HttpToolsProtocol):
@@ -85,6 +105,8 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             return
         self._close_after(BODY_TIMEOUT)
         super().on_headers_complete()
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.__class__ = _UnchunkedCycle
         self.headers = list(self.headers)  # uvicorn appends trailers to this list; the other one is the application's
 
     def on_body(self, body: bytes) -> None:
@@ -108,6 +130,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         self._parse(data)
         if self._head > MAX_HEAD:
             self.logger.warning("Closing a connection: its request's head has more than %d bytes.", MAX_HEAD)
+            self._count("head_bytes")
             self.transport.abort()
         elif self._deadline is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
             # Any byte stops uvicorn's own keep-alive timer, and a line break starts no request.
@@ -117,7 +140,11 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
-            self._refuse()
+            if self.cycle and not (self.cycle.more_body or self.cycle.response_complete):
+                self._discarding = True
+                self.cycle.keep_alive = False
+            else:
+                self._refuse()
         except httptools.HttpParserUpgrade as upgrade:  # behind a head: `data` may have more
             if self._ignoring:
                 self._ignore_upgrade(data[upgrade.args[0] :])
@@ -208,7 +235,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         data = encode(frame)
         self.sent += len(data)
         if data and not self.transport.is_closing():
-            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self.cycle.chunked_encoding else data)
 
     def _call_on_writable(self) -> None:
         if self.on_writable:
@@ -218,4 +245,12 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         """Close the connection after `seconds`, unless called again; None: never."""
         if self._deadline:
             self._deadline.cancel()
-        self._deadline = self.loop.call_later(seconds, self.transport.abort) if seconds else None
+        self._deadline = self.loop.call_later(seconds, self._expire) if seconds else None
+
+    def _expire(self) -> None:
+        self._count("request_seconds")
+        self.transport.abort()
+
+    def _count(self, limit: str) -> None:
+        if count := self.app_state.get(LIMIT):
+            count(limit)
