@@ -217,6 +217,9 @@ def uvicorn_config(settings: Settings, options: ServeOptions) -> dict[str, Any]:
         "level": options.log_level.upper(),
         "propagate": False,
     }
+    log_config["filters"] = {"redact": {"()": "ws_chat.server.observers.logs.RedactQueries"}}
+    for name in ("uvicorn.access", "uvicorn.error"):
+        log_config["loggers"][name]["filters"] = ["redact"]
     if not sys.stderr.isatty():
         factory = "ws_chat.server.observers.logs.JSONFormatter"
         log_config["formatters"] = {name: {"()": factory} for name in log_config["formatters"]}
