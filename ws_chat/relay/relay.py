@@ -64,14 +64,15 @@ class Relay:
         quota: Quota | None = None,
         throttle: Throttle | None = None,
         max_bytes: int = 4 * 1024 * 1024,
+        max_answer_bytes: int = 64 * 1024 * 1024,
         resume_window: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         observe: Observer | None = None,
     ) -> None:
         """Allow the models that match one of the shell patterns `models` (none: any). `clock` returns seconds.
 
-        `max_bytes` limits a conversation, including the messages that `previous_id` adds. A named generation without a
-        reader for `resume_window` seconds is cancelled.
+        `max_bytes` limits a conversation, including the messages that `previous_id` adds, and `max_answer_bytes` the
+        deltas of an answer. A named generation without a reader for `resume_window` seconds is cancelled.
         """
         self._upstream = upstream
         self._store = store
@@ -85,16 +86,21 @@ class Relay:
             self._observe,
             max_generations=max_generations,
             max_generations_per_principal=max_generations_per_principal,
+            max_answer_bytes=max_answer_bytes,
             resume_window=resume_window,
             clock=clock,
+            shared=store.shared,
         )
         self._joining = asyncio.Lock()
         self._starting: WeakValueDictionary[GenerationKey, asyncio.Lock] = WeakValueDictionary()
+        self.leaving = False
+        """Whether a drain is about to begin: requests are still served, but should go elsewhere."""
         self.draining = False
 
     def check_ready(self) -> None:
         """Raise ChatError while new requests should go elsewhere: `draining`, or `overloaded` if the store is away."""
-        self._check_drain()
+        if self.leaving or self.draining:
+            raise ChatError.of(DRAINING)
         if not self._store.available:
             raise ChatError.of(UNREACHABLE)
 
@@ -213,15 +219,18 @@ class Relay:
         self._runner.cancel(key)
         self._store.remove(key)
 
-    async def drain(self, timeout: float, last_frames: float = 0.0) -> None:
+    async def drain(self, timeout: float) -> None:
         """Refuse new generations; wait `timeout` seconds for the running ones and their readers, then end them.
 
-        Readers get `last_frames` seconds more to receive the terminal frames.
+        Readers that can go on at another process are not waited for.
         """
         self.draining = True
         await self._runner.quiet(timeout)
         await self._runner.stop()
-        await self._runner.quiet(last_frames)
+
+    async def unread(self, timeout: float) -> None:
+        """Wait `timeout` seconds until every reader has received its terminal frame."""
+        await self._runner.unread(timeout)
 
     async def stop(self) -> None:
         """Refuse new generations, and end the running ones with the error `draining`."""

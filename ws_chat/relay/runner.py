@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.errors import DRAINING, INTERNAL_ERROR, ChatError
 from ws_chat.protocol.frames import Done, Failed
 from ws_chat.relay.conversation import Answer
@@ -22,7 +23,7 @@ from ws_chat.relay.generation import Generation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.deltas import Delta, Fields
     from ws_chat.protocol.frames import Terminal
     from ws_chat.relay.access import Caller
     from ws_chat.relay.events import Observer
@@ -56,6 +57,29 @@ class _FirstDelta:
             self._generation.record_first_delta(self._clock())
 
 
+class _Emit:
+    """Appends what an upstream emits to a log, as bytes, at most `limit`. Raises ChatError (`upstream_malformed`) beyond."""
+
+    __slots__ = ("_limit", "_log", "_room")
+
+    def __init__(self, log: Log, limit: int) -> None:
+        self._log = log
+        self._limit = self._room = limit
+
+    def __call__(self, deltas: Sequence[Fields | Delta]) -> None:
+        encoded = [delta if isinstance(delta, bytes) else encode_delta(delta) for delta in deltas]
+        if all(encoded):
+            self._append(encoded)
+        elif left := list(filter(None, encoded)):
+            self._append(left)
+
+    def _append(self, deltas: list[Delta]) -> None:
+        self._room -= sum(map(len, deltas))
+        if self._room < 0:
+            raise ChatError("upstream_malformed", f"The upstream's answer has more than {self._limit} bytes.")
+        self._log.append(deltas)
+
+
 class Runner:
     """The running generations, at most `max_generations`. One without a reader for `resume_window` seconds is cancelled."""
 
@@ -66,20 +90,26 @@ class Runner:
         *,
         max_generations: int,
         max_generations_per_principal: int | None,
+        max_answer_bytes: int,
         resume_window: float,
         clock: Callable[[], float],
+        shared: bool,
     ) -> None:
         self._upstream = upstream
         self._observe = observe
         self._max_generations = max_generations
         self._max_per_principal = max_generations_per_principal
+        self._max_answer_bytes = max_answer_bytes
         self._resume_window = resume_window
         self._clock = clock
         self._running: dict[GenerationKey, _Run] = {}
         self._reserved = 0
         self._of_principals: Counter[str] = Counter()  # running and reserved
+        self._shared = shared
         self._reading = 0
+        self._staying = 0  # the readers that cannot go on at another process
         self._quiet = asyncio.Event()
+        self._unread = asyncio.Event()
         self._stopped: asyncio.Future[list[Any]] | None = None
 
     @property
@@ -128,7 +158,8 @@ class Runner:
             self._observe(_ended(caller, key, log, terminal, generation, request))
 
         log.watch(_FirstDelta(generation, log, self._clock))
-        task = asyncio.create_task(self._upstream.generate(request, log.append, generation.outcome))
+        emit = _Emit(log, self._max_answer_bytes)
+        task = asyncio.create_task(self._upstream.generate(request, emit, generation.outcome))
         # A callback, because a task that is cancelled before its first step never runs a line of its own.
         task.add_done_callback(on_done)
         if self._stopped:
@@ -139,14 +170,13 @@ class Runner:
 
     def attach(self, key: GenerationKey, log: Log) -> None:
         """Count a reader of a log, which keeps its generation from being cancelled."""
-        self._reading += 1
+        self._count(key, 1)
         if run := self._run_of(key, log):
             self._count_reader(run, 1)
 
     def detach(self, key: GenerationKey, log: Log) -> None:
         """Stop counting a reader. After the last one the resume window opens."""
-        self._reading -= 1
-        self._update_quiet()
+        self._count(key, -1)
         if run := self._run_of(key, log):
             self._count_reader(run, -1)
 
@@ -165,11 +195,15 @@ class Runner:
         return run is not None
 
     async def quiet(self, timeout: float) -> None:
-        """Wait until no generation runs, starts or is read, for at most `timeout` seconds."""
-        self._update_quiet()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._quiet.wait()
+        """Wait until no generation runs or starts, for at most `timeout` seconds.
+
+        Waits for readers too, except for those that can go on at another process.
+        """
+        await self._wait(self._quiet, timeout)
+
+    async def unread(self, timeout: float) -> None:
+        """Wait until no generation is read, for at most `timeout` seconds."""
+        await self._wait(self._unread, timeout)
 
     async def stop(self) -> None:
         """End all generations with the error `draining`. May be called several times, also at once."""
@@ -201,11 +235,27 @@ class Runner:
         if run.readers == 0:
             run.window = asyncio.get_running_loop().call_later(self._resume_window, run.task.cancel)
 
+    def _count(self, key: GenerationKey, change: int) -> None:
+        self._reading += change
+        if not (self._shared and key.named):
+            self._staying += change
+        self._update_quiet()
+
+    async def _wait(self, event: asyncio.Event, timeout: float) -> None:
+        self._update_quiet()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await event.wait()
+
     def _update_quiet(self) -> None:
-        if self._running or self._reserved or self._reading:
-            self._quiet.clear()
-        else:
-            self._quiet.set()
+        for event, busy in (
+            (self._quiet, self._running or self._reserved or self._staying),
+            (self._unread, self._reading),
+        ):
+            if busy:
+                event.clear()
+            else:
+                event.set()
 
     def _terminal(self, generation: Generation, last: int, task: asyncio.Task[None]) -> Terminal:
         now = self._clock()
