@@ -18,6 +18,8 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 from __future__ import annotations
 
 import asyncio
+import math
+import resource
 import ssl
 from typing import Final
 
@@ -31,7 +33,16 @@ KEEPALIVE_TIMEOUT: Final = 15.0
 PUSHED: Final = "pushed_body"
 """The response extension that holds the Body, to be pushed."""
 
+RESERVED_FILES: Final = 32
+"""File descriptors that are used neither for clients nor, but for half of them, for upstreams: for health checks."""
+
 Origin = tuple[bool, str, int]
+
+
+def files_left(number: int) -> float:
+    """Return how many more files the process can open, from the number of a new one: the lowest that is free."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if limit == resource.RLIM_INFINITY else limit - 1 - number
 
 
 class PushTransport(httpx2.AsyncBaseTransport):
@@ -104,7 +115,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
 
         try:
             async with asyncio.timeout(timeout):
-                _, connection = await loop.create_connection(
+                transport, connection = await loop.create_connection(
                     lambda: Connection(on_idle, on_lost, self._turns),
                     host,
                     port,
@@ -115,6 +126,9 @@ class PushTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ConnectTimeout("The server could not be reached in time.", request=None) from None
         except (OSError, ssl.SSLError) as error:
             raise httpx2.ConnectError(str(error)) from error
+        if files_left(transport.get_extra_info("socket").fileno()) < RESERVED_FILES // 2:
+            connection.close()
+            raise httpx2.ConnectError("nearly all file descriptors of this process are in use")
         if not connection.closing:  # else `on_lost` was called already, and nothing would discard it
             self._open.add(connection)
         return connection
