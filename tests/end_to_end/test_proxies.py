@@ -77,6 +77,7 @@ class Site:
 
     host: str
     tls: ssl.SSLContext | None
+    proxy: str
 
     @property
     def origin(self) -> str:
@@ -197,7 +198,7 @@ async def behind(request, serve, certificate) -> AsyncIterator[Callable[..., Any
             await proxy.until_logged(LISTENS[request.param])
             await until(lambda: listens(port), f"{request.param} to listen")
             tls = None if plain else ssl.create_default_context(cafile=certificate / "pem")
-            return Site(f"127.0.0.1:{port}", tls)
+            return Site(f"127.0.0.1:{port}", tls, request.param)
 
         yield start
 
@@ -269,13 +270,16 @@ async def test_the_body_of_a_request_with_another_upgrade_arrives(plain, behind,
     body = json.dumps(CHAT).encode()
     head = f"POST /v1/chat/stream HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {len(body)}\r\n".encode()
     upgrades = [H2C, b"Connection: Upgrade\r\nUpgrade: TLS/1.0, HTTP/1.1\r\n"]
+    if site.proxy == "envoy":  # it refuses what it does not know
+        refused = await site.raw(head + upgrades.pop().replace(b"Upgrade\r", b"Upgrade, close\r") + b"\r\n" + body)
+        assert statuses(refused) == [403]
     for upgrade in upgrades:
         request = head + upgrade.replace(b"Upgrade,", b"Upgrade, close,").replace(b"Upgrade\r", b"Upgrade, close\r")
         for parts in ((request + b"\r\n" + body,), (request, b"\r\n", body), (request + b"\r\n", body[:9], body[9:])):
             raw = await site.raw(*parts)
             assert statuses(raw) == [200]
             assert b"data: [DONE]" in raw
-    assert [request.body["messages"] for request in fake.requests] == [HELLO] * 6
+    assert [request.body["messages"] for request in fake.requests] == [HELLO] * 3 * len(upgrades)
 
 
 @both_schemes
@@ -285,8 +289,12 @@ async def test_no_body_becomes_a_request(plain, behind):
     last = f"GET /healthz HTTP/1.1\r\nHost: {site.host}\r\nConnection: close\r\n\r\n".encode()
     for upgrade in (H2C, b"Connection: Upgrade\r\nUpgrade: websocket\r\n"):
         for parts in ((head + upgrade + b"\r\n" + METRICS, last), (head + upgrade + b"\r\n", METRICS, last)):
-            raw = await site.raw(*parts)
-            assert statuses(raw)[0] == 400
+            try:
+                raw = await site.raw(*parts)
+            except ConnectionResetError:
+                assert site.proxy == "envoy", "it answers before it has read the body, and closes"
+                continue
+            assert statuses(raw)[0] in (400, 403)
             assert set(statuses(raw)[1:]) <= {404}, "/healthz stays inside"
             assert b"ws_chat_" not in raw, "the page of metrics"
 
