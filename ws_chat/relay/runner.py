@@ -11,24 +11,24 @@ import logging
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.errors import DRAINING, INTERNAL_ERROR, ChatError
 from ws_chat.protocol.frames import Done, Failed
-from ws_chat.relay.conversation import conversation_of
+from ws_chat.relay.conversation import Answer
 from ws_chat.relay.events import GenerationEnded, GenerationStarted
 from ws_chat.relay.generation import Generation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.deltas import Delta, Fields
     from ws_chat.protocol.frames import Terminal
     from ws_chat.relay.access import Caller
     from ws_chat.relay.events import Observer
     from ws_chat.stores.base import GenerationKey, Log
-    from ws_chat.upstreams.base import Upstream
+    from ws_chat.upstreams.base import Request, Upstream
 
 logger = logging.getLogger("ws_chat.runner")
 
@@ -57,6 +57,29 @@ class _FirstDelta:
             self._generation.record_first_delta(self._clock())
 
 
+class _Emit:
+    """Appends what an upstream emits to a log, as bytes, at most `limit`. Raises ChatError (`upstream_malformed`) beyond."""
+
+    __slots__ = ("_limit", "_log", "_room")
+
+    def __init__(self, log: Log, limit: int) -> None:
+        self._log = log
+        self._limit = self._room = limit
+
+    def __call__(self, deltas: Sequence[Fields | Delta]) -> None:
+        encoded = [delta if isinstance(delta, bytes) else encode_delta(delta) for delta in deltas]
+        if all(encoded):
+            self._append(encoded)
+        elif left := list(filter(None, encoded)):
+            self._append(left)
+
+    def _append(self, deltas: list[Delta]) -> None:
+        self._room -= sum(map(len, deltas))
+        if self._room < 0:
+            raise ChatError("upstream_malformed", f"The upstream's answer has more than {self._limit} bytes.")
+        self._log.append(deltas)
+
+
 class Runner:
     """The running generations, at most `max_generations`. One without a reader for `resume_window` seconds is cancelled."""
 
@@ -67,6 +90,7 @@ class Runner:
         *,
         max_generations: int,
         max_generations_per_principal: int | None,
+        max_answer_bytes: int,
         resume_window: float,
         clock: Callable[[], float],
         shared: bool,
@@ -75,6 +99,7 @@ class Runner:
         self._observe = observe
         self._max_generations = max_generations
         self._max_per_principal = max_generations_per_principal
+        self._max_answer_bytes = max_answer_bytes
         self._resume_window = resume_window
         self._clock = clock
         self._running: dict[GenerationKey, _Run] = {}
@@ -99,10 +124,16 @@ class Runner:
         """
         replaced = replacing in self._running
         if self.running + self._reserved - replaced >= self._max_generations:
-            raise ChatError("overloaded", "The server's limit of running generations is reached.", retry_after=1)
+            raise ChatError(
+                "overloaded",
+                "The server's limit of running generations is reached.",
+                retry_after=1,
+                limit="max_generations",
+            )
         limit = self._max_per_principal
         if limit and self._of_principals[principal] - replaced >= limit:
-            raise ChatError("too_many_generations", f"At most {limit} generations may run at once.", retry_after=1)
+            message = f"At most {limit} generations may run at once."
+            raise ChatError("too_many_generations", message, retry_after=1, limit="max_generations_per_principal")
         self._reserved += 1
         self._of_principals[principal] += 1
         try:
@@ -111,7 +142,7 @@ class Runner:
             self._reserved -= 1
             self._release(principal)
 
-    def run(self, caller: Caller, key: GenerationKey, log: Log, request: dict[str, Any]) -> None:
+    def run(self, caller: Caller, key: GenerationKey, log: Log, request: Request) -> None:
         """Start the task that writes the answer to `request` into `log`. After `stop`, it ends at once."""
         generation = Generation(log.start.id, log.start.model, self._clock())
 
@@ -127,7 +158,8 @@ class Runner:
             self._observe(_ended(caller, key, log, terminal, generation, request))
 
         log.watch(_FirstDelta(generation, log, self._clock))
-        task = asyncio.create_task(self._upstream.generate(request, log.append, generation.outcome))
+        emit = _Emit(log, self._max_answer_bytes)
+        task = asyncio.create_task(self._upstream.generate(request, emit, generation.outcome))
         # A callback, because a task that is cancelled before its first step never runs a line of its own.
         task.add_done_callback(on_done)
         if self._stopped:
@@ -244,8 +276,16 @@ def _ended(
     log: Log,
     terminal: Terminal,
     generation: Generation,
-    request: dict[str, Any],
+    request: Request,
 ) -> GenerationEnded:
+    def content() -> list[Any]:
+        answer = Answer()
+        seq = 0
+        while deltas := log.after(seq, log.last):
+            seq += len(deltas)
+            answer.add(deltas)
+        return [*request["messages"], *filter(None, [answer.message()])]
+
     return GenerationEnded(
         transport=caller.transport,
         id=key.id,
@@ -261,5 +301,5 @@ def _ended(
         size=log.size,
         first=generation.first,
         total=generation.total,
-        content=partial(conversation_of, log),
+        content=content,
     )

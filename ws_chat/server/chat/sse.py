@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from ws_chat.protocol.errors import DRAINING, ChatError
 from ws_chat.protocol.frames import FROM_START, Chat, Failed, GoAway, InvalidFrameError, Pong, Position, decode
+from ws_chat.relay.access import COUNTED_SIZE
 from ws_chat.relay.reader import Reader
 from ws_chat.relay.relay import is_lost
 from ws_chat.server.chat.sender import AwaitedSender, DirectSender, direct_writer
@@ -42,6 +43,7 @@ _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
+    (b"x-content-type-options", b"nosniff"),
 ]
 
 
@@ -66,7 +68,13 @@ class SSEEndpoint:
                 return
             with self._connections.admit(caller) as connection:
                 exchange = _Exchange(self, connection, scope, receive, send)
-                await (exchange.start() if scope["method"] == "POST" else exchange.follow())
+                if scope["method"] != "POST":
+                    await exchange.follow()
+                    return
+                try:
+                    await exchange.start()
+                except ChatError as error:
+                    raise await self.relay.count_refusal(caller, error, exchange.size) from None
         except ChatError as error:
             self._connections.refuse(TRANSPORT, error)
             raise
@@ -85,6 +93,8 @@ class _Exchange:
         self._scope = scope
         self._receive = receive
         self._send = send
+        self.size = 0
+        """Bytes of the request's body."""
         self._query = QueryParams(scope["query_string"])
         self._format = self._query.get("format", "text")
         if self._format not in FORMATS:
@@ -92,7 +102,12 @@ class _Exchange:
 
     async def start(self) -> None:
         """Start a generation and stream it; a named one that is sent again, from after the position of the header."""
-        chat = decode(await self._body())
+        body = await self._body()
+        self.size = len(body)
+        if self.size > COUNTED_SIZE:
+            self._relay.throttle.check(self._caller)
+        chat = decode(body)
+        del body
         if not isinstance(chat, Chat):
             raise InvalidFrameError("invalid_request", "Only a chat can be sent here.", param="type")
         named = chat.id is not None
@@ -135,7 +150,8 @@ class _Exchange:
             if len(body) > self._endpoint.max_body_bytes:
                 if more:
                     await self._discard_body(DISCARD_LIMIT * self._endpoint.max_body_bytes - len(body))
-                raise ChatError("too_large", f"A request has at most {self._endpoint.max_body_bytes} bytes.")
+                fault = f"A request has at most {self._endpoint.max_body_bytes} bytes."
+                raise ChatError("too_large", fault, limit="max_frame_bytes")
         return bytes(body)
 
     async def _discard_body(self, limit: int) -> None:

@@ -18,22 +18,31 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 from __future__ import annotations
 
 import asyncio
+import math
+import resource
 import ssl
 from typing import Final
 
 import httpx2
 import openai
 
-from ws_chat.upstreams.http.connection import Connection, StaleConnectionError
+from ws_chat.upstreams.http.connection import Connection, StaleConnectionError, Turns
 
 KEEPALIVE_TIMEOUT: Final = 15.0
 """Seconds after which an idle connection is closed: a NAT or firewall on its way may have dropped it silently."""
-ERROR_LIMIT: Final = 64 * 1024
-"""Bytes of an error response's body that are read."""
 PUSHED: Final = "pushed_body"
 """The response extension that holds the Body, to be pushed."""
 
+RESERVED_FILES: Final = 32
+"""File descriptors that are used neither for clients nor, but for half of them, for upstreams: for health checks."""
+
 Origin = tuple[bool, str, int]
+
+
+def files_left(number: int) -> float:
+    """Return how many more files the process can open, from the number of a new one: the lowest that is free."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if limit == resource.RLIM_INFINITY else limit - 1 - number
 
 
 class PushTransport(httpx2.AsyncBaseTransport):
@@ -44,6 +53,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
         self._ssl.set_alpn_protocols(["http/1.1"])
         self._idle: dict[Origin, dict[Connection, None]] = {}  # longest idle first
         self._open: set[Connection] = set()
+        self._turns = Turns()
         self._sweep: asyncio.TimerHandle | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -64,8 +74,6 @@ class PushTransport(httpx2.AsyncBaseTransport):
         except httpx2.ReadTimeout:
             # The SDK would retry httpx2's error twice, three times the wait for the caller; it does not retry its own.
             raise openai.APITimeoutError(request=request) from None
-        if head.status >= 400:
-            body.limit = ERROR_LIMIT
         extensions = {"http_version": b"HTTP/1.1", PUSHED: body}
         return httpx2.Response(head.status, headers=head.headers, stream=body, extensions=extensions)
 
@@ -107,8 +115,8 @@ class PushTransport(httpx2.AsyncBaseTransport):
 
         try:
             async with asyncio.timeout(timeout):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(on_idle, on_lost),
+                transport, connection = await loop.create_connection(
+                    lambda: Connection(on_idle, on_lost, self._turns),
                     host,
                     port,
                     ssl=self._ssl if secure else None,
@@ -118,6 +126,9 @@ class PushTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ConnectTimeout("The server could not be reached in time.", request=None) from None
         except (OSError, ssl.SSLError) as error:
             raise httpx2.ConnectError(str(error)) from error
+        if files_left(transport.get_extra_info("socket").fileno()) < RESERVED_FILES // 2:
+            connection.close()
+            raise httpx2.ConnectError("nearly all file descriptors of this process are in use")
         if not connection.closing:  # else `on_lost` was called already, and nothing would discard it
             self._open.add(connection)
         return connection
