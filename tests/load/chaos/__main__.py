@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -36,6 +37,9 @@ SHOWN = 3
 
 async def one(name: str, seed: int, seconds: float, server: Path, rate: float, folder: Path) -> History:
     """Run the load under a nemesis for so long, and until all of it has ended. Logs go to `folder`."""
+    this = asyncio.current_task()
+    assert this
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that no replica is left behind
     nemesis = NEMESES[name]
     history = History(seed, name, nemesis.retention, RESUME_WINDOW)
     async with site(history, server, folder, secondary=nemesis.secondary, clock=nemesis.clock) as here:

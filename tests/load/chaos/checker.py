@@ -320,8 +320,9 @@ class _Checker:
             return
         view.told = event.time
         if code in ("not_found", "generation_gone"):
-            run = self._runs.get(view.run or 0) or self._last_run(reader, event.time)
-            accepted = self._accepted.get((reader.id, reader.use), self._history.end)
+            key = (asked["previous"], 0) if asked.get("previous") else (reader.id, reader.use)
+            run = self._runs.get(view.run or 0) or self._last_run(key, event.time)
+            accepted = self._accepted.get(key, self._history.end)
             if run is None:
                 died = any(self._faults("killed", "drained", start=self._history.start, end=event.time))
                 kept = accepted < event.time and not died
@@ -343,8 +344,8 @@ class _Checker:
             self._note_end(reader, view, run)
             self._cause(reader, run, code, event)
 
-    def _last_run(self, reader: Reader, time: float) -> Run | None:
-        runs = [run for run in self._uses.get((reader.id, reader.use), []) if run.started < time]
+    def _last_run(self, key: tuple[str, int], time: float) -> Run | None:
+        runs = [run for run in self._uses.get(key, []) if run.started < time]
         return runs[-1] if runs else None
 
     def _told(self, reader: Reader, view: _View) -> None:

@@ -117,6 +117,7 @@ async def promote_kill(site: Site, chance: random.Random) -> None:
 async def _promote(site: Site, dead: Replica | None = None) -> None:
     assert site.replication
     site.replication.hold("up", "down")
+    site.strike()
     await asyncio.sleep(TAIL)
     site.replication.cut = True
     site.replication.reset()
@@ -159,7 +160,7 @@ async def one_way(site: Site, chance: random.Random) -> None:
     with site.fault("away") if replicas is site.replicas else site.fault("cut off", replicas[0]):
         for replica in replicas:
             replica.link.throw_away("down")
-        await asyncio.sleep(chance.choice([1.0, 6.0]))
+        await asyncio.sleep(chance.choice([1.0, 6.0, 12.0]))
         for replica in replicas:
             replica.link.flow()
             replica.link.reset()

@@ -49,7 +49,7 @@ class Upstream(FakeOpenAI):
         return f"{self.base_url.removesuffix('/v1')}/{replica}/v1"
 
     def record(self, request: Recorded) -> Reply:
-        generation_id, use, size, rate = request.body["messages"][0]["content"].split()
+        generation_id, use, size, rate = request.body["messages"][-1]["content"].split()
         owner = request.path.split("/")[1]
         number = len(self._history.runs) + 1
         run = Run(number, generation_id, int(use), owner, int(size), time.monotonic())
@@ -253,10 +253,23 @@ class Site:
         self.replication: Link | None = None
         self.folder = folder
         self._clock: mmap.mmap | None = None
+        self._strike = asyncio.Event()
+
+    async def struck(self, seconds: float) -> None:
+        """Wait until something is about to break, for so long at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._strike.wait()
+
+    def strike(self) -> None:
+        """Let those who wait for it know that something is about to break."""
+        self._strike.set()
+        self._strike = asyncio.Event()
 
     @contextlib.contextmanager
     def fault(self, kind: FaultKind, replica: Replica | None = None) -> Iterator[Fault]:
         """Record a fault for as long as the block lasts."""
+        self.strike()
         fault = Fault(kind, time.monotonic(), None, replica.name if replica else None)
         self.history.faults.append(fault)
         try:
