@@ -28,6 +28,7 @@ class Nemesis:
 
     strike: Callable[[Site, random.Random], Awaitable[None]]
     secondary: bool = False
+    workers: int = 1
     clock: bool = False
     pause: float = 4.0
     often: bool = True
@@ -50,6 +51,14 @@ async def kill(site: Site, chance: random.Random) -> None:
 async def _kill(site: Site, replica: Replica) -> None:
     site.happened("killed", replica)
     await replica.end(signal.SIGKILL)
+
+
+async def kill_worker(site: Site, chance: random.Random) -> None:
+    """Kill one of the workers of a replica; it is started again by itself."""
+    replica = chance.choice(site.replicas)
+    site.happened("killed", replica)
+    replica.kill_worker()
+    await asyncio.sleep(AWAY)
 
 
 async def stop(site: Site, chance: random.Random) -> None:
@@ -195,13 +204,20 @@ async def clock(site: Site, chance: random.Random) -> None:
 
 async def mixed(site: Site, chance: random.Random) -> None:
     """Do any of these."""
-    name = chance.choice([name for name, nemesis in NEMESES.items() if nemesis.load == "mixed" and name != "mix"])
+    name = chance.choice(
+        [
+            name
+            for name, nemesis in NEMESES.items()
+            if nemesis.load == "mixed" and nemesis.workers == 1 and name != "mix"
+        ]
+    )
     await NEMESES[name].strike(site, chance)
 
 
 NEMESES = {
     "none": Nemesis(nothing),
     "kill": Nemesis(kill),
+    "kill-worker": Nemesis(kill_worker, workers=2),
     "stop": Nemesis(stop),
     "drain": Nemesis(drain),
     "restart": Nemesis(restart),

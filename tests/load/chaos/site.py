@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import mmap
+import os
 import re
 import signal
 import struct
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 REPLICAS = ("r0", "r1", "r2")
 PULSE = 0.2
 """Seconds between two measurements of how late everything is."""
-EXPECTED_ERRORS = re.compile(r"redis|Redis|Connection|Timeout|overloaded")
 
 
 def question(generation_id: str, use: int, size: int, rate: float) -> dict[str, Any]:
@@ -190,11 +190,14 @@ class _End(asyncio.Protocol):
 class Replica:
     """A `ws-chat serve` of a checkout, which can be killed, stopped and started again on its port."""
 
-    def __init__(self, name: str, server: Path, redis_port: int, folder: Path, settings: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, server: Path, redis_port: int, folder: Path, settings: dict[str, str], workers: int
+    ) -> None:
         self.name = name
         self.link = Link(redis_port)
         self.port = free_port()
         self.stopped = False
+        self.workers = workers
         self.process: asyncio.subprocess.Process | None = None
         python = server / ".venv/bin/python"
         self._python = str(python if python.exists() else sys.executable)
@@ -216,7 +219,7 @@ class Replica:
 
     async def start(self) -> None:
         """Start it, and wait until it listens."""
-        command = (self._python, "-m", "ws_chat", "serve", "--port", str(self.port))
+        command = (self._python, "-m", "ws_chat", "serve", "--port", str(self.port), "--workers", str(self.workers))
         with self._log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *command, env=environment(**self._settings), stdout=log, stderr=log
@@ -228,6 +231,10 @@ class Replica:
             return await listens(self.port)
 
         await until(started, f"{self.name} to listen on port {self.port}")
+
+    def kill_worker(self) -> None:
+        """Kill the worker that was started last. The others live on."""
+        os.kill(int(re.findall(r"Started server process \[(\d+)\]", self.log)[-1]), signal.SIGKILL)
 
     def send(self, number: int) -> None:
         if self.process and self.process.returncode is None:
@@ -372,7 +379,7 @@ OPTIONS = ("--appendonly", "yes", "--appendfsync", "no", "--maxmemory-policy", "
 
 @contextlib.asynccontextmanager
 async def site(
-    history: History, server: Path, folder: Path, *, secondary: bool = False, clock: bool = False
+    history: History, server: Path, folder: Path, *, secondary: bool = False, clock: bool = False, workers: int = 1
 ) -> AsyncIterator[Site]:
     """Run everything until the block ends; then end the replicas, and record what they have left. Logs go to `folder`."""
     here = Site(history, folder)
@@ -389,7 +396,7 @@ async def site(
         stack.push_async_callback(_end_redis, here)
         for name in REPLICAS:
             own = {**variables, "OPENAI_BASE_URL": here.upstream.url_for(name)}
-            replica = Replica(name, server, here.primary.port, folder, own)
+            replica = Replica(name, server, here.primary.port, folder, own, workers)
             here.replicas.append(replica)
             await replica.link.start()
             stack.callback(replica.link.stop)
@@ -413,8 +420,9 @@ async def _look_at_what_is_left(here: Site) -> None:
         for replica in here.replicas:
             group.create_task(replica.end(signal.SIGTERM))
     for replica in here.replicas:
-        for found in re.findall(r"^Traceback .*(?:\n .*)*\n(.*)", replica.log, re.MULTILINE):
-            here.history.crashes.append(f"{replica.name}: {found}")
+        for line in replica.log.splitlines():
+            if "Traceback" in line or '"level":"error"' in line:
+                here.history.crashes.append(f"{replica.name}: {line}")
     async with here.redis() as redis:
         async for key in redis.scan_iter(count=1000):
             left = await redis.pttl(key)
