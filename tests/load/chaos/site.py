@@ -199,12 +199,12 @@ class Replica:
         self.stopped = False
         self.workers = workers
         self.process: asyncio.subprocess.Process | None = None
-        python = server / ".venv/bin/python"
+        python = server.resolve() / ".venv/bin/python"
         self._python = str(python if python.exists() else sys.executable)
         self._log = folder / f"{name}.log"
         self._settings = {
             **settings,
-            "PYTHONPATH": str(server),
+            "PYTHONPATH": str(server.resolve()),
             "WS_CHAT_REDIS_URL": f"redis://127.0.0.1:{self.link.port}/0",
         }
         self._log.touch()
@@ -222,7 +222,11 @@ class Replica:
         command = (self._python, "-m", "ws_chat", "serve", "--port", str(self.port), "--workers", str(self.workers))
         with self._log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *command, env=environment(**self._settings), stdout=log, stderr=log
+                *command,
+                env=environment(**self._settings),
+                cwd=self._log.parent,  # `-m` prefers a package that is there
+                stdout=log,
+                stderr=log,
             )
 
         async def started() -> bool:
