@@ -209,6 +209,10 @@ def internal_error(story):
     story.reader().send(1).error(2, "internal_error")
 
 
+def unnamed_refused(story):
+    story.reader().send(1, "unnamed chat").error(2, "overloaded").over(3)
+
+
 def unexpected_conflict(story):
     story.reader().send(1).error(2, "id_conflict")
 
@@ -295,6 +299,7 @@ def crash(story):
         (cancelled_while_it_was_read, "cancelled without cause"),
         (overloaded_as_an_end, "unexpected error"),
         (internal_error, "unexpected error"),
+        (unnamed_refused, "unexpected error"),
         (unexpected_conflict, "unexpected error"),
         (not_found, "not_found"),
         (not_found_while_its_owner_repairs, "not_found"),

@@ -17,6 +17,7 @@ from load.chaos.readers import (
     SharedReading,
     Sockets,
     SSEReading,
+    UnnamedReading,
     WebSocketReading,
 )
 from load.chaos.site import question
@@ -142,6 +143,8 @@ class Load:
         for number in range(chance.randint(1, 2)):
             follower = self._follower(f"{generation_id} follower{number}", chance)
             self.spawn(self._read(follower, ask, chance, delay=chance.uniform(0, 4)))
+        if chance.random() < 0.2:
+            self.spawn(self._unnamed(f"{generation_id}.unnamed", chance))
         if chance.random() < 0.4:
             again = self.reader(chance.choice(FOLLOWING), f"{generation_id} again", chance, ask=ask)
             self.spawn(self._read(again, ask, chance, delay=chance.uniform(0.5, 8)))
@@ -164,6 +167,12 @@ class Load:
             for number in range(chance.randint(0, 2)):
                 late = self._follower(f"{generation_id} late{number}", chance, ask=chance.choice([None, ask]))
                 self.spawn(self._read(late, ask, chance, delay=chance.uniform(0.5, 6)))
+
+    async def _unnamed(self, name: str, chance: random.Random) -> None:
+        ask = question(name, 0, chance.randint(5, 20), 8)
+        del ask["id"]
+        await asyncio.sleep(chance.uniform(0, 2))
+        await self.reader(UnnamedReading, f"{name} asker", chance, ask=ask).run()
 
     async def _used_again(self, generation_id: str) -> None:
         """Use an id twice. A reader that has read a part of its first answer comes back during the second one."""

@@ -63,7 +63,7 @@ async def kill_worker(site: Site, chance: random.Random) -> None:
 
 async def stop(site: Site, chance: random.Random) -> None:
     """Stop a replica for a moment, or for so long that it counts as dead."""
-    await _stop(site, chance.choice(site.replicas), chance.choice([1.5, 12.0]))
+    await _stop(site, chance.choice(site.replicas), chance.choice([1.5, 5.0, 12.0]))
 
 
 async def _stop(site: Site, replica: Replica, seconds: float) -> None:
@@ -197,9 +197,12 @@ async def full(site: Site, chance: random.Random) -> None:
 
 async def clock(site: Site, chance: random.Random) -> None:
     """Step the wall clock of Redis, forwards or backwards."""
+    step = chance.choice([12, -12, 60, -60])
     with site.fault("clock"):
-        site.step_clock(chance.choice([12, -12]))
+        site.step_clock(step)
         await asyncio.sleep(1)
+    if step > site.history.retention:
+        site.happened("lost all")  # everything has expired
 
 
 async def mixed(site: Site, chance: random.Random) -> None:

@@ -30,6 +30,8 @@ PAUSE = 0.1
 LONGEST_PAUSE = 1.0
 LEFT_AFTER = 3.0
 """Seconds after which a replica that is stopped is left, as by a client or a balancer that gets no answer from it."""
+BEYOND = 1 << 31
+"""A seq that no answer has."""
 POLL_INTERVAL = 0.25
 BROKEN = (OSError, EOFError, WebSocketException, InvalidHandshake)
 RETRYABLE = ("overloaded", "draining")
@@ -133,7 +135,7 @@ class Reading:
         self.note("frame", replica.name, **frame)
         match frame["type"]:
             case "start":
-                self.epoch = frame["epoch"]
+                self.epoch = frame.get("epoch")
                 self.began.set()
                 return False
             case "token":
@@ -209,6 +211,20 @@ class SSEReading(Reading):
             async for frame in response.frames():
                 if self._take(replica, frame):
                     return
+
+
+class UnnamedReading(SSEReading):
+    """Asks without an id, over one connection."""
+
+    async def _visit(self, replica: Replica) -> None:
+        await super()._visit(replica)
+        if not self.ended:
+            self.leave()
+
+    def _opening(self, replica: Replica) -> dict[str, Any]:
+        assert self._ask
+        self.note("send", replica.name, what="unnamed chat")
+        return self._ask
 
 
 class ClientReading(Reading):
@@ -331,15 +347,15 @@ class Cancelling(Reading):
             return
         async with _socket(replica) as socket:
             await socket.send(json.dumps({"type": "cancel", "id": self.record.id}))
-            await socket.send('{"type":"ping"}')
-            # Only a refused cancel is answered. If the pong comes first, it was not refused.
+            # Only a refused cancel is answered. Frames with the same id are answered in their order (a ping is not), so
+            # the refusal of a position that no answer has says that the cancel was not refused.
+            await socket.send(json.dumps({"type": "resume", "id": self.record.id, "after": BEYOND}))
             async for message in socket:
                 frame = decode(message)
-                if frame["type"] == "pong":
+                if frame["type"] != "error" or "seq" in frame or frame["error"]["code"] == "invalid_request":
                     frame = {"type": "status", "status": 204}
-                if frame["type"] in ("status", "error"):
-                    self._take(replica, frame)
-                    return
+                self._take(replica, frame)
+                return
 
 
 class Pinging:

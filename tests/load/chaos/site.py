@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from load.chaos.history import FaultKind, History
 
 REPLICAS = ("r0", "r1", "r2")
+DRAIN_TIMEOUT = 3
+ENDED_WITHIN = 30.0
+"""Seconds in which a replica ends after a signal, on a slow machine too."""
 PULSE = 0.2
 """Seconds between two measurements of how late everything is."""
 
@@ -245,11 +248,18 @@ class Replica:
             self.process.send_signal(number)
 
     async def end(self, number: int) -> None:
-        """End it with a signal, and wait for that."""
+        """End it with a signal, and wait for that. One that does not end is killed, and its log says so."""
         if self.process:
             self.send(number)
             self.send(signal.SIGCONT)
-            await self.process.wait()
+            try:
+                async with asyncio.timeout(ENDED_WITHIN):
+                    await self.process.wait()
+            except TimeoutError:
+                with self._log.open("a") as log:
+                    log.write(f'"level":"error" it did not end within {ENDED_WITHIN:.0f} s of signal {number}\n')
+                self.send(signal.SIGKILL)
+                await self.process.wait()
 
 
 class Site:
@@ -391,7 +401,7 @@ async def site(
         "OPENAI_API_KEY": "none",
         "WS_CHAT_RETENTION": f"{history.retention:g}",
         "WS_CHAT_RESUME_WINDOW": f"{history.resume_window:g}",
-        "WS_CHAT_DRAIN_TIMEOUT": "3",
+        "WS_CHAT_DRAIN_TIMEOUT": str(DRAIN_TIMEOUT),
         "WS_CHAT_MAX_GENERATIONS_PER_CONNECTION": "10000",
     }
     async with contextlib.AsyncExitStack() as stack:
