@@ -376,6 +376,11 @@ def cancelled(story):
     story.reader().send(1).start(1).tokens(4, 1, 3).done(11, 4, "cancelled")
 
 
+def too_slow_to_renew_a_lease(story):
+    story.history.lags.append((5, 3.0))
+    story.reader().send(1).start(1).tokens(4, 1, 3).error(9, "generation_lost", 4)
+
+
 def slow_machine(story):
     story.history.lags.append((8, 4.0))
     story.reader().send(1).start(13).tokens(14).done(14)
@@ -403,6 +408,7 @@ def on_a_stopped_replica(story):
         cut_off_for_too_long,
         abandoned,
         cancelled,
+        too_slow_to_renew_a_lease,
         slow_machine,
         late_because_redis_was_away,
         on_a_stopped_replica,

@@ -153,6 +153,8 @@ class _Checker:
         """Return whether a replica had ended, or may have counted as dead, at some time."""
         if any(self._faults("killed", "drained", start=start, end=end, replica=replica)):
             return True
+        if any(lag >= ABSENT_AFTER for time, lag in self._history.lags if end - 10 <= time <= end):
+            return True  # a machine that is too slow for it to renew its lease
         absent = self._faults("stopped", "cut off", start=start, end=end, replica=replica)
         return any(min(end, self._end(fault)) - fault.start >= ABSENT_AFTER for fault in absent)
 
