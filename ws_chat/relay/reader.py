@@ -10,10 +10,10 @@ The first read, live frames and a replay are the same pump.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ws_chat.protocol.deltas import merge
-from ws_chat.protocol.frames import Start
+from ws_chat.protocol.deltas import MERGE_LIMIT, merge
+from ws_chat.protocol.frames import Refused, Start, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from ws_chat.protocol.deltas import Delta
     from ws_chat.protocol.frames import Frame
     from ws_chat.stores.base import Log
-
-MERGE_LIMIT: Final = 512
-"""Deltas that are joined to one frame at most, so that a long replay does not become one huge frame."""
 
 
 class Sender(Protocol):
@@ -40,12 +37,15 @@ class Sender(Protocol):
 
 
 class Reader:
-    """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once."""
+    """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once.
+
+    If the log cannot be read on, the reader ends with that error, which is no terminal frame.
+    """
 
     __slots__ = ("_after", "_closed", "_id", "_on_end", "_sender", "_seq", "_started", "frames", "log")
 
     def __init__(self, log: Log, after: int, sender: Sender, on_end: Callable[[], None]) -> None:
-        """Read `log` after the seq `after`; `on_end` is called once, when the terminal frame is out."""
+        """Read `log` after the seq `after`; `on_end` is called once, when the last frame is out."""
         self.log = log
         self._id = log.start.id
         self._seq = self._after = after
@@ -76,7 +76,7 @@ class Reader:
         log, sender = self.log, self._sender
         while not self._closed:
             seq = self._seq
-            if seq >= log.last and not log.terminal and self._started:
+            if seq >= log.last and not log.terminal and not log.fault and self._started:
                 return
             # Checked before deltas are joined: for a full sender that would be wasted work.
             if not sender.writable:
@@ -86,21 +86,26 @@ class Reader:
                 self._started = True
                 sender.write(Start(self._id, seq, log.start.model, log.start.epoch))
             elif seq < log.last:
-                deltas = log.after(seq, MERGE_LIMIT)
-                delta, count = merge(deltas) if len(deltas) > 1 else (deltas[0], 1)
-                self._seq = seq = seq + count
-                self.frames += 1
-                sender.write({"type": "token", "id": self._id, "seq": seq, **delta})
+                self._write_deltas(log.after(seq, MERGE_LIMIT))
             elif log.terminal:
                 self.close()
                 sender.write(log.terminal)
+                self._on_end()
+            elif log.fault:
+                self.close()
+                sender.write(Refused(id=self._id, error=log.fault))
                 self._on_end()
 
     def _wake(self, last: int, deltas: Sequence[Delta]) -> None:
         # Called after each append. A single delta that is next in line (nearly every token) is sent directly.
         if self._started and len(deltas) == 1 and last == self._seq + 1 and self._sender.writable:
-            self._seq = last
-            self.frames += 1
-            self._sender.write({"type": "token", "id": self._id, "seq": last, **deltas[0]})
+            self._write_deltas(deltas)
         else:
             self.pump()
+
+    def _write_deltas(self, deltas: Sequence[Delta]) -> None:
+        """Send the leading ones of the deltas after the position as one frame."""
+        delta, count = merge(deltas)
+        self._seq += count
+        self.frames += 1
+        self._sender.write(Token.of(self._id, self._seq, delta))

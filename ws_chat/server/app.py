@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import secrets
@@ -18,8 +19,8 @@ from starlette.routing import Mount, Route, WebSocketRoute
 
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.urls import redact_url
-from ws_chat.relay.access import Hosts, Keys, Origins, Quota
-from ws_chat.relay.events import Observers
+from ws_chat.relay.access import Hosts, Keys, Origins, Quota, Throttle
+from ws_chat.relay.events import LimitReached, Observers
 from ws_chat.relay.relay import Relay
 from ws_chat.server import describe
 from ws_chat.server.auth import by_key
@@ -30,7 +31,7 @@ from ws_chat.server.connections import Connections
 from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
-from ws_chat.server.page.page import FrontPage, Page
+from ws_chat.server.page.page import FrontPage, Page, docs
 from ws_chat.server.settings import Settings, SettingsError
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
@@ -72,6 +73,8 @@ def create_app(
     metrics = Metrics()
     observe = Observers([metrics, Logs(content=settings.log_content), *_tracing(), *observers])
     store = store or choose_store(settings)
+    if isinstance(store, MemoryStore):
+        store.on_evict = lambda: observe(LimitReached("kept_bytes"))
     answers = upstream or choose_upstream(settings)
     relay = Relay(
         answers,
@@ -80,7 +83,9 @@ def create_app(
         max_generations=settings.max_generations,
         max_generations_per_principal=settings.max_generations_per_principal,
         quota=Quota(settings.requests_per_minute, store.counters),
+        throttle=Throttle(settings.free_requests_per_minute),
         max_bytes=settings.max_frame_bytes,
+        max_answer_bytes=settings.max_answer_bytes,
         resume_window=settings.resume_window,
         observe=observe,
     )
@@ -102,9 +107,13 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async def drain() -> None:
+            relay.leaving = True
             try:
-                connections.drain(settings.drain_timeout)
-                await relay.drain(settings.drain_timeout, LAST_FRAMES_TIMEOUT)
+                await asyncio.sleep(settings.drain_delay)  # proxies ask /readyz meanwhile
+                connections.drain(settings.drain_timeout, move=store.shared)
+                await relay.drain(settings.drain_timeout)
+                connections.leave_running()
+                await relay.unread(LAST_FRAMES_TIMEOUT)
             finally:
                 await relay.stop()
 
@@ -125,6 +134,8 @@ def create_app(
     app = FastAPI(
         title="ws_chat",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's loads scripts from another host
+        redoc_url=None,
         # Plain ASGI: FastAPI's own handling would add half of the cost of a request.
         routes=[
             WebSocketRoute("/v1/chat/ws", sockets),
@@ -133,6 +144,7 @@ def create_app(
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             WebSocketRoute("/{path:path}", _no_websocket),
             Route("/", front_page.answer),
+            Route("/docs", docs),
             Mount("/static", Page(directory=Path(__file__).parent / "page" / "static")),
             Route("/healthz", _healthz),
             Route("/readyz", readyz),
