@@ -308,7 +308,7 @@ class Relay:
         ended = asyncio.Event()
 
         def wake(*_: object) -> None:
-            if log.terminal:
+            if log.terminal or log.fault:
                 ended.set()
 
         log.watch(wake)  # before the cancel: a shared store drops its copy of a log that has no watcher
@@ -317,6 +317,8 @@ class Relay:
                 await self._store.cancel(key)
             wake()
             await ended.wait()
+            if log.fault:
+                raise ChatError.of(log.fault)
         finally:
             log.unwatch(wake)
 

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import resource
 import socket
 import ssl
 from contextvars import ContextVar
@@ -45,7 +47,16 @@ PROBE_INTERVAL: Final = 15
 PUSHED: Final = "pushed_body"
 """The response extension that holds the Body, to be pushed."""
 
+RESERVED_FILES: Final = 32
+"""File descriptors that are used neither for clients nor, but for half of them, for upstreams: for health checks."""
+
 Origin = tuple[bool, str, int]
+
+
+def files_left(number: int) -> float:
+    """Return how many more files the process can open, from the number of a new one: the lowest that is free."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if limit == resource.RLIM_INFINITY else limit - 1 - number
 
 
 class Template(NamedTuple):
@@ -167,12 +178,14 @@ class PushTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ConnectTimeout("The server could not be reached in time.", request=None) from None
         except (OSError, ssl.SSLError) as error:
             raise httpx2.ConnectError(str(error)) from error
-        sock: socket.socket | None = transport.get_extra_info("socket")
-        if sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
-                if option := getattr(socket, name, None):
-                    sock.setsockopt(socket.IPPROTO_TCP, option, PROBE_INTERVAL)
+        sock: socket.socket = transport.get_extra_info("socket")
+        if files_left(sock.fileno()) < RESERVED_FILES // 2:
+            connection.close()
+            raise httpx2.ConnectError("nearly all file descriptors of this process are in use")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+            if option := getattr(socket, name, None):
+                sock.setsockopt(socket.IPPROTO_TCP, option, PROBE_INTERVAL)
         if not connection.closing:  # else `on_lost` was called already, and nothing would discard it
             self._open.add(connection)
         return connection
