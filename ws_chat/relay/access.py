@@ -13,6 +13,7 @@ import hmac
 import time
 from contextlib import asynccontextmanager, nullcontext, suppress
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -108,6 +109,7 @@ def bearer(authorization: str | None, subprotocols: Sequence[str] = ()) -> str |
     return None
 
 
+@lru_cache(maxsize=4096)
 def network(host: str | None) -> str:
     """Return the network of one client: the address, or the first 64 bits of an IPv6 address (RFC 6177)."""
     try:
