@@ -55,6 +55,9 @@ TURN_TIME: Final = 0.005
 """Seconds of a turn of the event loop in which waiting reads are parsed."""
 
 
+_NOTHING: Final = memoryview(b"")
+
+
 class StaleConnectionError(Exception):
     """A reused connection was closed before it answered: the server had closed it as idle."""
 
@@ -114,7 +117,7 @@ class Connection(asyncio.Protocol):
         self._head: Head | None = None
         self._answered: asyncio.Future[None] | None = None  # the head was received, or the body was pushed to its end
         self._body: Body | None = None
-        self._rest = b""  # of a large read, waiting in `turns`
+        self._rest = _NOTHING  # of a large read, waiting in `turns`
         self._held = False  # the body's buffer is full
         self._paused = False
         self.idle_since = 0.0
@@ -160,7 +163,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close at once."""
         self._stop_timer()
-        self._rest = b""
+        self._rest = _NOTHING
         self._transport.abort()
 
     def close_unless_ended(self, within: float) -> None:
@@ -196,16 +199,16 @@ class Connection(asyncio.Protocol):
         self._last = self._loop.time()
         self._heard = True
         if self._rest:
-            self._rest += data
+            self._rest = memoryview(bytes(self._rest) + data)
         elif len(data) <= DIRECT:
             self._parse(data)
             return
         else:
-            self._rest = data
+            self._rest = memoryview(data)
             self._turns.add(self)
         self._update_reading()
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         body = self._body
         assert body  # noqa: S101  (for the type checker)
         fault: Exception | None = None
@@ -289,7 +292,7 @@ class Connection(asyncio.Protocol):
         if self._drain:
             self._drain.cancel()
             self._drain = None
-        self._rest = b""
+        self._rest = _NOTHING
         body, self._body = self._body, None
         self._served += 1
         if body:
