@@ -15,7 +15,7 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
   (test_what_came_before_a_fault_in_the_same_read_is_said).
 - Whatever ends the connection ends the wait for the head, or for the body; a body that is cut off is never complete
   (test_what_breaks_is_told_in_the_errors_of_httpx2, test_a_connection_that_is_lost_before_it_is_used_is_told_at_once).
-- A pushed body is never paused. One that is read piece by piece pauses the reading of the socket at BUFFER_LIMIT;
+- A pushed body is paused only while more than a slice of it waits. One that is read piece by piece pauses the reading of the socket at BUFFER_LIMIT;
   emptying the buffer resumes it, and so does the end of the response (test_a_body_that_nobody_takes_is_not_read_into_memory,
   test_a_connection_whose_body_came_at_once_is_read_on_for_the_next).
 - Silence for the timeout, counted from the request or the last read, fails the request (test_silence_in_a_body_ends_it).
@@ -83,14 +83,16 @@ class Turns:
     def _run(self) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + TURN_TIME
-        while self._waiting:
-            connection = self._waiting.popleft()
-            if connection.parse_slice():
-                self._waiting.append(connection)
-            if loop.time() >= end:
-                break
-        if self._waiting:
-            loop.call_soon(self._run)
+        try:
+            while self._waiting:
+                connection = self._waiting.popleft()
+                if connection.parse_slice():
+                    self._waiting.append(connection)
+                if loop.time() >= end:
+                    break
+        finally:
+            if self._waiting:
+                loop.call_soon(self._run)
 
 
 class Connection(asyncio.Protocol):
