@@ -53,6 +53,10 @@ MAX_HEAD: Final = 64 * 1024
 """Bytes of a request's head, of the chunk sizes between two pieces of a body, and of trailers."""
 
 
+# The lines before chunks of up to 511 bytes (RFC 9112, section 7.1): nearly all events.
+_CHUNK_SIZES = [b"%x\r\n" % length for length in range(512)]
+
+
 class DirectHTTPProtocol(HttpToolsProtocol):
     """An HTTP connection to which the chunks of a response can be written directly."""
 
@@ -208,7 +212,9 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         data = encode(frame)
         self.sent += len(data)
         if data and not self.transport.is_closing():
-            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            length = len(data)
+            size = _CHUNK_SIZES[length] if length < len(_CHUNK_SIZES) else b"%x\r\n" % length
+            self.transport.write(size + data + b"\r\n")
 
     def _call_on_writable(self) -> None:
         if self.on_writable:
