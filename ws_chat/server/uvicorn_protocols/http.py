@@ -37,6 +37,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ws_chat.protocol.errors import ErrorInfo
@@ -60,6 +61,7 @@ BODY_TIMEOUT: Final = 60.0
 """Seconds for its body."""
 MAX_HEAD: Final = 64 * 1024
 """Bytes of a request's head, of the chunk sizes between two pieces of a body, and of trailers."""
+_FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
 _ERROR: Final = error_response(
@@ -103,6 +105,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self._apps = (self.app.app, self.app) if isinstance(self.app, ProxyHeadersMiddleware) else (self.app, self.app)
         bound(transport, self.app_state)
         self._close_after(HEAD_TIMEOUT)
         self._last_files: LastFiles = self.app_state.setdefault("ws_chat.last_files", LastFiles())
@@ -129,6 +132,8 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             self._ignoring = True
             return
         self._close_after(BODY_TIMEOUT)
+        # uvicorn's middleware changes nothing without these, but costs as much as three layers.
+        self.app = self._apps[any(name in _FORWARDED for name, _ in self.headers)]
         super().on_headers_complete()
         if self._is_last:
             self.cycle.keep_alive = False
