@@ -168,7 +168,7 @@ def has_too_many_values(data: bytes) -> bool:
 
 
 def _openings(data: bytes) -> int:
-    return sum(map(data.count, (b",", b"[", b"{")))
+    return len(data) - len(data.translate(None, b",[{"))
 
 
 def _digest(request: bytes) -> bytes:
