@@ -187,8 +187,9 @@ async def until_end(socket: ClientConnection) -> None:
             return
 
 
-def conversation(size: int) -> list[dict[str, str]]:
-    return [{"role": "user", "content": "x" * size}]
+def conversation(size: int) -> list[dict[str, Any]]:
+    """Return messages of about so many bytes, of 45,000 objects."""
+    return [{"role": "user", "content": [{"text": "x" * (size // 45_000 - 14)}] * 45_000}]
 
 
 async def conflicts(eve: Eve) -> AsyncIterator[None]:
@@ -392,9 +393,8 @@ class Row(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def process(*command: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
-    running = await asyncio.create_subprocess_exec(
-        sys.executable, *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, **options
-    )
+    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    running = await asyncio.create_subprocess_exec(sys.executable, *command, **pipes | options)
     try:
         yield running
     finally:
@@ -421,7 +421,7 @@ async def server(checkout: Path, upstream_port: int) -> AsyncIterator[tuple[int,
     }
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
         command = ("-m", "ws_chat", "serve", "--port", "0", "--log-level", "info")
-        async with process(*command, env=environment, cwd=folder, stderr=log) as running:
+        async with process(*command, env=environment, cwd=folder, stdout=log, stderr=log) as running:
             async with asyncio.timeout(SETUP_SECONDS):
                 while not (found := re.search(r"running on http://127\.0\.0\.1:(\d+)", text_of(log.name))):
                     await asyncio.sleep(0.05)
