@@ -109,7 +109,7 @@ async def upstream() -> None:
             first, repeated = script(named[1].decode() if named else "")
             for part in first:
                 if part == b"wait":
-                    await asyncio.sleep(ATTACK_SECONDS / 2)
+                    await asyncio.sleep(SETUP_SECONDS)
                 else:
                     writer.write(part)
                     await writer.drain()
@@ -258,8 +258,13 @@ async def readers(eve: Eve) -> AsyncIterator[None]:
     async with eve.socket() as socket:
         await send(socket, id="r1", model="slow", messages=HELLO)
         await socket.recv()
+        following = []
+        for _ in range(30):
+            following += [asyncio.create_task(eve.follow("r1")) for _ in range(50)]
+            await asyncio.sleep(0.1)  # opening so many at once would be another attack
         yield
-        await asyncio.gather(*(eve.follow("r1") for _ in range(1500)))
+        await send(socket, type="cancel", id="r1")
+        await asyncio.gather(*following)
 
 
 async def fragments(eve: Eve) -> AsyncIterator[None]:
