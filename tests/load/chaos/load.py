@@ -211,9 +211,9 @@ class Load:
     async def _read(
         self, reading: Reading, ask: dict[str, Any] | None, chance: random.Random, *, delay: float = 0.0
     ) -> None:
-        if delay and chance.random() < 0.4:
+        if delay and chance.random() < 0.6:
             await self._site.struck(2 * delay)  # what breaks finds it at work
-            delay = chance.uniform(0, 2)
+            delay = chance.choice([0.0, chance.uniform(0, 0.5), chance.uniform(0, 2)])
         await asyncio.sleep(delay)
         await reading.run()
         if ask and reading.refusal in ("not_found", "generation_gone") and chance.random() < 0.7:
