@@ -143,9 +143,9 @@ def create_app(
         redoc_url=None,
         # Plain ASGI: FastAPI's own handling would add half of the cost of a request.
         routes=[
+            Route("/v1/chat/stream", streams, methods=["POST"]),  # first: it is matched for each answer
             WebSocketRoute("/v1/chat/ws", sockets),
             Route("/v1/chat/ws", _upgrade_required),
-            Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             WebSocketRoute("/{path:path}", _no_websocket),
             Route("/", front_page.answer),
