@@ -69,7 +69,7 @@ def _websocket_url(url: str) -> str:
     try:
         scheme, host, path, query, _ = urlsplit(url if "://" in url else f"ws://{url}")
         scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
-        given = urlunsplit((scheme, host, path if path.strip("/") else "/v1/chat/ws", query, ""))
+        given = urlunsplit((scheme, host, _socket_path(path), query, ""))
         parse_uri(given)
     except InvalidURI as error:
         raise ValueError(f"{shown} is not the URL of a server: {error.msg}") from None
@@ -78,6 +78,12 @@ def _websocket_url(url: str) -> str:
     if re.search(r"\s", url):
         raise ValueError(f"{shown} is not the URL of a server: it contains a space")
     return given
+
+
+def _socket_path(path: str) -> str:
+    """Return the path of the WebSocket under a mount prefix; one that ends in `/ws` is that of the WebSocket."""
+    path = path.rstrip("/")
+    return path if path.endswith("/ws") else f"{path.removesuffix('/v1')}/v1/chat/ws"
 
 
 def _refusal(refused: InvalidStatus) -> ReplyError:
