@@ -69,7 +69,10 @@ FAULTS = {
         status(413, b"too much", {"Content-Type": "text/plain"}), "upstream_rejected", 413, "too much"
     ),
     "404 as a page": Fault(
-        status(404, b"<html>nginx</html>", {"Content-Type": "text/html"}), "upstream_rejected", 404, "status 404"
+        status(404, b"<html>nginx</html>", {"Content-Type": "text/html"}),
+        "upstream_rejected",
+        404,
+        "status 404. Does the server's OPENAI_BASE_URL end in /v1?",
     ),
     "the key in a message": Fault(
         status(
