@@ -174,7 +174,7 @@ class OpenAIUpstream:
         if isinstance(error, openai.APIStatusError):
             location = error.response.headers.get("location")
             hint = f" and a redirect to {shorten(redact_url(location), self._mask)}" if location else ""
-            if error.status_code == 404 and not server.rstrip("/").endswith("/v1"):
+            if error.status_code == 404 and not str(server).rstrip("/").endswith("/v1"):
                 hint = ". Does OPENAI_BASE_URL end in /v1?"
             logger.warning("%s answered with status %d%s", server, error.status_code, hint)
             return
