@@ -196,7 +196,7 @@ def test_a_password_in_the_url_is_not_told():
             AuthenticationError,
             "un",
         ),
-        (404, "nothing here", InvalidRequestError, "refused"),
+        (404, "nothing here", InvalidRequestError, r"refused: ws://127.0.0.1:\d+/v1/chat/ws answered with status 404"),
         (418, '{"error":"tea"}', InvalidRequestError, "refused"),
         (501, '{"error":{"code":7,"message":"?"}}', ServerError, "refused"),
     ],

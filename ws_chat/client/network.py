@@ -55,7 +55,7 @@ class Address:
                 ping_interval=None,  # ChatConnection pings, as a full write buffer does not mean a dead peer
             )
         except InvalidStatus as error:
-            raise _refusal(error) from error
+            raise _refusal(error, str(self)) from error
         except InvalidURI as error:
             raise ValueError(str(error)) from error
         except (OSError, EOFError, WebSocketException) as error:
@@ -86,14 +86,14 @@ def _socket_path(path: str) -> str:
     return path if path.endswith("/ws") else f"{path.removesuffix('/v1')}/v1/chat/ws"
 
 
-def _refusal(refused: InvalidStatus) -> ReplyError:
+def _refusal(refused: InvalidStatus, address: str) -> ReplyError:
     response = refused.response
     status = response.status_code
     retry_after = response.headers.get("Retry-After", "")
     error: dict[str, Any] = {
         "type": _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
         "code": "refused",
-        "message": f"the server answered with status {status}",
+        "message": f"{address} answered with status {status}",
         "status": status,
         "retryable": status in _RETRYABLE,
     }
