@@ -11,6 +11,7 @@ from typing import Final
 MAX_EVENT_BYTES: Final = 8 * 1024 * 1024  # an event may hold an image
 MAX_EVENT_LINES: Final = 1000
 PING: Final = b": ping\n\n"
+RETRY: Final = b"retry: 500\n\n"
 
 _TEXT_LINE_END: Final = re.compile(r"\r\n|\n|\r")
 _FIELDS: Final = frozenset({b"data", b"event", b"id", b"retry", b""})  # the last: a comment, ": …"

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from ws_chat.protocol.deltas import MERGE_LIMIT, merge
-from ws_chat.protocol.frames import Start, Token, token_head
+from ws_chat.protocol.frames import Refused, Start, Token, token_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,13 +41,15 @@ class Sender(Protocol):
 class Reader:
     """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once.
 
+    If the log cannot be read on, the reader ends with that error, which is no terminal frame.
+
     Another protocol overrides the three methods that write.
     """
 
     __slots__ = ("_after", "_closed", "_head", "_on_end", "_queued", "_started", "frames", "log", "sender", "seq")
 
     def __init__(self, log: Log, after: int, sender: Sender, on_end: Callable[[], None]) -> None:
-        """Read `log` after the seq `after`; `on_end` is called once, when the terminal frame is out."""
+        """Read `log` after the seq `after`; `on_end` is called once, when the last frame is out."""
         self.log = log
         self.seq = self._after = after
         self.sender = sender
@@ -80,7 +82,7 @@ class Reader:
         first = True
         while not self._closed:
             seq = self.seq
-            if seq >= log.last and not log.terminal and self._started:
+            if seq >= log.last and not log.terminal and not log.fault and self._started:
                 return
             # Checked before deltas are joined: for a full sender that would be wasted work.
             if not sender.writable:
@@ -98,6 +100,10 @@ class Reader:
             elif log.terminal:
                 self.close()
                 self.write_terminal(log.terminal)
+                self._on_end()
+            elif log.fault:
+                self.close()
+                sender.write(Refused(id=log.start.id, error=log.fault))
                 self._on_end()
 
     def _wake(self, last: int, deltas: Sequence[Delta]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import secrets
@@ -18,19 +19,19 @@ from starlette.routing import Mount, Route, WebSocketRoute
 
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.urls import redact_url
-from ws_chat.relay.access import Hosts, Keys, Origins, Quota
-from ws_chat.relay.events import Observers
+from ws_chat.relay.access import Hosts, Keys, Origins, Quota, Throttle
+from ws_chat.relay.events import LimitReached, Observers
 from ws_chat.relay.relay import Relay
 from ws_chat.server import describe
 from ws_chat.server.auth import by_key
-from ws_chat.server.chat.sender import DRAIN, UNPROTECTED, WRITE_TIMEOUT
+from ws_chat.server.chat.sender import DRAIN, LIMIT, UNPROTECTED, WRITE_TIMEOUT
 from ws_chat.server.chat.sse import SSEEndpoint
 from ws_chat.server.chat.websocket import WebSocketEndpoint
 from ws_chat.server.connections import Connections
 from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
-from ws_chat.server.page.page import FrontPage, Page
+from ws_chat.server.page.page import FrontPage, Page, docs
 from ws_chat.server.settings import Settings, SettingsError
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
@@ -72,6 +73,8 @@ def create_app(
     metrics = Metrics()
     observe = Observers([metrics, Logs(content=settings.log_content), *_tracing(), *observers])
     store = store or choose_store(settings)
+    if isinstance(store, MemoryStore):
+        store.on_evict = lambda: observe(LimitReached("kept_bytes"))
     answers = upstream or choose_upstream(settings)
     relay = Relay(
         answers,
@@ -80,6 +83,7 @@ def create_app(
         max_generations=settings.max_generations,
         max_generations_per_principal=settings.max_generations_per_principal,
         quota=Quota(settings.requests_per_minute, store.counters),
+        throttle=Throttle(settings.free_requests_per_minute),
         max_bytes=settings.max_frame_bytes,
         max_answer_bytes=settings.max_answer_bytes,
         resume_window=settings.resume_window,
@@ -103,16 +107,25 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async def drain() -> None:
+            relay.leaving = True
             try:
-                connections.drain(settings.drain_timeout)
-                await relay.drain(settings.drain_timeout, LAST_FRAMES_TIMEOUT)
+                await asyncio.sleep(settings.drain_delay)  # proxies ask /readyz meanwhile
+                connections.drain(settings.drain_timeout, move=store.shared)
+                await relay.drain(settings.drain_timeout)
+                connections.leave_running()
+                await relay.unread(LAST_FRAMES_TIMEOUT)
             finally:
                 await relay.stop()
 
         await relay.open()
         connections.serving = True
         with metrics.measure_lag():
-            yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout, UNPROTECTED: unprotected}
+            yield {
+                DRAIN: drain,
+                WRITE_TIMEOUT: settings.write_timeout,
+                LIMIT: lambda limit: observe(LimitReached(limit)),
+                UNPROTECTED: unprotected,
+            }
         await relay.close()
 
     async def readyz(_: Request) -> Response:
@@ -126,6 +139,8 @@ def create_app(
     app = FastAPI(
         title="ws_chat",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's loads scripts from another host
+        redoc_url=None,
         # Plain ASGI: FastAPI's own handling would add half of the cost of a request.
         routes=[
             WebSocketRoute("/v1/chat/ws", sockets),
@@ -134,6 +149,7 @@ def create_app(
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             WebSocketRoute("/{path:path}", _no_websocket),
             Route("/", front_page.answer),
+            Route("/docs", docs),
             Mount("/static", Page(directory=Path(__file__).parent / "page" / "static")),
             Route("/healthz", _healthz),
             Route("/readyz", readyz),

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
+from ws_chat.protocol.frames import Failed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from limits.aio.storage import Storage
 
     from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.errors import ErrorInfo
     from ws_chat.protocol.frames import Start, Terminal, Token
     from ws_chat.stores.turns import MayGoOn
 
     OnEnd: TypeAlias = Callable[[Terminal], None]
     """Called with the terminal frame that a log has ended with."""
     Wake: TypeAlias = Callable[[int, Sequence[Delta]], None]
-    """Called with the seq of the log's last delta, and the deltas just written. None: after the terminal frame, and where
-    a log with very many readers announces several writes at once."""
+    """Called with the seq of the log's last delta, and the deltas just written. None: after the terminal frame, or a fault,
+    and where a log with very many readers announces several writes at once."""
 
 
 class GenerationKey(NamedTuple):
-    """The name of a generation inside the server. `owner`: the principal of a named one, the connection of any other."""
+    """The name of a generation inside the server. `owner`: its principal, and with a `/` its connection if it is unnamed."""
 
     owner: str
     id: str
     named: bool
+
+    @property
+    def principal(self) -> str:
+        return self.owner.partition("/")[0]
 
 
 class LogEndedError(Exception):
@@ -34,6 +41,15 @@ class LogEndedError(Exception):
 
 class LogExistsError(Exception):
     """There already is a log with this key. Nothing was created."""
+
+
+def failed_early(last: int, terminal: Terminal) -> bool:
+    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and the digest only.
+
+    So requests that cost nothing do not evict, or fill a shared store with, answers that were paid for. The digest still
+    detects another request under the same id.
+    """
+    return last == 0 and isinstance(terminal, Failed)
 
 
 class Log(Protocol):
@@ -49,7 +65,10 @@ class Log(Protocol):
 
     @property
     def request(self) -> bytes:
-        """The request, as `ws_chat.relay.conversation` stores it."""
+        """The request, as `ws_chat.relay.conversation` stores it: first the DIGEST_SIZE bytes of its digest.
+
+        After an end that `failed_early`, only the digest.
+        """
 
     @property
     def last(self) -> int:
@@ -58,6 +77,10 @@ class Log(Protocol):
     @property
     def terminal(self) -> Terminal | None:
         """The last frame, once there is one."""
+
+    @property
+    def fault(self) -> ErrorInfo | None:
+        """Why it cannot be read on now, although it has no terminal frame: its store cannot be reached."""
 
     @property
     def size(self) -> int:
@@ -110,6 +133,9 @@ class RunningGenerations(Protocol):
 class Store(Protocol):
     """Keeps logs by key: until their end, and for a retention time after it.
 
+    If there is no room for all ended ones, those of the principal that keeps most are removed first: nobody's answers are
+    evicted by what another principal sends.
+
     A shared store raises ChatError (`overloaded`) while it cannot be reached. Meanwhile the generations of this process
     go on. Logs of unnamed generations never leave the process.
     """
@@ -117,6 +143,10 @@ class Store(Protocol):
     @property
     def available(self) -> bool:
         """Whether the store can be reached."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes serve the named generations of this one."""
 
     @property
     def counters(self) -> Storage | None:
@@ -135,10 +165,10 @@ class Store(Protocol):
         """
 
     async def cancel(self, key: GenerationKey) -> None:
-        """If another process writes the log, ask it to cancel the generation."""
+        """If another process writes the log, ask it to cancel the generation, until it has ended."""
 
     def remove(self, key: GenerationKey) -> None:
-        """Remove a log, at once in this process and soon in others; does nothing if it is unknown."""
+        """Remove the log of an unnamed generation; does nothing if it is unknown."""
 
     async def close(self) -> None:
-        """Stop, and remove the logs of this process."""
+        """Stop. Logs that other processes can read are kept for them."""

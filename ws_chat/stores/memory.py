@@ -1,24 +1,27 @@
 """Logs in this process's memory.
 
 Older deltas of a log are packed, and all of them at its end: one object for many of them takes less memory. All ended logs
-together take at most `limit` bytes; beyond that the oldest are removed.
+together take at most `limit` bytes; beyond that the oldest of the principal that keeps most are removed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from bisect import bisect_right
 from collections import OrderedDict
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ws_chat.stores.base import LogEndedError, LogExistsError
+from ws_chat.protocol.frames import DIGEST_SIZE
+from ws_chat.stores.base import LogEndedError, LogExistsError, failed_early
 from ws_chat.stores.turns import Turns, always
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.errors import ErrorInfo
     from ws_chat.protocol.frames import Start, Terminal, Token
     from ws_chat.stores.base import GenerationKey, OnEnd, RunningGenerations, Wake
     from ws_chat.stores.turns import MayGoOn
@@ -50,6 +53,7 @@ class MemoryLog:
         "_tail",
         "_wakes",
         "_watchers",
+        "fault",
         "last",
         "may_go_on",
         "request",
@@ -69,6 +73,7 @@ class MemoryLog:
         self.request = request
         self.last = 0
         self.terminal: Terminal | None = None
+        self.fault: ErrorInfo | None = None
         self.shared: tuple[int, int, Token] | None = None
         self.may_go_on = may_go_on
         self._on_packed = on_packed
@@ -115,10 +120,17 @@ class MemoryLog:
             raise LogEndedError
         self._pack(len(self._tail))
         self.terminal = terminal
+        if failed_early(self.last, terminal):
+            self.request = self.request[:DIGEST_SIZE]
         self._on_packed()
         self._wake_many(())
         if on_end:
             on_end(terminal)
+
+    def interrupt(self, fault: ErrorInfo) -> None:
+        """Tell the readers that they cannot read on now."""
+        self.fault = fault
+        self._wake_many(())
 
     def watch(self, wake: Wake) -> None:
         self._watchers[wake] = None
@@ -156,9 +168,13 @@ class MemoryLog:
         """Wake the next MANY watchers, and more while there is time."""
         while self._round:
             wakes = list(islice(self._round, MANY))
-            for wake in wakes:
-                if wake in self._watchers:
-                    wake(self.last, deltas)
+            try:
+                for wake in wakes:
+                    if wake in self._watchers:
+                        wake(self.last, deltas)
+            except BaseException:
+                self._round = None  # else no later write would wake anybody
+                raise
             if len(wakes) < MANY:
                 self._round = iter(self._all_wakes()) if self._again else None
                 self._again = False
@@ -185,6 +201,14 @@ class _Kept(NamedTuple):
     size: int
 
 
+@dataclasses.dataclass(slots=True)
+class _Share:
+    """What one principal keeps."""
+
+    size: int = 0
+    keys: dict[GenerationKey, None] = dataclasses.field(default_factory=dict)  # the oldest end first
+
+
 class MemoryStore:
     """Logs by key. Ended ones are kept for `retention` seconds, all together in at most `limit` bytes."""
 
@@ -195,10 +219,13 @@ class MemoryStore:
         self._logs: dict[GenerationKey, MemoryLog] = {}
         self._ended: OrderedDict[GenerationKey, _Kept] = OrderedDict()  # the oldest end first
         self._sweep: asyncio.TimerHandle | None = None
+        self._shares: dict[str, _Share] = {}  # by principal
+        self.on_evict: Callable[[], None] = lambda: None
         self.kept_bytes = 0
         self.evicted = 0
         """Logs that were removed before their retention time, because of the limit."""
         self.available = True
+        self.shared = False
         self.counters = None
 
     async def open(self, running: RunningGenerations) -> None:
@@ -220,12 +247,18 @@ class MemoryStore:
         self._logs.pop(key, None)
         if kept := self._ended.pop(key, None):
             self.kept_bytes -= kept.size
+            share = self._shares[key.principal]
+            share.size -= kept.size
+            del share.keys[key]
+            if not share.keys:
+                del self._shares[key.principal]
 
     async def close(self) -> None:
         if self._sweep:
             self._sweep.cancel()
         self._logs.clear()
         self._ended.clear()
+        self._shares.clear()
         self.kept_bytes = 0
 
     def _keep(self, key: GenerationKey) -> None:
@@ -236,9 +269,14 @@ class MemoryStore:
         size = OVERHEAD + len(log.request) + log.size
         self._ended[key] = kept = _Kept(loop.time() + self._retention, size)
         self.kept_bytes += kept.size
+        share = self._shares.setdefault(key.principal, _Share())
+        share.keys[key] = None
+        share.size += size
         while self.kept_bytes > self._limit:
-            self.remove(next(iter(self._ended)))
+            largest = max(self._shares.values(), key=lambda share: share.size)
+            self.remove(next(iter(largest.keys)))
             self.evicted += 1
+            self.on_evict()
         if self._sweep is None:
             self._sweep = loop.call_later(self._retention, self._remove_old)
 
