@@ -71,6 +71,8 @@ _FULL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(_ERROR), bytes(_ERROR))
 )
+# The lines before chunks of up to 511 bytes (RFC 9112, section 7.1): nearly all events.
+_CHUNK_SIZES = [b"%x\r\n" % length for length in range(512)]
 
 
 class _UnchunkedCycle(RequestResponseCycle):
@@ -266,7 +268,11 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         data = encode(frame)
         self.sent += len(data)
         if data and not self.transport.is_closing():
-            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self.cycle.chunked_encoding else data)
+            if self.cycle.chunked_encoding:
+                length = len(data)
+                size = _CHUNK_SIZES[length] if length < len(_CHUNK_SIZES) else b"%x\r\n" % length
+                data = size + data + b"\r\n"
+            self.transport.write(data)
 
     def _call_on_writable(self) -> None:
         if self.on_writable:
