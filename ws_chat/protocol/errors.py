@@ -23,6 +23,8 @@ class Kind(NamedTuple):
 CODES: Final[dict[str, Kind]] = {
     "invalid_json": Kind("invalid_request_error", 400, False),
     "invalid_request": Kind("invalid_request_error", 400, False),
+    "previous_response_not_found": Kind("invalid_request_error", 400, False),  # these two: the Responses protocol
+    "invalid_stream_id": Kind("invalid_request_error", 400, False),
     "unauthorized": Kind("authentication_error", 401, False),
     "origin_not_allowed": Kind("permission_error", 403, False),
     "host_not_allowed": Kind("permission_error", 403, False),
