@@ -252,10 +252,14 @@ class Pong(Struct, frozen=True, tag_field="type", tag="pong"):
     """The answer to a ping."""
 
 
-class GoAway(Struct, frozen=True, tag_field="type", tag="goaway"):
-    """The server is shutting down in `deadline_ms`: finish running answers here, send new requests elsewhere."""
+class GoAway(Struct, frozen=True, tag_field="type", tag="goaway", omit_defaults=True):
+    """The server is shutting down in `deadline_ms`: finish running answers here, send new requests elsewhere.
+
+    With `move`, other replicas serve this server's named generations: resume them on a new connection now.
+    """
 
     deadline_ms: int
+    move: bool = False
 
 
 Terminal: TypeAlias = Done | Failed

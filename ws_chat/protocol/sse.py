@@ -10,6 +10,7 @@ from typing import Final
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 PING: Final = b": ping\n\n"
+RETRY: Final = b"retry: 500\n\n"
 
 _TEXT_LINE_END: Final = re.compile(r"\r\n|\n|\r")
 _FIELDS: Final = frozenset({b"data", b"event", b"id", b"retry", b""})  # the last: a comment, ": …"

@@ -74,6 +74,7 @@ class Relay:
             max_generations_per_principal=max_generations_per_principal,
             resume_window=resume_window,
             clock=clock,
+            shared=store.shared,
         )
         self._starting: WeakValueDictionary[GenerationKey, asyncio.Lock] = WeakValueDictionary()
         self.draining = False
@@ -186,15 +187,18 @@ class Relay:
         self._runner.cancel(key)
         self._store.remove(key)
 
-    async def drain(self, timeout: float, last_frames: float = 0.0) -> None:
+    async def drain(self, timeout: float) -> None:
         """Refuse new generations; wait `timeout` seconds for the running ones and their readers, then end them.
 
-        Readers get `last_frames` seconds more to receive the terminal frames.
+        Readers that can go on at another process are not waited for.
         """
         self.draining = True
         await self._runner.quiet(timeout)
         await self._runner.stop()
-        await self._runner.quiet(last_frames)
+
+    async def unread(self, timeout: float) -> None:
+        """Wait `timeout` seconds until every reader has received its terminal frame."""
+        await self._runner.unread(timeout)
 
     async def stop(self) -> None:
         """Refuse new generations, and end the running ones with the error `draining`."""

@@ -69,6 +69,7 @@ class Runner:
         max_generations_per_principal: int | None,
         resume_window: float,
         clock: Callable[[], float],
+        shared: bool,
     ) -> None:
         self._upstream = upstream
         self._observe = observe
@@ -79,8 +80,11 @@ class Runner:
         self._running: dict[GenerationKey, _Run] = {}
         self._reserved = 0
         self._of_principals: Counter[str] = Counter()  # running and reserved
+        self._shared = shared
         self._reading = 0
+        self._staying = 0  # the readers that cannot go on at another process
         self._quiet = asyncio.Event()
+        self._unread = asyncio.Event()
         self._stopped: asyncio.Future[list[Any]] | None = None
 
     @property
@@ -134,14 +138,13 @@ class Runner:
 
     def attach(self, key: GenerationKey, log: Log) -> None:
         """Count a reader of a log, which keeps its generation from being cancelled."""
-        self._reading += 1
+        self._count(key, 1)
         if run := self._run_of(key, log):
             self._count_reader(run, 1)
 
     def detach(self, key: GenerationKey, log: Log) -> None:
         """Stop counting a reader. After the last one the resume window opens."""
-        self._reading -= 1
-        self._update_quiet()
+        self._count(key, -1)
         if run := self._run_of(key, log):
             self._count_reader(run, -1)
 
@@ -160,11 +163,15 @@ class Runner:
         return run is not None
 
     async def quiet(self, timeout: float) -> None:
-        """Wait until no generation runs, starts or is read, for at most `timeout` seconds."""
-        self._update_quiet()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._quiet.wait()
+        """Wait until no generation runs or starts, for at most `timeout` seconds.
+
+        Waits for readers too, except for those that can go on at another process.
+        """
+        await self._wait(self._quiet, timeout)
+
+    async def unread(self, timeout: float) -> None:
+        """Wait until no generation is read, for at most `timeout` seconds."""
+        await self._wait(self._unread, timeout)
 
     async def stop(self) -> None:
         """End all generations with the error `draining`. May be called several times, also at once."""
@@ -196,11 +203,27 @@ class Runner:
         if run.readers == 0:
             run.window = asyncio.get_running_loop().call_later(self._resume_window, run.task.cancel)
 
+    def _count(self, key: GenerationKey, change: int) -> None:
+        self._reading += change
+        if not (self._shared and key.named):
+            self._staying += change
+        self._update_quiet()
+
+    async def _wait(self, event: asyncio.Event, timeout: float) -> None:
+        self._update_quiet()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await event.wait()
+
     def _update_quiet(self) -> None:
-        if self._running or self._reserved or self._reading:
-            self._quiet.clear()
-        else:
-            self._quiet.set()
+        for event, busy in (
+            (self._quiet, self._running or self._reserved or self._staying),
+            (self._unread, self._reading),
+        ):
+            if busy:
+                event.clear()
+            else:
+                event.set()
 
     def _terminal(self, generation: Generation, last: int, task: asyncio.Task[None]) -> Terminal:
         now = self._clock()

@@ -103,8 +103,10 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async def drain() -> None:
             try:
-                connections.drain(settings.drain_timeout)
-                await relay.drain(settings.drain_timeout, LAST_FRAMES_TIMEOUT)
+                connections.drain(settings.drain_timeout, move=store.shared)
+                await relay.drain(settings.drain_timeout)
+                connections.leave_running()
+                await relay.unread(LAST_FRAMES_TIMEOUT)
             finally:
                 await relay.stop()
 

@@ -15,7 +15,7 @@ from ws_chat.relay.access import Caller
 from ws_chat.relay.events import ConnectionClosed, ConnectionOpened, Observers, RequestRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from starlette.types import Scope
 
@@ -31,6 +31,8 @@ class Connection:
 
     caller: Caller
     sender: ConnectionSender | None = None
+    leave_running: Callable[[], None] | None = None
+    """Stops reading generations that still run."""
 
 
 class Connections:
@@ -94,11 +96,24 @@ class Connections:
     def refuse(self, transport: str, error: ChatError) -> None:
         self.observe(RequestRefused(transport, error.info.code))
 
-    def drain(self, deadline: float) -> None:
-        """Refuse new connections, and send goaway on open WebSockets. `deadline`: the seconds that are left."""
+    def drain(self, deadline: float, *, move: bool = False) -> None:
+        """Refuse new connections, and send goaway on open WebSockets. `deadline`: the seconds that are left.
+
+        `move`: running named generations can be resumed at another replica now.
+        """
         self._draining = True
-        frame = GoAway(round(deadline * 1000))
+        frame = GoAway(round(deadline * 1000), move)
         for connection in self._open:
             # Not over SSE, which has no such event; its response may not have started.
             if connection.sender and connection.caller.transport == "websocket":
                 connection.sender.announce(frame)
+
+    def leave_running(self) -> None:
+        """Stop reading the generations that still run, which are those of other replicas: readers resume there.
+
+        An event stream ends in order, without a terminal event. Cut off, proxies would count it as a failure of this
+        replica.
+        """
+        for connection in list(self._open):
+            if connection.leave_running:
+                connection.leave_running()

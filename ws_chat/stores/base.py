@@ -110,6 +110,10 @@ class Store(Protocol):
         """Whether the store can be reached."""
 
     @property
+    def shared(self) -> bool:
+        """Whether other processes serve the named generations of this one."""
+
+    @property
     def counters(self) -> Storage | None:
         """The storage in which all processes that share this store count requests; None: each counts alone."""
 

@@ -110,6 +110,7 @@ class MemoryStore:
         self.evicted = 0
         """Logs that were removed before their retention time, because of the limit."""
         self.available = True
+        self.shared = False
         self.counters = None
 
     async def open(self, running: RunningGenerations) -> None:

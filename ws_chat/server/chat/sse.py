@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
 
-from ws_chat.protocol.errors import ChatError
-from ws_chat.protocol.frames import FROM_START, Chat, Failed, InvalidFrameError, Pong, Position, decode
+from ws_chat.protocol.errors import DRAINING, ChatError
+from ws_chat.protocol.frames import FROM_START, Chat, Failed, GoAway, InvalidFrameError, Pong, Position, decode
 from ws_chat.relay.reader import Reader
 from ws_chat.relay.relay import is_lost
 from ws_chat.server.chat.sender import AwaitedSender, DirectSender, direct_writer
@@ -37,6 +37,7 @@ DISCARD_TIMEOUT: Final = 2.0
 """Seconds in which the rest of a body that is too large is read before it is refused."""
 DISCARD_LIMIT: Final = 4
 """Bytes that are read of it at most, as a multiple of the largest accepted body."""
+GOAWAY: Final = GoAway(0, move=True)
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -164,11 +165,22 @@ class _Exchange:
             gone = asyncio.create_task(self._until_gone(sender))
         self._connection.sender = sender
         reader = Reader(log, after, sender, on_end=sender.close)
+
+        def leave_running() -> None:
+            if log.terminal is None:
+                reader.close()
+                if sender.writable:
+                    sender.write(GOAWAY)
+                sender.close()
+
+        self._connection.leave_running = leave_running
         self._relay.attach(key, reader)
         try:
             await _started(log, sender)
             if failure := _failure(log):
                 await self._answer(failure)
+            elif sender.ended.done() and sender.ended.result():
+                raise ChatError.of(DRAINING)
             elif not sender.ended.done():
                 # The sender must not write before this.
                 await self._send({"type": "http.response.start", "status": 200, "headers": _headers(log.start.id)})

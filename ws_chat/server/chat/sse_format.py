@@ -1,6 +1,7 @@
 """The two formats of an event stream: plain text for people at a terminal, and the frames of the WebSocket.
 
-In both, a pong is encoded as a comment line, which keeps proxies from closing a silent connection.
+In both, a pong is encoded as a comment line, which keeps proxies from closing a silent connection, and goaway as the
+milliseconds after which an EventSource reconnects.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from ws_chat.protocol.errors import ErrorBody
-from ws_chat.protocol.frames import Done, Failed, Pong, Start, encode
-from ws_chat.protocol.sse import PING, event
+from ws_chat.protocol.frames import Done, Failed, GoAway, Pong, Start, encode
+from ws_chat.protocol.sse import PING, RETRY, event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ class FramesFormat(Format):
         if isinstance(frame, Start | Done | Failed):
             name = str(frame.__struct_config__.tag).encode()
             return b"event: %b\nid: %d%b\ndata: %b\n\n" % (name, frame.seq, self._suffix, encode(frame))
-        return PING
+        return RETRY if isinstance(frame, GoAway) else PING
 
 
 class TextFormat(Format):
@@ -83,6 +84,8 @@ class TextFormat(Format):
                 data, name = msgspec.json.encode(ErrorBody(error)).decode(), "error"
             case Pong():
                 return PING
+            case GoAway():
+                return RETRY
             case _:
                 return b""
         return self._with_id(event(data, name=name), frame.seq)

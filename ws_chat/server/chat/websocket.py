@@ -96,6 +96,7 @@ class _Socket:
         self._sender = DirectSender(encode, writer) if writer else AwaitedSender(encode, self._send_batch)
         self._sender.open()
         connection.sender = self._sender
+        connection.leave_running = self._leave_running
         self._answering: dict[asyncio.Task[None], int] = {}  # with the bytes of their frames
         self._latest: dict[str | None, asyncio.Task[None]] = {}  # the last task for each generation id
         self._readers: dict[str, tuple[Reader, GenerationKey]] = {}  # by id, with the key of their log
@@ -126,6 +127,13 @@ class _Socket:
             self._relay.release(key)
         self._unnamed.clear()
         self._ended.clear()
+
+    def _leave_running(self) -> None:
+        for generation_id, (reader, key) in list(self._readers.items()):
+            if reader.log.terminal is None:
+                del self._readers[generation_id]
+                reader.close()
+                self._relay.detach(self._caller, key, reader)
 
     async def _receive_all(self) -> None:
         # Receiving never waits long for a generation: until `receive` is awaited again, the server misses pongs and
