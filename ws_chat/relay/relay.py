@@ -9,15 +9,16 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from ws_chat.protocol.errors import DRAINING, GONE, UNREACHABLE, ChatError
-from ws_chat.protocol.frames import FROM_START, Failed, Start
+from ws_chat.protocol.frames import FROM_START, MAX_VALUES, Failed, Start, has_too_many_values
 from ws_chat.relay.access import Quota
-from ws_chat.relay.conversation import conversation_of, encode_request, is_same_request
+from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, messages_of
 from ws_chat.relay.events import Followed, Observers, ReadingEnded
 from ws_chat.relay.runner import Runner
 from ws_chat.stores.base import LogExistsError
+from ws_chat.upstreams.base import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 START_TIMEOUT: Final = 8.5
 """Seconds in which a request is started or refused: clients are promised an answer within ten."""
 EPOCH_BYTES: Final = 6
+JOINED_AT_ONCE: Final = 512
+"""Deltas of an answer that are joined in one turn of the event loop, to continue from it."""
 
 
 class _Found(NamedTuple):
@@ -76,6 +79,7 @@ class Relay:
             clock=clock,
             shared=store.shared,
         )
+        self._joining = asyncio.Lock()
         self._starting: WeakValueDictionary[GenerationKey, asyncio.Lock] = WeakValueDictionary()
         self.draining = False
 
@@ -132,23 +136,22 @@ class Relay:
         if chat.model and self._models and not any(fnmatchcase(chat.model, pattern) for pattern in self._models):
             raise ChatError("model_not_allowed", "This model is not allowed.", param="model")
         previous = await self._find_any(caller, chat.previous_id, "previous_id") if chat.previous_id else None
-        before = conversation_of(previous.log) if previous else []
-        request = encode_request(chat, before)
-        # Deltas that the previous generation still gets while it is being interrupted are not counted.
-        if len(request) > self._max_bytes:
-            raise ChatError("too_large", f"A conversation has at most {self._max_bytes} bytes.", param="previous_id")
+        joined = previous.log.last if previous else 0
+        request = encode_request(chat, await self._conversation(previous.log) if previous else b"")
+        if previous:
+            self._check_size(messages_of(request))
         model = self._upstream.resolve(chat.model or (previous.log.start.model if previous else None))
         with self._runner.reserve(caller.principal, replacing=previous and previous.key):
             async with self._quota.counted(caller.principal):
                 if previous and previous.log.terminal is None:
                     await self._interrupt(previous)
-                    before = conversation_of(previous.log)
-                    request = encode_request(chat, before)
+                if previous and previous.log.last > joined:
+                    request = encode_request(chat, await self._conversation(previous.log))
                 # Whatever has had this id before, no position in it is one in this log.
                 epoch = secrets.token_hex(EPOCH_BYTES) if key.named else UNSET
                 log = await self._store.create(key, Start(key.id, 0, model, epoch), request)
-                messages = [*before, *chat.body["messages"]]
-                self._runner.run(caller, key, log, {**chat.body, "model": model, "messages": messages})
+                body = {**chat.body, "model": model, "messages": Raw(messages_of(request))}
+                self._runner.run(caller, key, log, Request(body))
                 return log
 
     async def find(self, caller: Caller, generation_id: str, position: Position = FROM_START) -> Log:
@@ -232,6 +235,39 @@ class Relay:
         if not found:
             raise ChatError("not_found", "There is no such generation.", param=param)
         return min(found, key=lambda one: one.log.terminal is not None)
+
+    async def _conversation(self, log: Log) -> bytes:
+        """Return the messages of a log's conversation, with its answer so far. Raises ChatError (`not_found`, `too_large`).
+
+        A long answer takes many turns of the event loop, and two do not take them at once.
+        """
+        messages = messages_of(log.request)
+        if not messages:
+            message = "This generation failed before its answer began, so its messages are not kept. Send them again."
+            raise ChatError("not_found", message, param="previous_id")
+        answer = Answer()
+        if log.last <= JOINED_AT_ONCE:
+            answer.add(log.after(0, JOINED_AT_ONCE))
+        else:
+            async with self._joining:
+                seq = 0
+                while deltas := log.after(seq, JOINED_AT_ONCE):
+                    seq += len(deltas)
+                    answer.add(deltas)
+                    if len(messages) + answer.size > self._max_bytes:
+                        raise self._too_large()
+                    await asyncio.sleep(0)
+        return conversation(messages, answer.message())
+
+    def _check_size(self, messages: bytes) -> None:
+        # Deltas that the previous generation still gets while it is being interrupted are not counted.
+        if len(messages) > self._max_bytes:
+            raise self._too_large()
+        if has_too_many_values(messages):
+            raise ChatError("too_large", f"A conversation has at most {MAX_VALUES} JSON values.", param="previous_id")
+
+    def _too_large(self) -> ChatError:
+        return ChatError("too_large", f"A conversation has at most {self._max_bytes} bytes.", param="previous_id")
 
     async def _interrupt(self, found: _Found) -> None:
         """Cancel a generation, here or in another process, and wait for its end."""

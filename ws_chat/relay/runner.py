@@ -11,12 +11,11 @@ import logging
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ws_chat.protocol.errors import DRAINING, INTERNAL_ERROR, ChatError
 from ws_chat.protocol.frames import Done, Failed
-from ws_chat.relay.conversation import conversation_of
+from ws_chat.relay.conversation import Answer
 from ws_chat.relay.events import GenerationEnded, GenerationStarted
 from ws_chat.relay.generation import Generation
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from ws_chat.relay.access import Caller
     from ws_chat.relay.events import Observer
     from ws_chat.stores.base import GenerationKey, Log
-    from ws_chat.upstreams.base import Upstream
+    from ws_chat.upstreams.base import Request, Upstream
 
 logger = logging.getLogger("ws_chat.runner")
 
@@ -111,7 +110,7 @@ class Runner:
             self._reserved -= 1
             self._release(principal)
 
-    def run(self, caller: Caller, key: GenerationKey, log: Log, request: dict[str, Any]) -> None:
+    def run(self, caller: Caller, key: GenerationKey, log: Log, request: Request) -> None:
         """Start the task that writes the answer to `request` into `log`. After `stop`, it ends at once."""
         generation = Generation(log.start.id, log.start.model, self._clock())
 
@@ -244,8 +243,16 @@ def _ended(
     log: Log,
     terminal: Terminal,
     generation: Generation,
-    request: dict[str, Any],
+    request: Request,
 ) -> GenerationEnded:
+    def content() -> list[Any]:
+        answer = Answer()
+        seq = 0
+        while deltas := log.after(seq, log.last):
+            seq += len(deltas)
+            answer.add(deltas)
+        return [*request["messages"], *filter(None, [answer.message()])]
+
     return GenerationEnded(
         transport=caller.transport,
         id=key.id,
@@ -261,5 +268,5 @@ def _ended(
         size=log.size,
         first=generation.first,
         total=generation.total,
-        content=partial(conversation_of, log),
+        content=content,
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
+from ws_chat.protocol.frames import Failed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -34,6 +36,15 @@ class LogExistsError(Exception):
     """There already is a log with this key. Nothing was created."""
 
 
+def failed_early(last: int, terminal: Terminal) -> bool:
+    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and the digest only.
+
+    So requests that cost nothing do not evict, or fill a shared store with, answers that were paid for. The digest still
+    detects another request under the same id.
+    """
+    return last == 0 and isinstance(terminal, Failed)
+
+
 class Log(Protocol):
     """One generation's frames: a start, deltas numbered from 1, a terminal frame.
 
@@ -47,7 +58,10 @@ class Log(Protocol):
 
     @property
     def request(self) -> bytes:
-        """The request, as `ws_chat.relay.conversation` stores it."""
+        """The request, as `ws_chat.relay.conversation` stores it: first the DIGEST_SIZE bytes of its digest.
+
+        After an end that `failed_early`, only the digest.
+        """
 
     @property
     def last(self) -> int:

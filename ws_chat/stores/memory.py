@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from ws_chat.stores.base import LogEndedError, LogExistsError
+from ws_chat.protocol.frames import DIGEST_SIZE
+from ws_chat.stores.base import LogEndedError, LogExistsError, failed_early
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,6 +74,8 @@ class MemoryLog:
         self._parts = [msgspec.json.encode(self._deltas[at : at + PART]) for at in range(0, self.last, PART)]
         self._deltas = []
         self.terminal = terminal
+        if failed_early(self.last, terminal):
+            self.request = self.request[:DIGEST_SIZE]
         self._on_packed()
         for wake in self._all_wakes():
             wake(self.last, ())

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import msgspec
+from msgspec import Raw
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ws_chat.protocol.deltas import Delta, Outcome
 
 Emit: TypeAlias = "Callable[[Sequence[Delta]], None]"
 """Appends deltas to the log, in order; those of one call may be sent in one frame. It never blocks."""
+
+
+class Request(Mapping[str, Any]):
+    """The body of a chat-completions request. A field is decoded when it is looked up: `raw` has them as JSON."""
+
+    __slots__ = ("_decoded", "raw")
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        """`raw` may also have values that are no JSON."""
+        self.raw = raw
+        self._decoded: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._decoded:
+            value = self.raw[key]
+            self._decoded[key] = msgspec.json.decode(value) if type(value) is Raw else value
+        return self._decoded[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
 
 
 class Upstream(Protocol):

@@ -23,6 +23,7 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from ws_chat.protocol.errors import ChatError
 from ws_chat.protocol.sse import NotAnEventStreamError
+from ws_chat.upstreams.base import Request
 from ws_chat.upstreams.completion import CompletionParser, error_message
 from ws_chat.upstreams.http.connection import DRAIN_TIMEOUT
 from ws_chat.upstreams.http.transport import PUSHED, PushTransport
@@ -109,16 +110,17 @@ class OpenAIUpstream:
 
     async def _open(self, request: Mapping[str, Any]) -> httpx2.Response:
         """Send the request with `include_usage`, and again without it if the server refuses that."""
+        body = request.raw if isinstance(request, Request) else request
         options = request.get("stream_options", {})
         model = request["model"]
         if model in self._without_usage or not isinstance(options, dict) or "include_usage" in options:
-            return await self._post(request)
+            return await self._post(body)
         try:
-            return await self._post({**request, "stream_options": {**options, "include_usage": True}})
+            return await self._post({**body, "stream_options": {**options, "include_usage": True}})
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if not _refuses_usage(error):
                 raise
-        response = await self._post(request)
+        response = await self._post(body)
         self._without_usage.add(model)
         return response
 
