@@ -25,13 +25,14 @@ from ws_chat.server import describe
 from ws_chat.server.auth import by_key
 from ws_chat.server.chat.sender import DRAIN, UNPROTECTED, WRITE_TIMEOUT
 from ws_chat.server.chat.sse import SSEEndpoint
-from ws_chat.server.chat.websocket import WebSocketEndpoint
+from ws_chat.server.chat.websocket import ChatSocket
 from ws_chat.server.connections import Connections
 from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
 from ws_chat.server.page.page import FrontPage, Page
 from ws_chat.server.settings import Settings, SettingsError
+from ws_chat.server.sockets import WebSocketEndpoint
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
 from ws_chat.upstreams.demo import DemoUpstream
@@ -91,6 +92,7 @@ def create_app(
     origins = Origins(settings.allowed_origins, hosts)
     connections = Connections(settings.max_connections, authenticate, origins, observe)
     sockets = WebSocketEndpoint(
+        ChatSocket,
         relay,
         connections,
         max_frame_bytes=settings.max_frame_bytes,
