@@ -144,6 +144,19 @@ async def test_a_refused_request_counts_towards_no_quota(upstream, store):
     await relay.close()
 
 
+async def test_other_models_and_servers_are_refused_beside_a_list_of_models(upstream, store):
+    relay = Relay(upstream, store, models=["m-*"])
+    for field in ("models", "fallbacks", "api_base", "extra_body"):
+        with pytest.raises(ChatError, match=f'"{field}"') as caught:
+            await relay.start(ONE, "r1", Chat({"messages": HELLO, field: ["n-1"]}, model="m-1"))
+        assert (caught.value.info.code, caught.value.info.param) == ("model_not_allowed", field)
+    await relay.close()
+
+    relay = Relay(upstream, store)
+    await relay.start(ONE, "r1", Chat({"messages": HELLO, "models": ["n-1"]}))
+    await relay.close()
+
+
 async def test_a_quota_that_replicas_share_is_given_back_too(shared):
     one, other = RedisStore([shared.url]), RedisStore([shared.url])
     quota, same = Quota(1, one.counters), Quota(1, other.counters)

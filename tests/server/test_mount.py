@@ -245,7 +245,7 @@ async def test_the_docs_are_those_of_the_part(site):
 
     assert described["servers"] == [{"url": "/chat"}]
     assert "/v1/chat/stream" in described["paths"]
-    assert "/chat/openapi.json" in page.text
+    assert 'href="openapi.json"' in page.text, "relative: that of the part"
     assert "/own" in own["paths"]
 
 

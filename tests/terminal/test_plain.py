@@ -17,7 +17,7 @@ from support.processes import environment, output
 from support.service import HELLO
 from support.terminals import terminal
 
-from ws_chat.testing import Hang, Wait, chunk, sse, text
+from ws_chat.testing import DONE, Hang, Wait, chunk, sse, text
 
 pytestmark = pytest.mark.anyio
 
@@ -119,6 +119,16 @@ async def test_stats_are_told_when_asked_for(service):
     assert (status, out) == (0, "Hello\n")
     assert "s to the first token" in err
     assert "5 tokens in, 2 out" in err
+
+
+async def test_fields_of_any_type_crash_nothing(service, fake):
+    deltas = [{name: value} for name in ("content", "refusal", "tool_calls") for value in (5, ["a"], {"text": "b"})]
+    steps = [*(sse(chunk(delta)) for delta in deltas), *text("The ", "end", usage=False, done=False)]
+    fake.reply([*steps, sse({"choices": [], "usage": "many"}), DONE])
+    status, out, err = await ask("--stats", "hi", url=service.url)
+
+    assert (status, out) == (0, "The end\n"), err
+    assert "deltas" in err
 
 
 async def test_what_is_no_text_is_told(service, fake):

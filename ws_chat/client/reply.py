@@ -215,7 +215,7 @@ class Reply(ReplyState):
     async def texts(self) -> AsyncGenerator[str, None]:
         """Yield the text from its beginning, piece by piece."""
         async for frame in self:
-            if text := frame.get("content"):
+            if isinstance(text := frame.get("content"), str) and text:
                 yield text
 
     async def begin(self) -> Self:

@@ -47,7 +47,7 @@ class SyncReply(ReplyState):
     def texts(self) -> Generator[str, None, None]:
         """Yield the text from its beginning, piece by piece."""
         for frame in self:
-            if text := frame.get("content"):
+            if isinstance(text := frame.get("content"), str) and text:
                 yield text
 
     def begin(self) -> Self:

@@ -140,7 +140,7 @@ def _decode_json(data: str | bytes) -> Any:
         if isinstance(data, str):
             data = data.encode()
         if has_too_many_values(data):
-            raise InvalidFrameError("too_large", f"A request has at most {MAX_VALUES} JSON values.")
+            raise InvalidFrameError("too_large", f"A request has at most {MAX_VALUES} JSON values.", limit="values")
         value = _decoder.decode(data)
         if len(data) > 2 * DEEP:
             check_depth(data)

@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw
 
 from ws_chat.protocol.errors import DRAINING, GONE, UNREACHABLE, ChatError
 from ws_chat.protocol.frames import FROM_START, MAX_VALUES, Failed, Start, has_too_many_values
-from ws_chat.relay.access import Quota
+from ws_chat.relay.access import Quota, Throttle, ThrottledError
 from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, messages_of
 from ws_chat.relay.events import Followed, Observers, ReadingEnded
 from ws_chat.relay.runner import Runner
@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 START_TIMEOUT: Final = 8.5
 """Seconds in which a request is started or refused: clients are promised an answer within ten."""
 EPOCH_BYTES: Final = 6
+ROUTING_FIELDS: Final = frozenset(
+    {
+        *("models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "route", "preset", "plugins"),
+        *("engine", "deployment_id", "model_list", "user_config", "custom_llm_provider", "extra_body"),
+        *("api_base", "base_url", "api_key", "api_version"),
+    }
+)
+"""What routers (OpenRouter, LiteLLM) read beside `model`: other models, servers and keys. With an allow-list, refused."""
 JOINED_AT_ONCE: Final = 512
 """Deltas of an answer that are joined in one turn of the event loop, to continue from it."""
 
@@ -54,6 +62,7 @@ class Relay:
         max_generations: int = 10_000,
         max_generations_per_principal: int | None = None,
         quota: Quota | None = None,
+        throttle: Throttle | None = None,
         max_bytes: int = 4 * 1024 * 1024,
         resume_window: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
@@ -68,6 +77,7 @@ class Relay:
         self._store = store
         self._models = models
         self._quota = quota or Quota(None)
+        self.throttle = throttle or Throttle(None)
         self._max_bytes = max_bytes
         self._observe = observe or Observers()
         self._runner = Runner(
@@ -81,11 +91,14 @@ class Relay:
         )
         self._joining = asyncio.Lock()
         self._starting: WeakValueDictionary[GenerationKey, asyncio.Lock] = WeakValueDictionary()
+        self.leaving = False
+        """Whether a drain is about to begin: requests are still served, but should go elsewhere."""
         self.draining = False
 
     def check_ready(self) -> None:
         """Raise ChatError while new requests should go elsewhere: `draining`, or `overloaded` if the store is away."""
-        self._check_drain()
+        if self.leaving or self.draining:
+            raise ChatError.of(DRAINING)
         if not self._store.available:
             raise ChatError.of(UNREACHABLE)
 
@@ -120,6 +133,7 @@ class Relay:
             log = None
         if log is None:
             raise ChatError("overloaded", "The generation could not be started in time.", retry_after=1)
+        await self.throttle.count(caller, sum(memoryview(value).nbytes for value in chat.body.values()))
         if not is_same_request(log.request, chat):
             raise ChatError("id_conflict", "This id is already used by a different request.", param="id")
         _check(log, position)
@@ -132,6 +146,9 @@ class Relay:
         Every check comes before the first change, and a reservation is released when a later step fails.
         """
         self._check_drain()
+        if self._models and (field := next(filter(ROUTING_FIELDS.__contains__, chat.body), None)):
+            message = f'"{field}" could choose another model or server, and this server allows only some models.'
+            raise ChatError("model_not_allowed", message, param=field)
         # The operator's own default is always allowed: the list limits what a client may name.
         if chat.model and self._models and not any(fnmatchcase(chat.model, pattern) for pattern in self._models):
             raise ChatError("model_not_allowed", "This model is not allowed.", param="model")
@@ -158,14 +175,24 @@ class Relay:
         """Return the log of a named generation, to be read after a position.
 
         Raises ChatError: `not_found`; `generation_gone` for the epoch of another generation; `invalid_request` past the
-        last seq, unless the generation was lost: its replica may have sent more than it had logged.
+        last seq, unless the generation was lost: its replica may have sent more than it had logged; `rate_limited`.
         """
+        await self.throttle.count(caller)
         log = await self._store.get(caller.key(generation_id, named=True), position.seq)
         if log is None:
             raise ChatError("not_found", "There is no such generation.", param="id")
         _check(log, position)
         self._observe(Followed(caller.transport, position.seq))
         return log
+
+    async def count_refusal(self, caller: Caller, error: ChatError, size: int) -> ChatError:
+        """Count a refused request of `size` bytes; return the error with which it is answered."""
+        if not isinstance(error, ThrottledError) and error.info.status < 500:
+            try:
+                await self.throttle.count(caller, size)
+            except ThrottledError as throttled:
+                return throttled
+        return error
 
     def attach(self, key: GenerationKey, reader: Reader) -> None:
         """Count a reader of a generation, which keeps it from being cancelled."""
@@ -264,10 +291,12 @@ class Relay:
         if len(messages) > self._max_bytes:
             raise self._too_large()
         if has_too_many_values(messages):
-            raise ChatError("too_large", f"A conversation has at most {MAX_VALUES} JSON values.", param="previous_id")
+            message = f"A conversation has at most {MAX_VALUES} JSON values."
+            raise ChatError("too_large", message, param="previous_id", limit="values")
 
     def _too_large(self) -> ChatError:
-        return ChatError("too_large", f"A conversation has at most {self._max_bytes} bytes.", param="previous_id")
+        message = f"A conversation has at most {self._max_bytes} bytes."
+        return ChatError("too_large", message, param="previous_id", limit="max_frame_bytes")
 
     async def _interrupt(self, found: _Found) -> None:
         """Cancel a generation, here or in another process, and wait for its end."""

@@ -98,10 +98,16 @@ class Runner:
         """
         replaced = replacing in self._running
         if self.running + self._reserved - replaced >= self._max_generations:
-            raise ChatError("overloaded", "The server's limit of running generations is reached.", retry_after=1)
+            raise ChatError(
+                "overloaded",
+                "The server's limit of running generations is reached.",
+                retry_after=1,
+                limit="max_generations",
+            )
         limit = self._max_per_principal
         if limit and self._of_principals[principal] - replaced >= limit:
-            raise ChatError("too_many_generations", f"At most {limit} generations may run at once.", retry_after=1)
+            message = f"At most {limit} generations may run at once."
+            raise ChatError("too_many_generations", message, retry_after=1, limit="max_generations_per_principal")
         self._reserved += 1
         self._of_principals[principal] += 1
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import secrets
@@ -18,7 +19,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.urls import redact_url
-from ws_chat.relay.access import Hosts, Keys, Origins, Quota
+from ws_chat.relay.access import Hosts, Keys, Origins, Quota, Throttle
 from ws_chat.relay.events import Observers
 from ws_chat.relay.relay import Relay
 from ws_chat.server import describe
@@ -30,7 +31,7 @@ from ws_chat.server.connections import Connections
 from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
-from ws_chat.server.page.page import FrontPage, Page
+from ws_chat.server.page.page import FrontPage, Page, docs
 from ws_chat.server.settings import Settings, SettingsError
 from ws_chat.server.sockets import WebSocketEndpoint
 from ws_chat.stores.memory import MemoryStore
@@ -81,6 +82,7 @@ def create_app(
         max_generations=settings.max_generations,
         max_generations_per_principal=settings.max_generations_per_principal,
         quota=Quota(settings.requests_per_minute, store.counters),
+        throttle=Throttle(settings.free_requests_per_minute),
         max_bytes=settings.max_frame_bytes,
         resume_window=settings.resume_window,
         observe=observe,
@@ -104,7 +106,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async def drain() -> None:
+            relay.leaving = True
             try:
+                await asyncio.sleep(settings.drain_delay)  # proxies ask /readyz meanwhile
                 connections.drain(settings.drain_timeout, move=store.shared)
                 await relay.drain(settings.drain_timeout)
                 connections.leave_running()
@@ -129,6 +133,8 @@ def create_app(
     app = FastAPI(
         title="ws_chat",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's loads scripts from another host
+        redoc_url=None,
         # Plain ASGI: FastAPI's own handling would add half of the cost of a request.
         routes=[
             WebSocketRoute("/v1/chat/ws", sockets),
@@ -137,6 +143,7 @@ def create_app(
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             WebSocketRoute("/{path:path}", _no_websocket),
             Route("/", front_page.answer),
+            Route("/docs", docs),
             Mount("/static", Page(directory=Path(__file__).parent / "page" / "static")),
             Route("/healthz", _healthz),
             Route("/readyz", readyz),

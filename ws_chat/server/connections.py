@@ -11,8 +11,8 @@ from starlette.datastructures import Headers
 
 from ws_chat.protocol.errors import CONNECTION_LIMIT, DRAINING, ChatError
 from ws_chat.protocol.frames import GoAway
-from ws_chat.relay.access import Caller
-from ws_chat.relay.events import ConnectionClosed, ConnectionOpened, Observers, RequestRefused
+from ws_chat.relay.access import Caller, network
+from ws_chat.relay.events import ConnectionClosed, ConnectionOpened, LimitReached, Observers, RequestRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ class Connections:
         headers = Headers(scope=scope)
         self._origins.check(headers.get("origin"), headers.get("host"), scope.get("scheme", "http"))
         if self._authenticating >= self._limit:
-            raise ChatError.of(CONNECTION_LIMIT)
+            raise ChatError.of(CONNECTION_LIMIT, limit="max_connections")
         self._authenticating += 1
         try:
             principal = await self._authenticate(scope)
@@ -69,7 +69,8 @@ class Connections:
             self._authenticating -= 1
         if not isinstance(principal, str) or not principal:
             raise TypeError(f"authenticate() must return a non-empty str, got {type(principal).__name__}")
-        return Caller(principal, secrets.token_urlsafe(16), transport)
+        host, _ = scope.get("client") or (None, None)
+        return Caller(principal, secrets.token_urlsafe(16), transport, network(host))
 
     @contextmanager
     def admit(self, caller: Caller) -> Iterator[Connection]:
@@ -82,7 +83,7 @@ class Connections:
         if self._draining:
             raise ChatError.of(DRAINING)
         if self.open >= self._limit:
-            raise ChatError.of(CONNECTION_LIMIT)
+            raise ChatError.of(CONNECTION_LIMIT, limit="max_connections")
         connection = Connection(caller)
         self._open.add(connection)
         self.observe(ConnectionOpened(transport))
@@ -95,6 +96,8 @@ class Connections:
 
     def refuse(self, transport: str, error: ChatError) -> None:
         self.observe(RequestRefused(transport, error.info.code))
+        if error.limit:
+            self.observe(LimitReached(error.limit))
 
     def drain(self, deadline: float, *, move: bool = False) -> None:
         """Refuse new connections, and send goaway on open WebSockets. `deadline`: the seconds that are left.

@@ -12,11 +12,12 @@ from starlette.responses import Response
 
 from ws_chat.protocol.errors import DRAINING, ChatError
 from ws_chat.protocol.frames import Failed, GoAway, Pong
+from ws_chat.relay.access import COUNTED_SIZE
 from ws_chat.server.chat.sender import AwaitedSender, DirectSender, direct_writer
 from ws_chat.server.http_errors import error_response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from starlette.types import Receive, Scope, Send
 
@@ -93,6 +94,7 @@ class Exchange:
         self._connection = connection
         self._receive = receive
         self._send = send
+        self._size = 0  # of the body
 
     async def body(self) -> bytes:
         limit = self.endpoint.max_body_bytes
@@ -107,8 +109,18 @@ class Exchange:
             if len(body) > limit:
                 if more:
                     await self._discard_body(DISCARD_LIMIT * limit - len(body))
-                raise ChatError("too_large", f"A request has at most {limit} bytes.")
+                raise ChatError("too_large", f"A request has at most {limit} bytes.", limit="max_frame_bytes")
+        self._size = len(body)
+        if self._size > COUNTED_SIZE:
+            self.relay.throttle.check(self.caller)
         return bytes(body)
+
+    async def counted(self, work: Awaitable[None]) -> None:
+        """Await what starts a generation. A refusal counts as a request that starts none."""
+        try:
+            await work
+        except ChatError as error:
+            raise await self.relay.count_refusal(self.caller, error, self._size) from None
 
     async def _discard_body(self, limit: int) -> None:
         """Read at most `limit` bytes of the rest of a refused body.

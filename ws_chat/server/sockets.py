@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ws_chat.protocol.errors import ChatError
-from ws_chat.relay.access import SUBPROTOCOL
+from ws_chat.relay.access import COUNTED_SIZE, SUBPROTOCOL
+from ws_chat.relay.events import LimitReached
 from ws_chat.server.chat.sender import AwaitedSender, DirectSender, direct_writer
 from ws_chat.server.http_errors import error_response
 
@@ -159,6 +160,11 @@ class Socket(ABC):
             if len(self._ended) > REMEMBERED:
                 self.relay.release(self._ended.popleft())
 
+    def check_size(self, data: bytes) -> None:
+        """Raise ThrottledError for a large frame of a client that has sent too many requests."""
+        if len(data) > COUNTED_SIZE:
+            self.relay.throttle.check(self.caller)
+
     def refuse(self, error: ChatError) -> None:
         self.endpoint.connections.refuse(self.transport, error)
 
@@ -195,6 +201,7 @@ class Socket(ABC):
             data = message["bytes"] if text is None else text.encode()
             if len(data) > self.endpoint.max_frame_bytes:
                 await self._websocket.close(TOO_LARGE)
+                self.endpoint.connections.observe(LimitReached("max_frame_bytes"))
                 return
             await self.receive(data)
 

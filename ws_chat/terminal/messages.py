@@ -21,7 +21,7 @@ from ws_chat.client import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ws_chat.client.reply import ReplyState
 
@@ -48,6 +48,11 @@ _SHOWN: Final = {
 def visible(text: str) -> str:
     """Return a text with visible control characters. Line feeds and tabs stay; carriage returns are removed."""
     return text if text.isascii() and text.isprintable() else text.translate(_SHOWN)
+
+
+def text_of(frame: Mapping[str, object], *names: str) -> str:
+    """Return the first of these fields that is a text. What else an upstream puts there, nobody can read."""
+    return next((value for name in names if isinstance(value := frame.get(name), str) and value), "")
 
 
 def report(message: str) -> None:
@@ -116,8 +121,7 @@ class Stopwatch:
         parts = []
         if self._first_token is not None:
             parts.append(f"{self._first_token - self._start:.2f} s to the first token")
-        usage = reply.usage or {}
-        completion, prompt = usage.get("completion_tokens"), usage.get("prompt_tokens")
+        completion, prompt = _count(reply, "completion_tokens"), _count(reply, "prompt_tokens")
         count, unit = (completion, "tokens") if completion is not None else (max(reply.seq - 1, 0), "deltas")
         if reply.timing and (ttft := reply.timing["ttft_ms"]) is not None:
             seconds = (reply.timing["total_ms"] - ttft) / 1000
@@ -129,3 +133,9 @@ class Stopwatch:
         if reply.model:
             parts.append(reply.model)
         return " · ".join(parts)
+
+
+def _count(reply: ReplyState, name: str) -> int | None:
+    """Return a number of the usage, which is as the upstream sent it, if it sent any."""
+    value = reply.usage.get(name) if isinstance(reply.usage, dict) else None
+    return value if isinstance(value, int) else None

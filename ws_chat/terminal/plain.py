@@ -25,6 +25,7 @@ from ws_chat.terminal.messages import (
     lost_with_server,
     remarks,
     report,
+    text_of,
     visible,
 )
 
@@ -132,7 +133,7 @@ class _Output:
         if self._as_frames:
             self._frame(frame)
         else:
-            self._write(frame.get("content") or "")
+            self._write(text_of(frame, "content"))
 
     def end(self, reply: SyncReply) -> None:
         self._frame(reply.end_frame)

@@ -16,7 +16,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from ws_chat.terminal.markdown import Line, ends_in_table, last_block, markdown, render_lines, thoughts
-from ws_chat.terminal.messages import visible
+from ws_chat.terminal.messages import text_of, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,8 +122,8 @@ class Screen:
 
     def show(self, frame: Frame) -> None:
         self.notice = ""
-        self._add("reasoning", frame.get("reasoning_content") or "")
-        self._add("content", frame.get("content") or frame.get("refusal") or "")
+        self._add("reasoning", text_of(frame, "reasoning_content", "reasoning"))
+        self._add("content", text_of(frame, "content", "refusal"))
 
     def _add(self, kind: str, text: str) -> None:
         if not text:
@@ -215,7 +215,7 @@ class Teletype:
 
     def show(self, frame: Frame) -> None:
         self._notice = ""
-        if text := frame.get("content") or frame.get("refusal"):
+        if text := text_of(frame, "content", "refusal"):
             self._in_line = not text.endswith("\n")
             self._write(visible(text))
 

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 MESSAGE_LIMIT: Final = 1000
 """Characters of an upstream's message that are passed on."""
+NAME_LIMIT: Final = 256
+"""Characters of a model or finish_reason of an upstream. They are logged, and sent in each terminal frame."""
+USAGE_LIMIT: Final = 64 * 1024
+"""Bytes of an event with usage, which is sent in the terminal frame."""
+VALUES_LIMIT: Final = 100_000
+"""Values inside an event, roughly: 15 MB of `[],[],…` would take a second, and a gigabyte."""
+LARGE_EVENT: Final = 16 * 1024
+"""Bytes of an event from which its values are counted."""
 _LF: Final = 10
 
 
@@ -51,11 +59,11 @@ _decode: Final = msgspec.json.Decoder(_Event).decode
 class CompletionParser:
     """The parser of one streamed completion: deltas go to `emit`, those of one read together, the rest to `outcome`.
 
-    `mask` masks the operator's secrets in a message of the upstream. `on_tail`, if set, is called after each read
-    between the finish_reason and [DONE].
+    `mask` masks the operator's secrets in a message of the upstream. `on_tail`, if set, is called at the finish_reason, and
+    after each read with deltas that comes between it and [DONE] (comments are no reason to wait longer).
     """
 
-    __slots__ = ("_decoder", "_emit", "_mask", "_outcome", "done", "finished", "on_tail")
+    __slots__ = ("_decoder", "_emit", "_in_tail", "_mask", "_outcome", "done", "finished", "on_tail")
 
     def __init__(self, emit: Emit, outcome: Outcome, mask: Callable[[str], str]) -> None:
         self._emit = emit
@@ -64,6 +72,7 @@ class CompletionParser:
         self._decoder = SSEDecoder()
         self.finished = False  # the finish_reason was received
         self.done = False  # [DONE] was received
+        self._in_tail = False  # `on_tail` was called, and no delta came after it
         self.on_tail: Callable[[], None] | None = None
 
     def feed(self, read: bytes) -> bool:
@@ -81,10 +90,13 @@ class CompletionParser:
         ):
             if delta := self._parse(read[6:-2]):
                 self._emit((delta,))
+                self._in_tail = False
         else:
             self._parse_all(self._decoder.feed(read))
-        if self.finished and not self.done and self.on_tail:
-            self.on_tail()
+        if self.finished and not self._in_tail:
+            self._in_tail = True
+            if self.on_tail:
+                self.on_tail()
         return self.done
 
     def end(self) -> None:
@@ -111,9 +123,12 @@ class CompletionParser:
         finally:
             if deltas:
                 self._emit(deltas)
+                self._in_tail = False
 
     def _parse(self, data: bytes) -> Delta | None:
         """Return an event's delta without its empty fields, and record the rest."""
+        if len(data) > LARGE_EVENT and sum(map(data.count, (b",", b"[", b"{"))) > VALUES_LIMIT:
+            raise ChatError("upstream_malformed", f"The upstream sent an event of more than {VALUES_LIMIT} values.")
         try:
             event = _decode(data)
             if len(data) > 2 * DEEP:
@@ -127,13 +142,15 @@ class CompletionParser:
             raise ChatError("upstream_unavailable", message or "The upstream reported an error.")
         outcome = self._outcome
         if type(event.model) is str and event.model:
-            outcome.model = event.model
+            outcome.model = event.model[:NAME_LIMIT]
         if event.usage and type(event.usage) is dict:
+            if len(data) > USAGE_LIMIT and len(msgspec.json.encode(event.usage)) > USAGE_LIMIT:
+                raise ChatError("upstream_malformed", f"The upstream's usage has more than {USAGE_LIMIT} bytes.")
             outcome.usage = event.usage
         for choice in event.choices or ():
             if not choice.index:
                 if choice.finish_reason:
-                    outcome.finish_reason = choice.finish_reason
+                    outcome.finish_reason = choice.finish_reason[:NAME_LIMIT]
                     self.finished = True
                 delta = _with_logprobs(choice) if choice.logprobs else choice.delta
                 if not delta or (len(delta) == 1 and delta.get("content")):
@@ -167,8 +184,12 @@ def error_message(body: object, mask: Callable[[str], str]) -> str | None:
             body = body.get("error") or body.get("message") or body.get("msg") or body.get("detail")
     if not isinstance(body, str) or not body.strip() or body.lstrip().startswith("<"):
         return None
-    message = body.strip()
+    return shorten(body.strip(), mask).encode(errors="replace").decode() or None
+
+
+def shorten(message: str, mask: Callable[[str], str]) -> str:
+    """Return the first MESSAGE_LIMIT characters of a message, masked."""
     if len(message) > 2 * MESSAGE_LIMIT:
         # Cut between words: half a key would not be masked.
         message = message[: 2 * MESSAGE_LIMIT].rpartition(" ")[0]
-    return mask(message).encode(errors="replace").decode()[:MESSAGE_LIMIT] or None
+    return mask(message)[:MESSAGE_LIMIT]

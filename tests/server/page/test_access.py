@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 from support.browser import chromium, expect, visiting
 from support.processes import ROOT, lacking
 
+from ws_chat.server import describe
 from ws_chat.testing import Cut, Hang, Reply, text
 
 pytestmark = pytest.mark.anyio
@@ -55,6 +57,22 @@ async def test_axe_finds_nothing(scheme, options, serve, fake, browser):
         if options:
             await tab.press("Conversations")
             assert await violations(tab) == []
+
+
+async def test_the_documentation_of_the_api_needs_no_other_host(service, browser):
+    async with visiting(browser, f"{service.url}/docs") as tab:
+        await expect(tab.page.locator("section h3").first).to_contain_text("/v1/chat/ws")
+        shown = await tab.page.locator("section h3 code").all_text_contents()
+        documents = [describe.openapi(), json.loads(describe.path("asyncapi").read_text())]
+        assert set(documents[0]["paths"]) <= set(shown)
+        for document in documents:
+            assert set(document["components"]["schemas"]) <= set(shown)
+        dangling = "all => all.map((one) => one.hash.slice(1)).filter((id) => id && !document.getElementById(id))"
+        assert await tab.page.locator("a").evaluate_all(dangling) == []
+        for scheme in ("light", "dark"):
+            await tab.page.emulate_media(color_scheme=scheme)
+            assert await violations(tab) == []
+        await tab.page.emulate_media(color_scheme="null")
 
 
 async def test_every_control_has_a_name(service, fake, browser):

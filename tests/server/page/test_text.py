@@ -8,7 +8,7 @@ import random
 import pytest
 from support.browser import chromium, expect, visiting
 
-from ws_chat.testing import Reply, Wait, chunk, sse, text
+from ws_chat.testing import DONE, Reply, Wait, chunk, sse, text
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,7 @@ TAGS = {"ARTICLE", "H2", "H3", "H4", "H5", "H6", "DIV", "P", "DETAILS", "SUMMARY
 TAGS |= {"FIGCAPTION", "PRE", "CODE", "A", "UL", "OL", "LI", "TABLE", "THEAD", "TBODY", "TR", "TH", "TD"}
 TAGS |= {"STRONG", "EM", "DEL", "BR", "HR", "BLOCKQUOTE", "INPUT"}
 ATTRIBUTES = {"class", "href", "title", "target", "rel", "type", "hidden", "tabindex", "role", "aria-label", "start"}
-ATTRIBUTES |= {"disabled", "checked", "data-state", "data-empty", "data-told", "open"}
+ATTRIBUTES |= {"disabled", "checked", "data-state", "data-empty", "data-told", "open", "dir"}
 MARKDOWN = """# Title
 
 A *paragraph* with **strong**, `code`, [a link](https://example.com), [one](#) by [name], and &lt;entities&amp;.
@@ -129,12 +129,41 @@ async def test_nothing_that_a_model_writes_is_run(service, fake, browser):
         assert await tab.page.evaluate("window.hacked") is None
 
 
+async def test_fields_of_any_type_are_passed_over(service, fake, browser):
+    odd = [5, True, ["a"], {"text": "b"}]
+    deltas = [{name: value} for name in ("content", "refusal", "reasoning_content", "tool_calls") for value in odd]
+    calls = [{"tool_calls": [None, 5, "f", {"function": "g"}, {"function": {"name": 7, "arguments": 8}}]}]
+    end = {"choices": [], "usage": "many", "model": ["m"]}
+    fake.reply(
+        [
+            *(sse(chunk(delta)) for delta in [*deltas, *calls]),
+            *text("The ", "end", usage=False, done=False),
+            sse(end),
+            DONE,
+        ]
+    )
+    async with visiting(browser, service.url) as tab:
+        await tab.press("Inspect")
+        await tab.page.get_by_role("tab", name="Frames").click()
+        await tab.ask("hi")
+        await tab.is_in("completed")
+        await tab.says("The end")
+        await tab.page.reload()
+        await tab.says("The end")
+
+
 async def test_no_script_can_make_html_of_a_text(service, browser):
     async with visiting(browser, service.url, complains=True) as tab:
         refused = await tab.page.evaluate("""() => {
-          try { document.body.insertAdjacentHTML("beforeend", "<b>hi</b>"); } catch (error) { return error.name; }
+          const tries = [
+            () => document.body.insertAdjacentHTML("beforeend", "<b>hi</b>"),
+            () => new Worker("/static/page/worker.js"),
+            () => trustedTypes.createPolicy("worker", { createHTML: (text) => text }),
+            () => trustedTypes.createPolicy("another", { createHTML: (text) => text }),
+          ];
+          return tries.map((attempt) => { try { return attempt() } catch (error) { return error.name } });
         }""")
-        assert refused == "TypeError"
+        assert refused == ["TypeError"] * 4
 
 
 async def test_it_is_the_same_however_it_comes(service, browser):
@@ -153,10 +182,8 @@ async def test_it_is_the_same_however_it_comes(service, browser):
               const shown = async (text, ends) => {
                 const place = document.createElement("div");
                 const typing = new Typing(place, () => {});
-                const shows = (end) => !typing.show(text.slice(0, end), false);
-                for (const end of ends) while (!shows(end)) await new Promise(requestAnimationFrame);
-                typing.show(text, true);
-                await new Promise((resolve) => setTimeout(resolve, 0));
+                for (const end of ends) await typing.show(text.slice(0, end), false);
+                await typing.show(text, true);
                 return place.innerHTML.replaceAll(/<span class="c-[^>]*>|<\\/span>/g, "");
               };
               await shown(texts[0], []);
@@ -228,6 +255,37 @@ async def test_a_long_answer_is_read_after_a_refresh_as_well(service, fake, brow
             await tab.page.reload()
 
 
+async def test_what_takes_long_to_read_is_shown_as_it_is(service, fake, browser):
+    """Two texts that would hold the page up for a minute."""
+    code = "word" * 12_000
+    fake.reply(text(f"A word\n\n```java\n{code}\n```\n\n", *["*_a" * 3300 + "\n\n"] * 20, "The *end*."))
+    async with visiting(browser, service.url) as tab:
+        await tab.ask("Something slow")
+        await expect(tab.text.locator(".plain")).to_contain_text("The *end*.")
+        await expect(tab.text.locator("p").first).to_have_text("A word")
+        await expect(tab.text.locator("figure.code code")).to_have_text(code)
+        await expect(tab.text.locator("figure.code span[class]")).to_have_count(0)
+
+
+async def test_the_page_goes_on_while_the_worker_reads(service, browser):
+    async with visiting(browser, service.url) as tab:
+        results = await tab.page.evaluate("""async () => {
+          const { Background } = await import("/static/page/background.js");
+          const background = new Background(400);
+          const job = background.run("read", { text: "*_a".repeat(3300), links: {}, ended: true });
+          const after = background.run("read", { text: "*a*", links: {}, ended: true });
+          let turns = 0;
+          let ended = false;
+          job.then(() => (ended = true));
+          while (!ended) {
+            await new Promise((resolve) => setTimeout(resolve, 0));
+            turns += 1;
+          }
+          return [await job, (await after).blocks.length, turns > 5, await background.run("nothing", {})];
+        }""")
+        assert results == [None, 1, True, None]
+
+
 async def test_a_finished_block_is_made_once(service, fake, browser):
     """However long an answer grows, what is done per token does not: elements are made for the open block only."""
     go = asyncio.Event()
@@ -249,9 +307,7 @@ async def test_a_finished_block_is_made_once(service, fake, browser):
             """async (text) => {
               const { Typing } = await import("/static/page/typing.js");
               const typing = new Typing(document.createElement("div"), () => {});
-              const show = async () => {
-                while (typing.show(text, false)) await new Promise(requestAnimationFrame);
-              };
+              const show = () => typing.show(text, false);
               await show();
               const make = document.createElement;
               let made = 0;

@@ -34,7 +34,7 @@ class SSEEndpoint(HTTPEndpoint):
             return
         with self.connections.admit(caller) as connection:
             exchange = _Exchange(self, connection, scope, receive, send)
-            await (exchange.start() if scope["method"] == "POST" else exchange.follow())
+            await (exchange.counted(exchange.start()) if scope["method"] == "POST" else exchange.follow())
 
 
 class _Exchange(Exchange):

@@ -41,6 +41,7 @@ class ChatSocket(Socket):
         frame_id = None
         ids: set[str | None] = set()
         try:
+            self.check_size(data)
             frame = decode(data)
             frame_id = getattr(frame, "id", None) or None
             action = self._session.receive(frame)
@@ -61,7 +62,7 @@ class ChatSocket(Socket):
                 ids = {generation_id}
         ids.add(frame_id)
         before = {task for each in ids if (task := self._latest.get(each))}
-        task = self.answer(self._answer(action, frame_id, before), len(data))
+        task = self.answer(self._answer(action, frame_id, len(data), before), len(data))
         self._latest |= dict.fromkeys(ids, task)
 
         def forget(_: object) -> None:
@@ -72,7 +73,9 @@ class ChatSocket(Socket):
         task.add_done_callback(forget)
         await self.pace(task)
 
-    async def _answer(self, action: Action | ChatError, frame_id: str | None, before: set[asyncio.Task[None]]) -> None:
+    async def _answer(
+        self, action: Action | ChatError, frame_id: str | None, size: int, before: set[asyncio.Task[None]]
+    ) -> None:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 if before:
@@ -88,6 +91,8 @@ class ChatSocket(Socket):
             return
         if isinstance(action, StartGeneration | FollowGeneration) and action.id not in self.readers:
             self._session.ended(action.id)
+        if not isinstance(action, FollowGeneration):  # which is counted already
+            refusal = await self.relay.count_refusal(self.caller, refusal, size)
         self.refuse(refusal)
         await self.sender.reply(Refused(id=frame_id or UNSET, error=refusal.info))
 

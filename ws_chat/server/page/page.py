@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from ws_chat.relay.access import Hosts
 
 # CSP level 3, where 'self' in connect-src includes WebSockets to the same host. Trusted Types: no script can turn text,
-# such as a model's answer, into HTML.
+# such as a model's answer, into HTML; the only policy lets the address of the page's own worker through.
 HEADERS: Final = {
     "Cache-Control": "no-cache",  # revalidated, so that files of two versions never mix
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; worker-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types worker",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
@@ -39,6 +39,11 @@ class Page(StaticFiles):
         response = super().file_response(*args, **kwargs)
         response.headers.update(HEADERS)
         return response
+
+
+async def docs(_: Request) -> Response:
+    """Return the API's documentation."""
+    return HTMLResponse(Path(__file__).with_name("docs.html").read_text(encoding="utf-8"), headers=HEADERS)
 
 
 class FrontPage:

@@ -372,7 +372,9 @@ export class Reply {
 
   /** @returns {AsyncGenerator<string, void, undefined>} */
   async *texts() {
-    for await (const frame of this) if (frame.type === "token" && frame.content) yield frame.content;
+    for await (const frame of this) {
+      if (frame.type === "token" && frame.content && typeof frame.content === "string") yield frame.content;
+    }
   }
 
   /** Stop the answer: it ends soon after with the status `cancelled`. One that has ended is left as it is. */
@@ -449,8 +451,9 @@ export class Reply {
     if (frame.type === "start") this.#started = true;
     else this.seq = frame.seq;
     if (frame.type === "token") {
-      this.text += frame.content ?? "";
-      joinToolCalls(this.toolCalls, frame.tool_calls ?? []);
+      // These are as the upstream sent them, and may be of any type.
+      if (typeof frame.content === "string") this.text += frame.content;
+      if (Array.isArray(frame.tool_calls)) joinToolCalls(this.toolCalls, frame.tool_calls.filter(isObject));
     } else this.model = frame.model;
     if (frame.type === "done") this.#finish(frame);
     this.#tellReaders();
@@ -639,7 +642,8 @@ const CANCELLED = { type: "done", status: "cancelled", finish_reason: null, mode
 /** Join pieces to what has come, by their `index` (the OpenAI streaming reference).
  * @param {ToolCall[]} calls @param {ToolCall[]} pieces */
 function joinToolCalls(calls, pieces) {
-  for (const { function: given, ...piece } of pieces) {
+  for (const { function: any, ...piece } of pieces) {
+    const given = isObject(any) ? any : undefined;
     const call = calls.filter((known) => piece.index !== undefined && known.index === piece.index).at(-1);
     if (!call || (piece.id && call.id && piece.id !== call.id)) {
       calls.push({ ...piece, function: { ...given } });
@@ -649,6 +653,11 @@ function joinToolCalls(calls, pieces) {
     // Servers repeat what is given once, or send it empty.
     Object.assign(call, filled(piece), { function: { ...call.function, ...filled(given ?? {}), arguments: joined } });
   }
+}
+
+/** @param {unknown} value @returns {value is Record<string, any>} */
+function isObject(value) {
+  return typeof value === "object" && value !== null;
 }
 
 /** @param {object} fields */

@@ -93,8 +93,8 @@ export class Answers extends EventTarget {
     if (frame.type === "start") {
       Object.assign(turn, { state: "running", known: true, epoch: frame.epoch, model: frame.model, error: undefined });
     } else if (frame.type === "token") {
-      turn.text += (frame.content ?? "") + (frame.refusal ?? "");
-      turn.reasoning += frame.reasoning_content ?? frame.reasoning ?? "";
+      turn.text += text(frame.content) + text(frame.refusal);
+      turn.reasoning += text(frame.reasoning_content) || text(frame.reasoning);
       if (frame.tool_calls) turn.toolCalls = reply.toolCalls;
     } else {
       const { status: state, finish_reason: finishReason, usage, timing } = frame;
@@ -131,6 +131,11 @@ function request(conversation, turn) {
   ]);
   messages.push({ role: "user", content: turn.question });
   return [messages, { id: turn.id, model: turn.asked, previousId: turn.previousId }];
+}
+
+/** Return a field that is a text; what else an upstream sends there is passed over. @param {unknown} value */
+function text(value) {
+  return typeof value === "string" ? value : "";
 }
 
 /** @param {unknown} error @returns {import("./conversations.js").Failure} */

@@ -1,8 +1,7 @@
-/**
- * Code, coloured by highlight.js: of what it finds only the tree is used, and made into elements here. It and each
- * language are loaded when they are needed first; until then, and in any other language, code is plain.
- */
+/** A block of code that may grow, coloured in the background when its language is known. */
+import { background } from "./background.js";
 import { copy, make } from "./dom.js";
+import { grow } from "./tree.js";
 
 const FILES = new Set(
   ("bash c cpp csharp css diff dockerfile go http ini java javascript json kotlin lua makefile markdown nginx php " +
@@ -15,17 +14,16 @@ const OTHER_NAMES = new Map(Object.entries({
   ...{ rs: "rust", rb: "ruby", kt: "kotlin", golang: "go", toml: "ini", make: "makefile", md: "markdown", jsonc: "json" },
   ...{ postgresql: "sql", sqlite: "sql", mysql: "sql", patch: "diff", docker: "dockerfile" },
 }));
-/** What is written inside of another language. @type {Record<string, string[]>} */
-const INSIDE = { xml: ["javascript", "css"], markdown: ["xml"], shell: ["bash"], php: ["xml"] };
 const MOST_CHARACTERS = 50_000;
 const SHARE = 15; // of the time, one part in so many may go into colouring a block that still grows
 
-/** A block of code that may grow. */
 export class CodeBlock {
   #code = make("code");
   #shown = "";
   #coloured = 0;
   #due = 0;
+  #busy = false;
+  #ended = false;
   #name;
 
   /** @param {string} language As the fence names it. */
@@ -36,58 +34,36 @@ export class CodeBlock {
     const button = make("button", { type: "button", class: "quiet", click: () => copy(this.#shown, button) }, "Copy");
     // What scrolls has to be reached by the keyboard.
     const label = language ? `Code, ${language}` : "Code";
-    const pre = make("pre", { tabindex: "0", role: "group", "aria-label": label }, this.#code);
+    const pre = make("pre", { tabindex: "0", role: "group", "aria-label": label, dir: "ltr" }, this.#code);
     this.element = make("figure", { class: "code" }, make("figcaption", {}, make("span", {}, language), button), pre);
-    if (this.#name) load(this.#name).then((loaded) => loaded && this.#colour());
   }
 
   /** Show `text`, which mostly goes on from what was shown. @param {string} text @param {boolean} ended */
   show(text, ended) {
     if (text.startsWith(this.#shown)) this.#code.append(text.slice(this.#shown.length));
-    else this.#code.textContent = text;
-    const changed = text !== this.#shown || this.#coloured !== text.length;
+    else {
+      this.#code.textContent = text;
+      this.#coloured = 0;
+    }
     this.#shown = text;
-    if (changed && (ended || performance.now() >= this.#due)) this.#colour();
+    this.#ended ||= ended;
+    void this.#colour();
   }
 
-  #colour() {
+  async #colour() {
     const text = this.#shown;
-    if (!hljs?.getLanguage(this.#name) || text.length > MOST_CHARACTERS) return;
+    if (this.#busy || !this.#name || text.length > MOST_CHARACTERS || text.length === this.#coloured) return;
+    if (!this.#ended && performance.now() < this.#due) return; // the next piece of the text asks again
+    this.#busy = true;
     const begun = performance.now();
-    const found = hljs.highlight(text, { language: this.#name, ignoreIllegals: true });
-    this.#code.replaceChildren(...found._emitter.rootNode.children.map(element));
-    this.#coloured = text.length;
+    const trees = await background.run("colour", { text, language: this.#name });
+    this.#busy = false;
+    if (!trees) this.#name = ""; // beyond the time limit once is beyond it again
+    else if (this.#shown.startsWith(text)) {
+      this.#code.replaceChildren(...trees.map(grow), this.#shown.slice(text.length));
+      this.#coloured = text.length;
+    }
     this.#due = performance.now() + (performance.now() - begun) * SHARE;
+    if (this.#ended) void this.#colour();
   }
-}
-
-/** @param {string | { scope?: string, children: any[] }} node @returns {Node} */
-function element(node) {
-  if (typeof node === "string") return document.createTextNode(node);
-  const scope = node.scope?.split(".", 1)[0] ?? "";
-  return make("span", { class: /^[a-z_-]+$/.test(scope) ? `c-${scope}` : undefined }, ...node.children.map(element));
-}
-
-/** @type {any} */
-let hljs = null;
-/** @type {Map<string, Promise<boolean>>} */
-const loading = new Map();
-
-/** @param {string} name */
-function load(name) {
-  const known = loading.get(name);
-  if (known) return known;
-  const found = Promise.all([name, ...(INSIDE[name] ?? [])].map(register)).then(
-    () => true,
-    () => !loading.delete(name), // the network may be away: it is plain for now
-  );
-  loading.set(name, found);
-  return found;
-}
-
-/** @param {string} name */
-async function register(name) {
-  hljs ??= (await import("../vendor/highlight/core.js")).default;
-  const { default: grammar } = await import(`../vendor/highlight/languages/${name}.js`);
-  hljs.registerLanguage(name, grammar);
 }

@@ -104,7 +104,7 @@ function told(text) {
   const { content, reasoning_content: reasoning, refusal, tool_calls: calls, error, messages, status, model, after } = frame;
   const said = content ?? reasoning ?? refusal ?? (calls && JSON.stringify(calls)) ?? messages?.at(-1)?.content;
   const brief = said !== undefined ? JSON.stringify(said) : (error?.code ?? status ?? model ?? (after !== undefined ? `after ${after}` : ""));
-  return [String(frame.type), String(frame.seq ?? ""), brief.slice(0, 200)];
+  return [String(frame.type), String(frame.seq ?? ""), String(brief).slice(0, 200)];
 }
 
 /** @param {string} text */

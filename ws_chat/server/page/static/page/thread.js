@@ -80,10 +80,8 @@ export class Thread {
     const dirty = [...this.#dirty];
     this.#dirty.clear();
     for (const turn of turns.filter(({ id }) => dirty.includes(id))) {
-      const later = this.#views.get(turn.id)?.draw(turn, turn === turns.at(-1));
-      if (later) this.#dirty.add(turn.id);
+      this.#views.get(turn.id)?.draw(turn, turn === turns.at(-1));
     }
-    if (this.#dirty.size) this.#draw();
   }
 
   #scrolled() {

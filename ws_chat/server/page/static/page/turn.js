@@ -41,7 +41,7 @@ export class TurnView {
 
   #retry;
 
-  /** Draw what has changed. Return whether there is more to draw later. @param {Turn} turn @param {boolean} last */
+  /** Draw what has changed. @param {Turn} turn @param {boolean} last */
   draw(turn, last) {
     this.turn = turn;
     if (this.#epoch !== turn.epoch) {
@@ -51,7 +51,7 @@ export class TurnView {
       this.#typing = this.#newTyping();
     }
     const ended = !isRunning(turn);
-    const later = this.#typing.show(turn.text, ended);
+    const whole = this.#typing.show(turn.text, ended);
     this.element.dataset.state = turn.state;
     this.element.dataset.empty = String(!turn.text && !turn.reasoning && !turn.toolCalls.length);
     this.#thinking.hidden = !turn.reasoning;
@@ -66,13 +66,13 @@ export class TurnView {
     this.#drawError(last);
     if (ended && !this.#spoken) {
       this.#spoken = true;
-      say(turn.state === "cancelled" ? "The answer was stopped." : "End of the answer.");
+      whole.then(() => say(turn.state === "cancelled" ? "The answer was stopped." : "End of the answer."));
     }
-    return later;
   }
 
   #newTyping() {
-    return new Typing(this.#text, (block) => this.#spoken || sayBlock(block));
+    const news = isRunning(this.turn); // what has ended long ago is there to be read
+    return new Typing(this.#text, (block) => news && sayBlock(block));
   }
 
   /** @param {boolean} last */
@@ -105,6 +105,6 @@ function facts({ state, model, timing, usage, finishReason }) {
     state === "cancelled" && "stopped",
     state === "completed" && finishReason && finishReason !== "stop" && `ended by ${finishReason}`,
     timing && seconds(timing.total_ms),
-    usage && `${usage.completion_tokens} tokens`,
+    Number.isInteger(usage?.completion_tokens) && `${usage.completion_tokens} tokens`,
   ].filter(Boolean).join(" · ");
 }

@@ -1,85 +1,115 @@
 /**
  * An answer that types. Of a growing text only the end can still change, so that blocks are read and made once, when
- * another has begun; the open ones are made again at most once per frame, and less often when that takes long.
+ * another has begun; the open ones are made again at most once per frame, and less often when that takes long. The text
+ * is read in the background, piece by piece; from a piece on that takes too long it is shown as it is.
  */
+import { background } from "./background.js";
 import { CodeBlock } from "./code.js";
-import { alike, settle } from "./dom.js";
-import { block, languageOf, read } from "./markdown.js";
+import { alike, make, settle } from "./dom.js";
+import { grow } from "./tree.js";
+
+/** @typedef {import("./markdown.js").Block} Block */
 
 const SHARE = 4; // one part of the time in so many may go into the open blocks
+const PIECE = 4000; // characters that are read at once
+const LONGEST = 8; // milliseconds without a picture
 
 export class Typing {
+  #text = "";
+  #ended = false;
   /** How much of the text was taken. */ #taken = 0;
   /** What is not finished, with LF for line breaks. */ #rest = "";
   /** What the rest is shown as. @type {{ element: HTMLElement, code: CodeBlock | null }[]} */ #open = [];
-  /** The link definitions of what is finished. */ #links = Object.create(null);
+  /** The link definitions of what is finished. @type {Record<string, any>} */ #links = {};
   #defines = false;
-  #due = 0;
+  /** Shows the text from where it could not be read. @type {HTMLElement | null} */ #plain = null;
+  /** @type {Promise<void> | null} */ #reading = null;
   #place;
   #finished;
+  #background;
 
   /**
    * @param {Element} place Where the blocks go.
    * @param {(block: HTMLElement) => void} finished Called with each block that will not change any more.
    */
-  constructor(place, finished) {
+  constructor(place, finished, reader = background) {
     this.#place = place;
     this.#finished = finished;
+    this.#background = reader;
   }
 
   /**
-   * Show a text, which goes on from what was shown. Return whether there is more to show later.
+   * Show a text, which goes on from what was shown. Return when all of it is shown that was given until then.
    *
    * @param {string} text
    * @param {boolean} ended
+   * @returns {Promise<void>}
    */
   show(text, ended) {
-    const begun = performance.now();
-    if (begun < this.#due && !ended) return true;
-    if (this.#taken === text.length && !(ended && this.#rest)) return false;
-    const fresh = text.slice(this.#taken, !ended && text.endsWith("\r") ? -1 : undefined); // CRLF may come in two
-    this.#taken += fresh.length;
-    this.#rest += lines(fresh);
-    this.#draw(ended);
-    if (ended && this.#defines) this.#drawAgain(text);
-    this.#due = performance.now() + (performance.now() - begun) * SHARE;
-    return false;
+    this.#text = text;
+    this.#ended = ended;
+    this.#reading ??= this.#read().finally(() => (this.#reading = null));
+    return this.#reading;
   }
 
-  /** @param {boolean} ended */
-  #draw(ended) {
-    const links = { __proto__: null, ...this.#links };
-    const tokens = read(this.#rest, links);
-    this.#defines ||= Object.keys(links).length > 0;
-    const finished = ended ? tokens.length : open(tokens);
+  async #read() {
+    let took = 0;
+    while (!this.#plain) {
+      const piece = this.#next();
+      const ended = this.#ended && this.#taken + piece.length === this.#text.length;
+      if (!piece && !(ended && this.#rest)) break;
+      this.#taken += piece.length;
+      const fresh = lines(piece);
+      this.#rest += fresh;
+      const found = await this.#background.run("read", { text: this.#rest, links: this.#links, ended });
+      const begun = performance.now();
+      if (found) this.#draw(found);
+      else this.#giveUp(fresh);
+      took += performance.now() - begun;
+      if (this.#taken < this.#text.length && took < LONGEST) continue;
+      if (!this.#ended) await new Promise((resolve) => setTimeout(resolve, took * SHARE));
+      await new Promise(requestAnimationFrame);
+      took = 0;
+    }
+    if (this.#plain) this.#goOn(this.#plain);
+    else if (this.#ended && this.#defines) await this.#drawAgain();
+  }
+
+  #next() {
+    const piece = this.#text.slice(this.#taken, this.#taken + PIECE);
+    const last = this.#ended && this.#taken + piece.length === this.#text.length;
+    return piece.endsWith("\r") && !last ? piece.slice(0, -1) : piece; // CRLF may come in two
+  }
+
+  /** @param {{ blocks: Block[], finished: number, links: Record<string, any>, defines: boolean }} found */
+  #draw({ blocks, finished, links, defines }) {
+    this.#links = links;
+    this.#defines ||= defines;
     let place = 0;
-    tokens.forEach((token, at) => {
-      if (this.#show(token, place, at < finished)) place += 1;
-      if (at >= finished) return;
-      this.#rest = this.#rest.slice(token.raw.length);
-      if (token.type === "def") this.#links[token.tag] ??= links[token.tag];
+    let done = 0;
+    blocks.forEach(({ length, tree }, at) => {
+      if (at < finished) this.#rest = this.#rest.slice(length);
+      if (!tree) return;
+      this.#show(tree, place, at < finished);
+      place += 1;
+      if (at < finished) done = place;
     });
     for (const { element } of this.#open.splice(place)) element.remove();
-    const done = tokens.slice(0, finished).filter((token) => token.type !== "space" && token.type !== "def").length;
     for (const { element } of this.#open.splice(0, done)) this.#finished(element);
   }
 
-  /** Show a token in place of the open element that was there. Return false for one that shows nothing. */
-  #show(/** @type {any} */ token, /** @type {number} */ place, /** @type {boolean} */ finished) {
+  /** Show a tree in place of the open element that was there. */
+  #show(/** @type {any} */ tree, /** @type {number} */ place, /** @type {boolean} */ finished) {
     const old = this.#open[place];
-    if (token.type === "code") {
-      const language = languageOf(token);
-      const known = old?.code;
-      const code = known && known.language === language ? known : new CodeBlock(language);
-      code.show(token.text, finished);
+    if ("code" in tree) {
+      const code = old?.code?.language === tree.language ? old.code : new CodeBlock(tree.language);
+      code.show(tree.code, finished);
       this.#put(place, code.element, code);
-      return true;
+      return;
     }
-    const fresh = block(token);
-    if (!fresh) return false;
+    const fresh = /** @type {HTMLElement} */ (grow(tree));
     if (old && !old.code && alike(old.element, fresh)) settle(old.element, fresh);
     else this.#put(place, fresh, null);
-    return true;
   }
 
   /** @param {number} place @param {HTMLElement} element @param {CodeBlock | null} code */
@@ -91,18 +121,27 @@ export class Typing {
   }
 
   /** A link may be defined after it was used, mostly at the end: then everything is read once more. */
-  #drawAgain(/** @type {string} */ text) {
+  async #drawAgain() {
     this.#defines = false;
-    this.#place.replaceChildren(...read(lines(text), Object.create(null)).flatMap((token) => block(token) ?? []));
+    const found = await this.#background.run("read", { text: lines(this.#text), links: {}, ended: true });
+    if (found) this.#place.replaceChildren(...found.blocks.flatMap(({ tree }) => (tree ? [grow(tree)] : [])));
   }
-}
 
-/** Return how many tokens are finished. The line that is not whole may yet turn out to belong to the block before. */
-function open(/** @type {any[]} */ tokens) {
-  const shown = (/** @type {any} */ token) => token.type !== "space";
-  const last = tokens.findLastIndex(shown);
-  if (tokens[last]?.raw.includes("\n") || tokens[last + 1]) return Math.max(0, last);
-  return Math.max(0, tokens.slice(0, Math.max(0, last)).findLastIndex(shown));
+  /** Show this piece, and all that follows, as it is. @param {string} piece */
+  #giveUp(piece) {
+    this.#rest = piece;
+    for (const { element } of this.#open.splice(0)) this.#finished(element);
+    this.#plain = make("p", { class: "plain" }, piece);
+    this.#place.append(this.#plain);
+  }
+
+  /** @param {HTMLElement} plain */
+  #goOn(plain) {
+    plain.append(lines(this.#text.slice(this.#taken)));
+    this.#taken = this.#text.length;
+    if (this.#ended && this.#rest) this.#finished(plain);
+    if (this.#ended) this.#rest = "";
+  }
 }
 
 /** @param {string} text */
