@@ -24,6 +24,7 @@ from ws_chat.protocol.frames import (
     Refused,
     Resume,
     Start,
+    Token,
     decode,
     encode,
 )
@@ -349,8 +350,9 @@ def test_a_server_frame_is_one_line_of_json_type_first(frame, value):
     assert b"\n" not in data
 
 
-def test_infinity_from_an_upstream_is_sent_as_null():
-    assert encode({"type": "token", "logprobs": -math.inf}) == b'{"type":"token","logprobs":null}'
+def test_a_token_frame_is_its_delta_with_the_position_in_front():
+    frame = Token.of("r1", 7, b'{"content":"a","x":[1]}')
+    assert encode(frame) == b'{"type":"token","id":"r1","seq":7,"content":"a","x":[1]}'
 
 
 def test_a_terminal_frame_is_read_again_as_it_was():

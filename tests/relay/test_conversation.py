@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.frames import Chat, decode
 from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, messages_of
 
@@ -21,7 +22,7 @@ PIECES = [
 def assistant_message(deltas):
     answer = Answer()
     for delta in deltas:
-        answer.add([delta])
+        answer.add([encode_delta(delta)])
     return answer.message()
 
 

@@ -148,12 +148,12 @@ async def test_other_models_and_servers_are_refused_beside_a_list_of_models(upst
     relay = Relay(upstream, store, models=["m-*"])
     for field in ("models", "fallbacks", "api_base", "extra_body"):
         with pytest.raises(ChatError, match=f'"{field}"') as caught:
-            await relay.start(ONE, "r1", Chat({"messages": HELLO, field: ["n-1"]}, model="m-1"))
+            await relay.start(ONE, "r1", Chat.of({"messages": HELLO, field: ["n-1"]}, model="m-1"))
         assert (caught.value.info.code, caught.value.info.param) == ("model_not_allowed", field)
     await relay.close()
 
     relay = Relay(upstream, store)
-    await relay.start(ONE, "r1", Chat({"messages": HELLO, "models": ["n-1"]}))
+    await relay.start(ONE, "r1", Chat.of({"messages": HELLO, "models": ["n-1"]}))
     await relay.close()
 
 
@@ -194,7 +194,7 @@ async def test_one_that_another_process_runs_is_interrupted(upstream, store):
     log = await store.get(R1)
     start = asyncio.create_task(relay.start(ONE, "r2", chat("r2", previous=True)))
     await until(lambda: store.cancelled, "r1 to be cancelled")
-    log.append([{"content": "late"}])
+    log.append([b'{"content":"late"}'])
     log.end(DONE)
     await start
     await until(lambda: upstream.requests, "r2 to run")

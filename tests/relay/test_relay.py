@@ -260,3 +260,30 @@ async def test_a_request_is_decoded_field_by_field(upstream):
     assert bytes(request.raw["messages"]) == b'[{"role":"user","content":"hi"}]'
     assert request["messages"] is request["messages"]
     await relay.close()
+
+
+class Endless(Upstream):
+    """Answers without an end."""
+
+    async def generate(self, request, emit, outcome) -> None:
+        try:
+            while True:
+                emit([{"content": "x" * 90}, b'{"content":"y"}', {"role": "assistant"}])
+                await asyncio.sleep(0)
+        finally:
+            self.ending.set()
+
+
+async def test_an_answer_has_a_size():
+    upstream = Endless()
+    relay = Relay(upstream, MemoryStore(), max_answer_bytes=1000)
+    log = await relay.start(ONE, "r1", Chat.of({"messages": HELLO}, id="r1"))
+    terminal = await ended(log)
+
+    assert isinstance(terminal, Failed)
+    assert (terminal.error.code, terminal.seq) == ("upstream_malformed", log.last + 1)
+    assert "1000 bytes" in terminal.error.message
+    assert 800 < log.size <= 1000
+    assert log.last % 2 == 0, "what is empty makes no delta"
+    assert upstream.ending.is_set()
+    await relay.close()

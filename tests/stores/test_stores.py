@@ -10,15 +10,16 @@ from support.processes import redis_cluster, redis_server
 from support.service import Nothing
 from support.waiting import until
 
+from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.frames import Done, Start
 from ws_chat.stores.base import GenerationKey, LogEndedError, LogExistsError
-from ws_chat.stores.memory import MemoryStore
+from ws_chat.stores.memory import PART_SIZE, MemoryStore
 from ws_chat.stores.redis.store import RedisStore
 
 pytestmark = pytest.mark.anyio
 
 DONE = Done("r1", 4, "completed", "stop", "m", None, {"ttft_ms": None, "total_ms": 1.0})
-A, B, C = ({"content": letter} for letter in "abc")
+A, B, C = (encode_delta({"content": letter}) for letter in "abc")
 
 
 def named(generation_id: str) -> GenerationKey:
@@ -131,18 +132,35 @@ async def test_nothing_is_written_after_the_end(store):
     assert (list(log.after(0, 10)), log.last) == ([A], 1)
 
 
-async def test_a_long_log_is_read_part_by_part_after_its_end(store):
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_long_log_is_read_part_by_part(store, ended):
     log = await store.create(K1, Start("r1", 0, "m"), b"{}")
-    deltas = [{"content": f"{number} ", "x": [None, {"y": number}]} for number in range(1200)]
-    log.append(deltas)
-    await end(log)
+    deltas = [encode_delta({"content": f"{number} ", "x": [None, {"y": number}]}) for number in range(1600)]
+    for at in range(0, 1600, 300):
+        log.append(deltas[at : at + 300])
+    if ended:
+        await end(log)
 
-    for seq in (0, 1, 511, 512, 513, 1024, 1199, 1200, 2000):
+    assert log.size >= sum(map(len, deltas))
+    for seq in (0, 1, 511, 512, 513, 1024, 1088, 1599, 1600, 2000):
         read = []
         while part := log.after(seq + len(read), 100):
             assert len(part) <= 100
             read += part
         assert read == deltas[seq:]
+
+
+async def test_few_large_deltas_are_packed_together(store):
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
+    deltas = [encode_delta({"content": "x" * (number * 40 % 9000)}) for number in range(1, 700)]
+    log.append(deltas)
+    await end(log)
+
+    assert max(map(len, log._parts)) < PART_SIZE + 9100
+    read = []
+    while part := log.after(len(read), 1000):
+        read += part
+    assert read == deltas
 
 
 async def test_logs_are_found_by_key_until_removed(store):

@@ -1,7 +1,7 @@
 """The wire: client frames and server frames, decoded and encoded (docs/protocol.md).
 
 A frame is one JSON object, and one struct from which it is decoded, checked, encoded and described. The exception is the
-token frame, which is made once per token and stays a dict.
+token frame, whose JSON is put together from bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic_core import from_json
 
+from ws_chat.protocol.deltas import Delta
 from ws_chat.protocol.errors import ChatError, ErrorInfo
 from ws_chat.protocol.types import EPOCH_PATTERN, ID_PATTERN, MAX_MODEL, Epoch, Id, Message, Model, Seq, Timing
 
@@ -265,9 +266,27 @@ class Start(Struct, frozen=True, tag_field="type", tag="start"):
     epoch: Epoch | UnsetType = UNSET
 
 
-Token: TypeAlias = dict[str, Any]
-"""All deltas after the previous frame's seq, up to and including `seq`, joined: `type`, `id`, `seq`, and the fields of
-the delta. `types.TokenFrame` is its type."""
+class Token(Struct, gc=False):
+    """All deltas after the previous frame's seq, up to and including `seq`, joined to `delta`.
+
+    Its JSON has `type`, `id`, `seq`, and the fields of the delta; `types.TokenFrame` is its type. It is encoded once, for
+    all readers at the same position.
+    """
+
+    id: Id
+    seq: Seq
+    delta: Delta
+    json: bytes
+
+    @classmethod
+    def of(cls, generation_id: str, seq: int, delta: Delta) -> Self:
+        # No id contains a character that JSON escapes.
+        return cls(
+            generation_id,
+            seq,
+            delta,
+            b'{"type":"token","id":"%b","seq":%d,%b' % (generation_id.encode(), seq, delta[1:]),
+        )
 
 
 class Done(Struct, frozen=True, tag_field="type", tag="done"):
@@ -316,5 +335,9 @@ ServerFrame: TypeAlias = Start | Done | Failed | Refused | Pong | GoAway
 """Any frame but a token."""
 Frame: TypeAlias = ServerFrame | Token
 
-encode: Final[Callable[[Frame], bytes]] = msgspec.json.Encoder().encode
-"""Encode a frame as single-line JSON in UTF-8, `type` first."""
+_encode: Final[Callable[[ServerFrame], bytes]] = msgspec.json.Encoder().encode
+
+
+def encode(frame: Frame) -> bytes:
+    """Encode a frame as single-line JSON in UTF-8, `type` first."""
+    return frame.json if isinstance(frame, Token) else _encode(frame)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ws_chat.protocol.deltas import ToolCalls
+from ws_chat.protocol.deltas import ToolCalls, decode_delta
 from ws_chat.protocol.frames import DIGEST_SIZE
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Answer:
         self._calls = ToolCalls()
 
     def add(self, deltas: Sequence[Delta]) -> None:
-        for delta in deltas:
+        for delta in map(decode_delta, deltas):
             if isinstance(content := delta.get("content"), str):
                 self._texts.append(content)
                 self.size += len(content)

@@ -64,14 +64,15 @@ class Relay:
         quota: Quota | None = None,
         throttle: Throttle | None = None,
         max_bytes: int = 4 * 1024 * 1024,
+        max_answer_bytes: int = 64 * 1024 * 1024,
         resume_window: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         observe: Observer | None = None,
     ) -> None:
         """Allow the models that match one of the shell patterns `models` (none: any). `clock` returns seconds.
 
-        `max_bytes` limits a conversation, including the messages that `previous_id` adds. A named generation without a
-        reader for `resume_window` seconds is cancelled.
+        `max_bytes` limits a conversation, including the messages that `previous_id` adds, and `max_answer_bytes` the
+        deltas of an answer. A named generation without a reader for `resume_window` seconds is cancelled.
         """
         self._upstream = upstream
         self._store = store
@@ -85,6 +86,7 @@ class Relay:
             self._observe,
             max_generations=max_generations,
             max_generations_per_principal=max_generations_per_principal,
+            max_answer_bytes=max_answer_bytes,
             resume_window=resume_window,
             clock=clock,
             shared=store.shared,

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.errors import DRAINING, INTERNAL_ERROR, ChatError
 from ws_chat.protocol.frames import Done, Failed
 from ws_chat.relay.conversation import Answer
@@ -22,7 +23,7 @@ from ws_chat.relay.generation import Generation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.deltas import Delta, Fields
     from ws_chat.protocol.frames import Terminal
     from ws_chat.relay.access import Caller
     from ws_chat.relay.events import Observer
@@ -56,6 +57,29 @@ class _FirstDelta:
             self._generation.record_first_delta(self._clock())
 
 
+class _Emit:
+    """Appends what an upstream emits to a log, as bytes, at most `limit`. Raises ChatError (`upstream_malformed`) beyond."""
+
+    __slots__ = ("_limit", "_log", "_room")
+
+    def __init__(self, log: Log, limit: int) -> None:
+        self._log = log
+        self._limit = self._room = limit
+
+    def __call__(self, deltas: Sequence[Fields | Delta]) -> None:
+        encoded = [delta if isinstance(delta, bytes) else encode_delta(delta) for delta in deltas]
+        if all(encoded):
+            self._append(encoded)
+        elif left := list(filter(None, encoded)):
+            self._append(left)
+
+    def _append(self, deltas: list[Delta]) -> None:
+        self._room -= sum(map(len, deltas))
+        if self._room < 0:
+            raise ChatError("upstream_malformed", f"The upstream's answer has more than {self._limit} bytes.")
+        self._log.append(deltas)
+
+
 class Runner:
     """The running generations, at most `max_generations`. One without a reader for `resume_window` seconds is cancelled."""
 
@@ -66,6 +90,7 @@ class Runner:
         *,
         max_generations: int,
         max_generations_per_principal: int | None,
+        max_answer_bytes: int,
         resume_window: float,
         clock: Callable[[], float],
         shared: bool,
@@ -74,6 +99,7 @@ class Runner:
         self._observe = observe
         self._max_generations = max_generations
         self._max_per_principal = max_generations_per_principal
+        self._max_answer_bytes = max_answer_bytes
         self._resume_window = resume_window
         self._clock = clock
         self._running: dict[GenerationKey, _Run] = {}
@@ -132,7 +158,8 @@ class Runner:
             self._observe(_ended(caller, key, log, terminal, generation, request))
 
         log.watch(_FirstDelta(generation, log, self._clock))
-        task = asyncio.create_task(self._upstream.generate(request, log.append, generation.outcome))
+        emit = _Emit(log, self._max_answer_bytes)
+        task = asyncio.create_task(self._upstream.generate(request, emit, generation.outcome))
         # A callback, because a task that is cancelled before its first step never runs a line of its own.
         task.add_done_callback(on_done)
         if self._stopped:

@@ -84,6 +84,7 @@ def create_app(
         quota=Quota(settings.requests_per_minute, store.counters),
         throttle=Throttle(settings.free_requests_per_minute),
         max_bytes=settings.max_frame_bytes,
+        max_answer_bytes=settings.max_answer_bytes,
         resume_window=settings.resume_window,
         observe=observe,
     )

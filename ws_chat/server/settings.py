@@ -94,6 +94,7 @@ class Settings(BaseModel):
     resume_window: Seconds = 30
     retention: Seconds = 300
     max_frame_bytes: Count = 4 * 1024 * 1024
+    max_answer_bytes: Count = 64 * 1024 * 1024
     max_connections: Count = 20_000
     max_generations: Count = 10_000
     max_generations_per_connection: Count = 16

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from limits.aio.storage import Storage
 
     from ws_chat.protocol.deltas import Delta
-    from ws_chat.protocol.frames import Start, Terminal
+    from ws_chat.protocol.frames import Start, Terminal, Token
 
     OnEnd: TypeAlias = Callable[[Terminal], None]
     """Called with the terminal frame that a log has ended with."""
@@ -73,13 +73,17 @@ class Log(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes of its deltas as JSON, once it has ended."""
+        """Bytes of its deltas."""
+
+    shared: Token | None
+    """The token frame that a reader made last, for the others at the same position. The log drops it with its last
+    watcher."""
 
     def after(self, seq: int, limit: int) -> Sequence[Delta]:
-        """Return at most `limit` deltas after `seq`."""
+        """Return at most `limit` deltas after `seq`: fewer than there are if that is cheaper, none only at the end."""
 
     def append(self, deltas: Sequence[Delta]) -> None:
-        """Add deltas and wake the readers. Raises LogEndedError after the end."""
+        """Add deltas, at least one, and wake the readers. Raises LogEndedError after the end."""
 
     def end(self, terminal: Terminal, on_end: OnEnd | None = None) -> None:
         """Add the terminal frame, wake the readers, and call `on_end`: at once, or as soon as the frame is stored.

@@ -11,10 +11,13 @@ from msgspec import Raw
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ws_chat.protocol.deltas import Delta, Outcome
+    from ws_chat.protocol.deltas import Delta, Fields, Outcome
 
-Emit: TypeAlias = "Callable[[Sequence[Delta]], None]"
-"""Appends deltas to the log, in order; those of one call may be sent in one frame. It never blocks."""
+Emit: TypeAlias = "Callable[[Sequence[Fields | Delta]], None]"
+"""Appends deltas to the log, in order; those of one call may be sent in one frame. It never blocks.
+
+Fields are stripped and encoded (`encode_delta`); bytes are logged as they are. Raises ChatError (`upstream_malformed`) when
+the answer becomes too large."""
 
 
 class Request(Mapping[str, Any]):
@@ -47,9 +50,9 @@ class Upstream(Protocol):
     async def generate(self, request: Mapping[str, Any], emit: Emit, outcome: Outcome) -> None:
         """Produce one answer: pass each delta to `emit` the moment it arrives, and return at the end of the stream.
 
-        `request` is the body of a chat-completions request (the OpenAI reference) with `model` set. A delta is emitted
-        as `strip_empty` returns it, and not at all when nothing is left. `outcome` is filled in as soon as its fields are
-        known; without a `finish_reason` the answer is incomplete. When cancelled, close what is open, then return.
+        `request` is the body of a chat-completions request (the OpenAI reference) with `model` set. `outcome` is filled in
+        as soon as its fields are known; without a `finish_reason` the answer is incomplete. When cancelled, close what is
+        open, then return.
 
         Raises ChatError (an `upstream_…` code) when the answer failed.
         """

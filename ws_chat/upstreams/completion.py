@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from pydantic_core import from_json
 
-from ws_chat.protocol.deltas import strip_empty
+from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.errors import ChatError
 from ws_chat.protocol.frames import DEEP, check_depth
 from ws_chat.protocol.sse import SSEDecoder
@@ -33,11 +33,13 @@ VALUES_LIMIT: Final = 100_000
 LARGE_EVENT: Final = 16 * 1024
 """Bytes of an event from which its values are counted."""
 _LF: Final = 10
+_OPENING: Final = b'{"content":"'
+_TEXT: Final = slice(len(_OPENING) - 1, -1)  # the JSON string of a delta with this opening
 
 
 class _Choice(msgspec.Struct, gc=False):
     index: int | None = 0
-    delta: dict[str, Any] | None = None
+    delta: msgspec.Raw = msgspec.Raw(b"null")
     finish_reason: str | None = None
     logprobs: Any = None
 
@@ -54,6 +56,8 @@ class _Event(msgspec.Struct, gc=False):
 
 
 _decode: Final = msgspec.json.Decoder(_Event).decode
+_decode_text: Final = msgspec.json.Decoder(str).decode
+_decode_fields: Final = msgspec.json.Decoder(dict[str, Any] | None).decode
 
 
 class CompletionParser:
@@ -133,10 +137,13 @@ class CompletionParser:
             event = _decode(data)
             if len(data) > 2 * DEEP:
                 check_depth(data)
+            return self._read(event, len(data))
         except msgspec.ValidationError:
             raise ChatError("upstream_malformed", "The upstream sent an event that is not a chat completion.") from None
         except (ValueError, RecursionError):
             raise ChatError("upstream_malformed", "The upstream sent an event that is not JSON.") from None
+
+    def _read(self, event: _Event, size: int) -> Delta | None:
         if event.error or event.object == "error":
             message = error_message(event.error or event.message, self._mask)
             raise ChatError("upstream_unavailable", message or "The upstream reported an error.")
@@ -144,7 +151,7 @@ class CompletionParser:
         if type(event.model) is str and event.model:
             outcome.model = event.model[:NAME_LIMIT]
         if event.usage and type(event.usage) is dict:
-            if len(data) > USAGE_LIMIT and len(msgspec.json.encode(event.usage)) > USAGE_LIMIT:
+            if size > USAGE_LIMIT and len(msgspec.json.encode(event.usage)) > USAGE_LIMIT:
                 raise ChatError("upstream_malformed", f"The upstream's usage has more than {USAGE_LIMIT} bytes.")
             outcome.usage = event.usage
         for choice in event.choices or ():
@@ -152,17 +159,27 @@ class CompletionParser:
                 if choice.finish_reason:
                     outcome.finish_reason = choice.finish_reason[:NAME_LIMIT]
                     self.finished = True
-                delta = _with_logprobs(choice) if choice.logprobs else choice.delta
-                if not delta or (len(delta) == 1 and delta.get("content")):
-                    return delta  # nearly always, and strip_empty would return the same
-                return strip_empty(delta)
+                delta = bytes(choice.delta)
+                if not choice.logprobs and _is_text(delta):
+                    return delta
+                fields = _decode_fields(delta) or {}
+                if isinstance(choice.logprobs, dict) and any(choice.logprobs.values()):
+                    fields["logprobs"] = choice.logprobs
+                return encode_delta(fields)
         return None
 
 
-def _with_logprobs(choice: _Choice) -> Delta | None:
-    if isinstance(choice.logprobs, dict) and any(choice.logprobs.values()):
-        return {**(choice.delta or {}), "logprobs": choice.logprobs}
-    return choice.delta
+def _is_text(delta: bytes) -> bool:
+    """Whether a delta is exactly `{"content":"…"}` and not empty, as nearly all are. Such a one is kept as it is.
+
+    msgspec decodes a Raw value without checking UTF-8, and escapes only by their form: decoding the string checks them.
+    """
+    if not (delta.startswith(_OPENING) and delta.endswith(b'"}')):
+        return False
+    try:
+        return bool(_decode_text(delta[_TEXT]))
+    except ValueError:  # invalid, or there is another field: the decoder of all fields knows
+        return False
 
 
 def _is_whole(data: bytes) -> bool:

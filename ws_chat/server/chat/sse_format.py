@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from ws_chat.protocol.deltas import decode_delta
 from ws_chat.protocol.errors import ErrorBody
-from ws_chat.protocol.frames import Done, Failed, GoAway, Pong, Start, encode
+from ws_chat.protocol.frames import Done, Failed, GoAway, Pong, Start, Token, encode
 from ws_chat.protocol.sse import PING, RETRY, event
 from ws_chat.server.exchange import Format
 
@@ -36,8 +37,8 @@ class FramesFormat(ChatFormat):
 
     def encode(self, frame: Frame) -> bytes:
         self.last = time.monotonic()
-        if isinstance(frame, dict):
-            return b"event: token\nid: %d%b\ndata: %b\n\n" % (frame["seq"], self._suffix, encode(frame))
+        if isinstance(frame, Token):
+            return b"event: token\nid: %d%b\ndata: %b\n\n" % (frame.seq, self._suffix, frame.json)
         if isinstance(frame, Start | Done | Failed):
             name = str(frame.__struct_config__.tag).encode()
             return b"event: %b\nid: %d%b\ndata: %b\n\n" % (name, frame.seq, self._suffix, encode(frame))
@@ -53,9 +54,9 @@ class TextFormat(ChatFormat):
         self._after_cr = after_cr
 
     def encode(self, frame: Frame) -> bytes:
-        if not isinstance(frame, dict):
+        if not isinstance(frame, Token):
             return self._other(frame)
-        text = frame.get("content")
+        text = decode_delta(frame.delta).get("content")
         if not isinstance(text, str):
             return b""
         # A CRLF may be split between two frames; CR and LF would become two line breaks.
@@ -66,7 +67,7 @@ class TextFormat(ChatFormat):
             return b""
         self._after_cr = text.endswith("\r")
         self.last = time.monotonic()
-        return self._with_id(event(text), frame["seq"])
+        return self._with_id(event(text), frame.seq)
 
     def _other(self, frame: ServerFrame) -> bytes:
         self.last = time.monotonic()
@@ -95,5 +96,5 @@ def format_named(name: str, start: Start, *, named: bool, before: Sequence[Delta
     epoch = start.epoch or None
     if name == "frames":
         return FramesFormat(epoch)
-    text = before[-1].get("content") if before else None
+    text = decode_delta(before[-1]).get("content") if before else None
     return TextFormat(epoch, event_ids=named, after_cr=isinstance(text, str) and text.endswith("\r"))
