@@ -9,12 +9,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
 
+import msgspec
 from msgspec import UNSET, Raw
 
-from ws_chat.protocol.errors import DRAINING, GONE, UNREACHABLE, ChatError
+from ws_chat.protocol.errors import DRAINING, GONE, START_TIMED_OUT, UNREACHABLE, ChatError
 from ws_chat.protocol.frames import FROM_START, MAX_VALUES, Failed, Start, has_too_many_values
 from ws_chat.relay.access import Quota, Throttle, ThrottledError
-from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, messages_of
+from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, join_lists, messages_of
 from ws_chat.relay.events import Followed, Observers, ReadingEnded
 from ws_chat.relay.runner import Runner
 from ws_chat.stores.base import LogExistsError
@@ -22,6 +23,7 @@ from ws_chat.upstreams.base import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import TypeAlias
 
     from ws_chat.protocol.frames import Chat, Position
     from ws_chat.relay.access import Caller
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from ws_chat.relay.reader import Reader
     from ws_chat.stores.base import GenerationKey, Log, Store
     from ws_chat.upstreams.base import Upstream
+
+    Check: TypeAlias = Callable[["Log | None", bytes], None]
+    """Called before anything is changed, with the log of the previous generation, and its messages. May raise ChatError."""
 
 START_TIMEOUT: Final = 8.5
 """Seconds in which a request is started or refused: clients are promised an answer within ten."""
@@ -134,7 +139,7 @@ class Relay:
         except TimeoutError:
             log = None
         if log is None:
-            raise ChatError("overloaded", "The generation could not be started in time.", retry_after=1)
+            raise ChatError.of(START_TIMED_OUT)
         await self.throttle.count(caller, sum(memoryview(value).nbytes for value in chat.body.values()))
         if not is_same_request(log.request, chat):
             raise ChatError("id_conflict", "This id is already used by a different request.", param="id")
@@ -142,7 +147,16 @@ class Relay:
         self._observe(Followed(caller.transport, position.seq))
         return log
 
-    async def _start(self, caller: Caller, key: GenerationKey, chat: Chat) -> Log:
+    async def create(self, caller: Caller, generation_id: str, chat: Chat, check: Check) -> Log:
+        """Start a generation whose id is new, because it is random; `check` may refuse it. Raises ChatError as `start`."""
+        key = caller.key(generation_id, named=chat.id is not None)
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                return await self._start(caller, key, chat, check)
+        except TimeoutError:
+            raise ChatError.of(START_TIMED_OUT) from None
+
+    async def _start(self, caller: Caller, key: GenerationKey, chat: Chat, check: Check | None = None) -> Log:
         """Validate, reserve, interrupt the previous generation, create the log, run.
 
         Every check comes before the first change, and a reservation is released when a later step fails.
@@ -156,7 +170,10 @@ class Relay:
             raise ChatError("model_not_allowed", "This model is not allowed.", param="model")
         previous = await self._find_any(caller, chat.previous_id, "previous_id") if chat.previous_id else None
         joined = previous.log.last if previous else 0
-        request = encode_request(chat, await self._conversation(previous.log) if previous else b"")
+        before = await self._conversation(previous.log) if previous else b""
+        if check:
+            check(previous.log if previous else None, before)
+        request = encode_request(chat, before)
         if previous:
             self._check_size(messages_of(request))
         model = self._upstream.resolve(chat.model or (previous.log.start.model if previous else None))
@@ -169,8 +186,12 @@ class Relay:
                 # Whatever has had this id before, no position in it is one in this log.
                 epoch = secrets.token_hex(EPOCH_BYTES) if key.named else UNSET
                 log = await self._store.create(key, Start(key.id, 0, model, epoch), request)
-                body = {**chat.body, "model": model, "messages": Raw(messages_of(request))}
-                self._runner.run(caller, key, log, Request(body))
+                messages = messages_of(request)
+                if chat.instructions:
+                    front = msgspec.json.encode([{"role": "system", "content": chat.instructions}])
+                    messages = join_lists(front, messages)
+                body = {**chat.body, "model": model, "messages": Raw(messages)}
+                self._runner.run(caller, key, log, Request(body), generate=chat.generate)
                 return log
 
     async def find(self, caller: Caller, generation_id: str, position: Position = FROM_START) -> Log:
@@ -179,12 +200,17 @@ class Relay:
         Raises ChatError: `not_found`; `generation_gone` for the epoch of another generation; `invalid_request` past the
         last seq, unless the generation was lost: its replica may have sent more than it had logged; `rate_limited`.
         """
-        await self.throttle.count(caller)
-        log = await self._store.get(caller.key(generation_id, named=True), position.seq)
-        if log is None:
-            raise ChatError("not_found", "There is no such generation.", param="id")
+        log = await self.get(caller, generation_id, position.seq)
         _check(log, position)
         self._observe(Followed(caller.transport, position.seq))
+        return log
+
+    async def get(self, caller: Caller, generation_id: str, after: int = 0) -> Log:
+        """Return the log of a named generation. Raises ChatError (`not_found`, `overloaded`, `rate_limited`)."""
+        await self.throttle.count(caller)
+        log = await self._store.get(caller.key(generation_id, named=True), after)
+        if log is None:
+            raise ChatError("not_found", "There is no such generation.", param="id")
         return log
 
     async def count_refusal(self, caller: Caller, error: ChatError, size: int) -> ChatError:
@@ -213,6 +239,18 @@ class Relay:
         found = await self._find_any(caller, generation_id, "id")
         if found.log.terminal is None and not self._runner.cancel(found.key):
             await self._store.cancel(found.key)
+
+    def cancel_unread(self, key: GenerationKey) -> None:
+        """Cancel a generation of this process that has no reader, before the resume window passes."""
+        self._runner.cancel_unread(key)
+
+    async def end(self, key: GenerationKey, log: Log) -> None:
+        """Cancel a generation, and wait for its end. Raises ChatError (`overloaded`)."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._interrupt(_Found(key, log))
+        except TimeoutError:
+            raise ChatError("overloaded", "The generation did not end in time.", retry_after=1) from None
 
     def release(self, key: GenerationKey) -> None:
         """Cancel and remove a generation that can no longer be reached."""

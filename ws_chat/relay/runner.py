@@ -23,7 +23,7 @@ from ws_chat.relay.generation import Generation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ws_chat.protocol.deltas import Delta, Fields
+    from ws_chat.protocol.deltas import Delta, Fields, Outcome
     from ws_chat.protocol.frames import Terminal
     from ws_chat.relay.access import Caller
     from ws_chat.relay.events import Observer
@@ -142,8 +142,11 @@ class Runner:
             self._reserved -= 1
             self._release(principal)
 
-    def run(self, caller: Caller, key: GenerationKey, log: Log, request: Request) -> None:
-        """Start the task that writes the answer to `request` into `log`. After `stop`, it ends at once."""
+    def run(self, caller: Caller, key: GenerationKey, log: Log, request: Request, *, generate: bool = True) -> None:
+        """Start the task that writes the answer to `request` into `log`. After `stop`, it ends at once.
+
+        Without `generate`, the upstream is not asked, and the answer is empty.
+        """
         generation = Generation(log.start.id, log.start.model, self._clock())
 
         def on_done(task: asyncio.Task[None]) -> None:
@@ -159,7 +162,8 @@ class Runner:
 
         log.watch(_FirstDelta(generation, log, self._clock))
         emit = _Emit(log, self._max_answer_bytes)
-        task = asyncio.create_task(self._upstream.generate(request, emit, generation.outcome))
+        answer = self._upstream.generate if generate else _answer_nothing
+        task = asyncio.create_task(answer(request, emit, generation.outcome))
         # A callback, because a task that is cancelled before its first step never runs a line of its own.
         task.add_done_callback(on_done)
         if self._stopped:
@@ -193,6 +197,11 @@ class Runner:
         if run := self._running.get(key):
             run.task.cancel()
         return run is not None
+
+    def cancel_unread(self, key: GenerationKey) -> None:
+        """Cancel a generation if it runs here without a reader, here or elsewhere."""
+        if (run := self._running.get(key)) and not run.readers:
+            run.task.cancel()
 
     async def quiet(self, timeout: float) -> None:
         """Wait until no generation runs or starts, for at most `timeout` seconds.
@@ -268,6 +277,10 @@ class Runner:
             return generation.fail(last, error.info, now)
         logger.error("Generation %s failed", generation.id, exc_info=error)
         return generation.fail(last, INTERNAL_ERROR, now)
+
+
+async def _answer_nothing(_: object, __: object, outcome: Outcome) -> None:
+    outcome.finish_reason = "stop"
 
 
 def _ended(

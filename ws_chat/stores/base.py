@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from ws_chat.protocol.frames import Failed
+from ws_chat.protocol.frames import DIGEST_SIZE, Failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,12 +37,17 @@ class LogExistsError(Exception):
 
 
 def failed_early(last: int, terminal: Terminal) -> bool:
-    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and the digest only.
+    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and `head_of` its request.
 
     So requests that cost nothing do not evict, or fill a shared store with, answers that were paid for. The digest still
     detects another request under the same id.
     """
     return last == 0 and isinstance(terminal, Failed)
+
+
+def head_of(request: bytes) -> bytes:
+    """Return a stored request without its messages. JSON contains no line break: one ends what is before them."""
+    return request[: request.find(b"\n", DIGEST_SIZE) + 1 or DIGEST_SIZE]
 
 
 class Log(Protocol):
@@ -60,7 +65,7 @@ class Log(Protocol):
     def request(self) -> bytes:
         """The request, as `ws_chat.relay.conversation` stores it: first the DIGEST_SIZE bytes of its digest.
 
-        After an end that `failed_early`, only the digest.
+        After an end that `failed_early`, only its head.
         """
 
     @property

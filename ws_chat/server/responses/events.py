@@ -234,7 +234,7 @@ class Fold:
     def _start_call(self, events: list[Event], index: int | None, call_id: str, name: str) -> _Call:
         at = len(self._output)
         kind, prefix = (CustomToolCall, "ctc") if name in self._custom else (FunctionCall, "fc")
-        known_id = call_id or f"call_{at if index is None else index}"
+        known_id = call_id or f"call_{len(self._calls) if index is None else index}"
         item = kind(f"{prefix}_{self._digits}_{at}", known_id, name)
         call = _Call(item, at, call_id)
         self._output.append(item)
