@@ -10,7 +10,7 @@ The first read, live frames and a replay are the same pump.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ws_chat.protocol.deltas import MERGE_LIMIT, merge
 from ws_chat.protocol.frames import Start, Token
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ws_chat.protocol.deltas import Delta
-    from ws_chat.protocol.frames import Frame
     from ws_chat.stores.base import Log
 
 
 class Sender(Protocol):
     """Sends the frames of one connection, in order."""
 
-    writable: bool
-    """Whether `write` may be called now."""
+    @property
+    def writable(self) -> bool:
+        """Whether `write` may be called now."""
 
-    def write(self, frame: Frame) -> None:
+    def write(self, frame: Any) -> None:
         """Send a frame. Only while `writable`."""
 
     def when_writable(self, callback: Callable[[], None]) -> None:

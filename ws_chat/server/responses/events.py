@@ -60,6 +60,8 @@ _INCOMPLETE: Final = {
     "content_filter": IncompleteDetails("content_filter"),
 }
 """The finish_reasons of an answer that was cut short."""
+_OPENING: Final = b'{"content":"'
+_decode_text: Final = msgspec.json.Decoder(str).decode
 _ERRORS: Final = {"upstream_rate_limited": "rate_limit_exceeded", "upstream_rejected": "invalid_prompt"}
 
 
@@ -72,6 +74,9 @@ class _Open:
     part: Part
     texts: list[str]
     """The pieces of the part's text, which are joined once."""
+    before: bytes = b""
+    """The JSON of a piece of an OutputText before its text, and after it."""
+    after: bytes = b""
 
 
 @dataclass(slots=True)
@@ -96,11 +101,17 @@ class Fold:
             **{name: getattr(echo, name) for name in echo.__struct_fields__},
         )
         self._custom = {tool["name"] for tool in echo.tools if tool["type"] == "custom"}
-        self._number = -1
+        self.number = -1
+        """The `sequence_number` of the last event."""
         self._output: list[Item] = []
         self._open: _Open | None = None
         self._calls: list[_Call] = []
         self._by_index: dict[int, _Call] = {}
+
+    @property
+    def began(self) -> bool:
+        """Whether there was an event of a delta."""
+        return bool(self._output)
 
     def start(self) -> list[Event]:
         """Return the events before the first delta."""
@@ -133,6 +144,20 @@ class Fold:
                     self._call(events, piece)
         return events
 
+    def plain(self, delta: bytes) -> bytes | None:
+        """Return the event of the next delta as JSON, if it is only a piece of the open text, as nearly all are.
+
+        The event is the one of `feed`. None, and nothing happens, for other deltas.
+        """
+        opened = self._open
+        # A quote inside of the text is escaped: `","` is before another field.
+        if not (opened and opened.before and delta.startswith(_OPENING) and delta.endswith(b'"}')) or b'","' in delta:
+            return None
+        text = delta[len(_OPENING) - 1 : -1]
+        opened.texts.append(_decode_text(text))
+        self.number += 1
+        return b"%b%b%b%d}" % (opened.before, text, opened.after, self.number)
+
     def end(self, terminal: Terminal) -> list[Event]:
         """Return the events of the terminal frame: what is open is closed, then the last one."""
         events: list[Event] = []
@@ -158,8 +183,8 @@ class Fold:
         return events
 
     def _next(self) -> int:
-        self._number += 1
-        return self._number
+        self.number += 1
+        return self.number
 
     def _place(self, opened: _Open) -> dict[str, Any]:
         return {
@@ -187,6 +212,12 @@ class Fold:
             events.append(ItemAdded(sequence_number=self._next(), output_index=index, item=kind(item.id)))
             self._open = opened = _Open(item, index, part(), [text])
         opened.item.content.append(opened.part)  # type: ignore[arg-type]
+        index = len(opened.item.content) - 1
+        opened.before = opened.after = b""
+        if part is OutputText:
+            place = (opened.item.id.encode(), opened.output_index)
+            opened.before = b'{"type":"response.output_text.delta","item_id":"%b","output_index":%d,"delta":' % place
+            opened.after = b',"content_index":%d,"logprobs":[],"sequence_number":' % index
         events.append(PartAdded(**self._place(opened), part=part()))
         return opened
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, TypeAlias
+import math
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
+
+if TYPE_CHECKING:
+    from ws_chat.protocol.errors import ErrorInfo
 
 RESPONSE_ID_PATTERN: Final = "resp_[0-9a-f]{40}"
 """The first eight digits are the second in which the response began, so that `created_at` needs no place in the log."""
@@ -248,6 +252,19 @@ class Error(Struct, kw_only=True, frozen=True, tag_field="type", tag="error"):
     status: int
     error: ErrorDetail
     sequence_number: int | UnsetType = UNSET
+    stream_id: str | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, info: ErrorInfo, *, number: int | None = None, stream_id: str | None = None) -> Self:
+        headers: dict[str, str] | UnsetType = UNSET
+        if info.status in (429, 503):
+            headers = {"Retry-After": str(math.ceil(info.retry_after or 1))}
+        return cls(
+            status=info.status,
+            error=ErrorDetail(info.type, info.code, info.message, info.param, headers),
+            sequence_number=UNSET if number is None else number,
+            stream_id=stream_id or UNSET,
+        )
 
 
 class SteerError(Struct, frozen=True):
