@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -22,7 +23,7 @@ from ws_chat.stores.base import LogExistsError
 from ws_chat.upstreams.base import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TypeAlias
 
     from ws_chat.protocol.frames import Chat, Position
@@ -202,8 +203,12 @@ class Relay:
         """
         log = await self.get(caller, generation_id, position.seq)
         _check(log, position)
-        self._observe(Followed(caller.transport, position.seq))
+        self.follow(caller, position.seq)
         return log
+
+    def follow(self, caller: Caller, after: int) -> None:
+        """Report that an existing generation is read."""
+        self._observe(Followed(caller.transport, after))
 
     async def get(self, caller: Caller, generation_id: str, after: int = 0) -> Log:
         """Return the log of a named generation. Raises ChatError (`not_found`, `overloaded`, `rate_limited`)."""
@@ -240,9 +245,18 @@ class Relay:
         if found.log.terminal is None and not self._runner.cancel(found.key):
             await self._store.cancel(found.key)
 
-    def cancel_unread(self, key: GenerationKey) -> None:
-        """Cancel a generation of this process that has no reader, before the resume window passes."""
-        self._runner.cancel_unread(key)
+    @contextmanager
+    def reading(self, key: GenerationKey, log: Log) -> Iterator[None]:
+        """Count the block as a reader of a generation."""
+        self._runner.attach(key, log)
+        try:
+            yield
+        finally:
+            self._runner.detach(key, log)
+
+    def abandon(self, key: GenerationKey, *, unless_read: bool = False) -> None:
+        """Cancel a generation of this process whose client has gone; its log is kept."""
+        self._runner.cancel(key, unless_read=unless_read)
 
     async def end(self, key: GenerationKey, log: Log) -> None:
         """Cancel a generation, and wait for its end. Raises ChatError (`overloaded`)."""
@@ -341,24 +355,31 @@ class Relay:
     async def _interrupt(self, found: _Found) -> None:
         """Cancel a generation, here or in another process, and wait for its end."""
         key, log = found
-        ended = asyncio.Event()
-
-        def wake(*_: object) -> None:
-            if log.terminal:
-                ended.set()
-
-        log.watch(wake)  # before the cancel: a shared store drops its copy of a log that has no watcher
-        try:
+        with end_of(log) as ended:  # before the cancel: a shared store drops its copy of a log that has no watcher
             if not self._runner.cancel(key):
                 await self._store.cancel(key)
-            wake()
             await ended.wait()
-        finally:
-            log.unwatch(wake)
 
     def _check_drain(self) -> None:
         if self.draining:
             raise ChatError.of(DRAINING)
+
+
+@contextmanager
+def end_of(log: Log) -> Iterator[asyncio.Event]:
+    """Watch a log for its end, which sets the event."""
+    ended = asyncio.Event()
+
+    def wake(*_: object) -> None:
+        if log.terminal:
+            ended.set()
+
+    log.watch(wake)
+    try:
+        wake()
+        yield ended
+    finally:
+        log.unwatch(wake)
 
 
 def is_lost(log: Log) -> bool:

@@ -192,16 +192,12 @@ class Runner:
         if run := self._running.get(key):
             self._count_reader(run, -1)
 
-    def cancel(self, key: GenerationKey) -> bool:
+    def cancel(self, key: GenerationKey, *, unless_read: bool = False) -> bool:
         """Cancel a generation: its upstream request is closed, then its log ends. Return whether it runs here."""
-        if run := self._running.get(key):
+        run = self._running.get(key)
+        if run and not (unless_read and run.readers):
             run.task.cancel()
         return run is not None
-
-    def cancel_unread(self, key: GenerationKey) -> None:
-        """Cancel a generation if it runs here without a reader, here or elsewhere."""
-        if (run := self._running.get(key)) and not run.readers:
-            run.task.cancel()
 
     async def quiet(self, timeout: float) -> None:
         """Wait until no generation runs or starts, for at most `timeout` seconds.

@@ -32,6 +32,9 @@ from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
 from ws_chat.server.page.page import FrontPage, Page, docs
+from ws_chat.server.responses.http import ResponsesEndpoint
+from ws_chat.server.responses.responses import new_id
+from ws_chat.server.responses.websocket import ResponseSocket
 from ws_chat.server.settings import Settings, SettingsError
 from ws_chat.server.sockets import WebSocketEndpoint
 from ws_chat.stores.memory import MemoryStore
@@ -51,6 +54,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ws_chat")
 
+_UPGRADE_REQUIRED: Final = (
+    "This path is a WebSocket: the request needs `Upgrade: websocket`, which a proxy may have removed."
+)
 LAST_FRAMES_TIMEOUT: Final = 5.0
 """Seconds for slow readers to receive the rest of answers that ended with the drain timeout."""
 
@@ -103,6 +109,15 @@ def create_app(
         new_id=_new_id,
     )
     streams = SSEEndpoint(relay, connections, max_body_bytes=settings.max_frame_bytes, new_id=_new_id)
+    response_sockets = WebSocketEndpoint(
+        ResponseSocket,
+        relay,
+        connections,
+        max_frame_bytes=settings.max_frame_bytes,
+        max_generations=settings.max_generations_per_connection,
+        new_id=new_id,
+    )
+    responses = ResponsesEndpoint(relay, connections, max_body_bytes=settings.max_frame_bytes, new_id=new_id)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -142,6 +157,11 @@ def create_app(
             Route("/v1/chat/ws", _upgrade_required),
             Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
+            WebSocketRoute("/v1/responses", response_sockets),
+            Route("/v1/responses", responses, methods=["POST"]),
+            Route("/v1/responses", _response_upgrade_required),
+            Route("/v1/responses/{id}", responses, methods=["GET", "DELETE"]),
+            Route("/v1/responses/{id}/cancel", responses, methods=["POST"]),
             WebSocketRoute("/{path:path}", _no_websocket),
             Route("/", front_page.answer),
             Route("/docs", docs),
@@ -230,8 +250,11 @@ async def _no_websocket(websocket: WebSocket) -> None:
 
 
 async def _upgrade_required(_: Request) -> Response:
-    message = "This path is a WebSocket: the request needs `Upgrade: websocket`, which a proxy may have removed."
-    return error_response(ErrorInfo.of("invalid_request", message))
+    return error_response(ErrorInfo.of("invalid_request", _UPGRADE_REQUIRED))
+
+
+async def _response_upgrade_required(_: Request) -> Response:
+    return error_response(ErrorInfo.of("invalid_request", _UPGRADE_REQUIRED, status=426), {"Upgrade": "websocket"})
 
 
 def _new_id() -> str:

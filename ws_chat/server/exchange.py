@@ -202,9 +202,13 @@ class Exchange:
     async def _send_batch(self, batch: list[bytes]) -> None:
         await self._send({"type": "http.response.body", "body": b"".join(batch), "more_body": True})
 
-    async def _until_gone(self, sender: ConnectionSender) -> None:
+    async def gone(self) -> None:
+        """Wait until the client has disconnected."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    async def _until_gone(self, sender: ConnectionSender) -> None:
+        await self.gone()
         await sender.stop()
 
 

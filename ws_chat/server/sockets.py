@@ -109,11 +109,11 @@ class Socket(ABC):
             await self.fail(error)
         finally:
             # The generations first, so that no upstream request outlives its client if something below fails.
-            self._release_all()
+            self.release_all()
             await self.sender.stop()
             if self._answering:  # a named chat that was sent before the close is started: its client may resume it
                 await asyncio.wait(self._answering)
-                self._release_all()
+                self.release_all()
 
     @staticmethod
     @abstractmethod
@@ -165,15 +165,21 @@ class Socket(ABC):
         if len(data) > COUNTED_SIZE:
             self.relay.throttle.check(self.caller)
 
-    def refuse(self, error: ChatError) -> None:
-        self.endpoint.connections.refuse(self.transport, error)
+    def owns(self, generation_id: str) -> bool:
+        """Whether a generation runs on this socket, or is unnamed, has ended, and can be continued from."""
+        key = self.caller.key(generation_id, named=False)
+        return generation_id in self.readers or key in self._ended
 
-    async def fail(self, error: Exception) -> None:
-        logger.error("Closing a socket because of an error", exc_info=error)
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it is closed already
-            await self._websocket.close(INTERNAL_ERROR)
+    def forget(self, generation_id: str) -> bool:
+        """Remove an unnamed generation, so that it cannot be continued from. Return False if it still runs."""
+        key = self.caller.key(generation_id, named=False)
+        if key in self._ended:
+            self._ended.remove(key)
+            self.relay.release(key)
+        return key not in self._unnamed
 
-    def _release_all(self) -> None:
+    def release_all(self) -> None:
+        """Stop reading, and remove the unnamed generations. May be called twice."""
         for reader, key in self.readers.values():
             reader.close()
             self.relay.detach(self.caller, key, reader)
@@ -182,6 +188,14 @@ class Socket(ABC):
             self.relay.release(key)
         self._unnamed.clear()
         self._ended.clear()
+
+    def refuse(self, error: ChatError) -> None:
+        self.endpoint.connections.refuse(self.transport, error)
+
+    async def fail(self, error: Exception) -> None:
+        logger.error("Closing a socket because of an error", exc_info=error)
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it is closed already
+            await self._websocket.close(INTERNAL_ERROR)
 
     def _leave_running(self) -> None:
         for generation_id, (reader, key) in list(self.readers.items()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from ws_chat.protocol.frames import DIGEST_SIZE, Failed
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     """Called with the terminal frame that a log has ended with."""
     Wake: TypeAlias = Callable[[int, Sequence[Delta]], None]
     """Called with the seq of the log's last delta, and the deltas just written: none after the terminal frame."""
+
+
+HEAD_LIMIT: Final = 4096
+"""Bytes that are kept of the request of a generation that failed before its first delta."""
 
 
 class GenerationKey(NamedTuple):
@@ -37,7 +41,7 @@ class LogExistsError(Exception):
 
 
 def failed_early(last: int, terminal: Terminal) -> bool:
-    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and `head_of` its request.
+    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and `rest_of` its request.
 
     So requests that cost nothing do not evict, or fill a shared store with, answers that were paid for. The digest still
     detects another request under the same id.
@@ -48,6 +52,12 @@ def failed_early(last: int, terminal: Terminal) -> bool:
 def head_of(request: bytes) -> bytes:
     """Return a stored request without its messages. JSON contains no line break: one ends what is before them."""
     return request[: request.find(b"\n", DIGEST_SIZE) + 1 or DIGEST_SIZE]
+
+
+def rest_of(request: bytes) -> bytes:
+    """Return what is kept of the request of a generation that `failed_early`: its head, unless that is large."""
+    head = head_of(request)
+    return head if len(head) <= HEAD_LIMIT else head[:DIGEST_SIZE] + b"{}\n"
 
 
 class Log(Protocol):
@@ -65,7 +75,7 @@ class Log(Protocol):
     def request(self) -> bytes:
         """The request, as `ws_chat.relay.conversation` stores it: first the DIGEST_SIZE bytes of its digest.
 
-        After an end that `failed_early`, only its head.
+        After an end that `failed_early`, `rest_of` that.
         """
 
     @property

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ws_chat.stores.base import LogEndedError, LogExistsError, failed_early, head_of
+from ws_chat.stores.base import LogEndedError, LogExistsError, failed_early, rest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,7 +93,7 @@ class MemoryLog:
         self._pack(len(self._tail))
         self.terminal = terminal
         if failed_early(self.last, terminal):
-            self.request = head_of(self.request)
+            self.request = rest_of(self.request)
         self._on_packed()
         for wake in self._all_wakes():
             wake(self.last, ())

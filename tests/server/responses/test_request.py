@@ -346,5 +346,3 @@ def test_what_is_echoed():
     assert echo.text == {"format": {"type": "text"}, "verbosity": "low"}
     assert translate({"input": "hi"}).echo.text == {"format": {"type": "text"}, "verbosity": None}
     assert (echo.temperature, echo.tool_choice, echo.truncation) == (0, "none", "disabled")
-    assert request.front == [{"role": "system", "content": "Be brief."}]
-    assert translate({"input": "hi"}).front == []

@@ -50,7 +50,7 @@ from ws_chat.server.responses.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ws_chat.protocol.frames import Start, Terminal
     from ws_chat.server.responses.types import Echo, Part, ResponseEvent
@@ -327,7 +327,7 @@ def _joined(run: list[DeltaEvent]) -> DeltaEvent:
     return last
 
 
-def snapshot(start: Start, echo: Echo, deltas: Sequence[Mapping[str, Any]], terminal: Terminal | None) -> Response:
+def snapshot(start: Start, echo: Echo, deltas: Iterable[Mapping[str, Any]], terminal: Terminal | None) -> Response:
     """Return the response object: without output before the end."""
     fold = Fold(start, echo)
     if terminal is None:

@@ -128,10 +128,9 @@ class Request(Struct, frozen=True):
     stream: bool
 
     @property
-    def front(self) -> list[Any]:
-        """The messages in front of the conversation, which no later response inherits."""
-        instructions = self.echo.instructions
-        return [{"role": "system", "content": instructions}] if instructions else []
+    def has_outputs(self) -> bool:
+        """Whether it has outputs of tool calls."""
+        return any(message["role"] == "tool" for message in self.body["messages"])
 
 
 def stream_id(fields: Mapping[str, Any]) -> str | None:
@@ -187,8 +186,6 @@ def translate(fields: Mapping[str, Any]) -> Request:
 
 def check_outputs(before: Iterable[Any], messages: Sequence[Any]) -> None:
     """Raise ChatError if one of `messages` is the output of a tool call that no message before it made."""
-    if not any(message["role"] == "tool" for message in messages):
-        return
     known = [call_id for message in before for call_id in _call_ids(message)]
     for message in messages:
         known += _call_ids(message)
