@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 from typing import TYPE_CHECKING, Any, get_args
 
+import httpx
 from openai.types.responses import Response, ResponseErrorEvent
 from openai.types.responses.responses_server_event import ResponsesServerEvent
+from support.service import events
+from websockets.asyncio.client import ClientConnection, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Iterable
+
+    from support.service import Service
 
 _MODELS = {
     get_args(model.model_fields["type"].annotation)[0]: model for model in get_args(get_args(ResponsesServerEvent)[0])
@@ -193,3 +200,73 @@ def check_error(event: dict[str, Any]) -> None:
 
 def text_of(events: Iterable[dict[str, Any]]) -> str:
     return "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+
+
+class ResponseClient:
+    """A client of a server's Responses protocol that knows nothing but JSON: a socket, and HTTP requests."""
+
+    def __init__(self, service: Service, connection: ClientConnection) -> None:
+        self.service = service
+        self.connection = connection
+
+    async def send(self, frame: Any) -> None:
+        await self.connection.send(frame if isinstance(frame, str | bytes) else json.dumps(frame))
+
+    async def create(self, **fields: Any) -> None:
+        await self.send({"type": "response.create", "input": "hi", **fields})
+
+    async def receive(self) -> dict[str, Any]:
+        event: dict[str, Any] = json.loads(await self.connection.recv())
+        if event["type"] == "error":
+            check_error(event)
+        return event
+
+    async def ask(self, frame: Any) -> dict[str, Any]:
+        """Send a frame and return the next event."""
+        await self.send(frame)
+        return await self.receive()
+
+    async def until_end(self, lane: str | None = None) -> Events:
+        """Return the events of the response that runs in a lane, up to its last one; others are passed over."""
+        events = Events()
+        while not events.ended:
+            event = await self.receive()
+            if event.pop("stream_id", None) == lane:
+                events.feed(event)
+        return events
+
+    async def respond(self, **fields: Any) -> Events:
+        await self.create(**fields)
+        return await self.until_end(fields.get("stream_id"))
+
+
+@contextlib.asynccontextmanager
+async def response_socket(service: Service, **connecting: Any) -> AsyncIterator[ResponseClient]:
+    url = service.url.replace("http", "ws") + "/v1/responses"
+    async with connect(url, max_size=None, open_timeout=None, **connecting) as connection:
+        yield ResponseClient(service, connection)
+
+
+async def http(service: Service, method: str, path: str = "", body: Any = None, **headers: str) -> httpx.Response:
+    """Send a request to `/v1/responses` + `path`."""
+    content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    async with httpx.AsyncClient(timeout=None) as client:
+        return await client.request(method, f"{service.url}/v1/responses{path}", content=content, headers=headers)
+
+
+async def post(service: Service, **fields: Any) -> httpx.Response:
+    return await http(service, "POST", body={"input": "hi", **fields})
+
+
+def streamed(response: httpx.Response) -> list[dict[str, Any]]:
+    """Return the events of an event stream, which must be named by their type, without ids, and end with [DONE]."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *found, done = events(response.content)
+    assert done == {"data": "[DONE]"}
+    decoded = []
+    for event in found:
+        assert set(event) == {"event", "data"}
+        decoded.append(json.loads(event["data"]))
+        assert decoded[-1]["type"] == event["event"]
+    return decoded
