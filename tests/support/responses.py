@@ -190,6 +190,22 @@ def follow(events: Iterable[dict[str, Any]]) -> Events:
     return followed
 
 
+def check_joined(alone: list[dict[str, Any]], came: list[dict[str, Any]], after: int = -1) -> None:
+    """Check that events are those after a `sequence_number`, of which only neighbouring pieces of a text are joined."""
+    position = after
+    for event in came:
+        joined = alone[position + 1 : event["sequence_number"] + 1]
+        expected = {**joined[-1]}
+        if len(joined) > 1:
+            assert len({(each["type"], each["item_id"], each.get("content_index")) for each in joined}) == 1
+            expected["delta"] = "".join(each["delta"] for each in joined)
+            if "logprobs" in expected:
+                expected["logprobs"] = [entry for each in joined for entry in each["logprobs"]]
+        assert event == expected
+        position = event["sequence_number"]
+    assert position == max(after, len(alone) - 1)
+
+
 def check_error(event: dict[str, Any]) -> None:
     """Check an error frame of the WebSocket."""
     _MODELS[event["type"]].model_validate(event, strict=True)

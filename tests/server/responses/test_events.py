@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.responses import Events, follow
+from support.responses import Events, check_joined, follow
 
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.frames import Done, Failed, Start
@@ -284,7 +284,6 @@ def test_numbers_and_text_are_the_same_at_every_pace_and_after_every_event(delta
     parts = folded(deltas, terminal)
     alone = [event for part in parts for event in part]
     follow(alone)
-    by_number = {event["sequence_number"]: event for event in alone}
 
     for after in range(-1, len(alone)):
         fold = Fold(START, ECHO)
@@ -296,21 +295,7 @@ def test_numbers_and_text_are_the_same_at_every_pace_and_after_every_event(delta
                 batches.append([])
         came = [json.loads(msgspec.json.encode(event)) for batch in batches for event in join(batch)]
 
-        position = after
-        for event in came:
-            number = event["sequence_number"]
-            joined = [by_number[each] for each in range(position + 1, number + 1)]
-            expected = {**joined[-1]}
-            if len(joined) > 1:
-                assert {(each["type"], each["item_id"], each.get("content_index")) for each in joined} == {
-                    (event["type"], event["item_id"], event.get("content_index"))
-                }
-                expected["delta"] = "".join(each["delta"] for each in joined)
-                if "logprobs" in expected:
-                    expected["logprobs"] = [entry for each in joined for entry in each["logprobs"]]
-            assert event == expected
-            position = number
-        assert position == len(alone) - 1
+        check_joined(alone, came, after)
 
 
 def test_joining_stops_at_large_pieces():
