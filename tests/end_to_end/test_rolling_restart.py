@@ -21,6 +21,7 @@ from websockets.exceptions import InvalidStatus
 
 from ws_chat import Settings, create_app
 from ws_chat.client import connect
+from ws_chat.relay.events import ConnectionOpened
 from ws_chat.testing import Reply, Wait, text
 
 if TYPE_CHECKING:
@@ -64,11 +65,18 @@ class Site:
         self._settings = settings
         self._stacks: dict[int, contextlib.AsyncExitStack] = {}
         self.replicas: dict[int, Service] = {}
+        self.served = {0: 0, 1: 0}
+        """Connections that each replica has had since its start."""
 
     async def start(self, place: int) -> None:
         settings = Settings(**self._settings)
         self._stacks[place] = stack = contextlib.AsyncExitStack()
-        app = create_app(settings)
+        self.served[place] = 0
+
+        def observe(event: object) -> None:
+            self.served[place] += isinstance(event, ConnectionOpened)
+
+        app = create_app(settings, observers=[observe])
         self.replicas[place] = await stack.enter_async_context(running(app, settings, port=self.ports[place]))
 
     async def stop(self, place: int) -> None:
@@ -171,6 +179,7 @@ async def test_a_rolling_restart_refuses_nothing_and_cuts_no_answer(site, fake):
             before = sum(load.done.values())
             await until(lambda before=before: sum(load.done.values()) >= before + 20, "requests while it is away")
             await site.start(place)
+            await until(lambda place=place: site.served[place], "the proxy to find it again")
         assert [(await reply).text for reply in replies] == ["abc"] * 4
         # Sockets that stay: a proxy that has seen failures lets them in all the same.
         address = site.url.replace("http", "ws") + "/v1/chat/ws"

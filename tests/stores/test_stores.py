@@ -11,7 +11,8 @@ from support.service import Nothing
 from support.waiting import until
 
 from ws_chat.protocol.deltas import encode_delta
-from ws_chat.protocol.frames import Done, Start
+from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.protocol.frames import DIGEST_SIZE, Done, Failed, Start
 from ws_chat.stores.base import GenerationKey, LogEndedError, LogExistsError
 from ws_chat.stores.memory import PART_SIZE, MemoryStore
 from ws_chat.stores.redis.store import RedisStore
@@ -224,3 +225,43 @@ async def test_a_log_that_was_forgotten_while_it_ran_is_not_kept():
 
     assert await store.get(K1) is None
     assert store.kept_bytes == 0
+
+
+async def keep(
+    store: MemoryStore, owner: str, generation_id: str, size: int, *, is_named: bool = True
+) -> GenerationKey:
+    key = GenerationKey(owner, generation_id, named=is_named)
+    (await store.create(key, Start(generation_id, 0, "m"), b"x" * size)).end(DONE)
+    return key
+
+
+async def test_what_one_principal_keeps_evicts_nothing_of_another():
+    evicted = []
+    store = MemoryStore(limit=100_000)
+    store.on_evict = lambda: evicted.append(store.kept_bytes)
+    alice = [await keep(store, "alice", f"r{number}", 10_000) for number in range(2)]
+    bob = [await keep(store, "bob", f"r{number}", 10_000) for number in range(40)]
+    over = [await keep(store, f"eve/{number}", "r1", 10_000, is_named=False) for number in range(40)]
+
+    assert [await store.get(key) is not None for key in alice] == [True, True]
+    assert [await store.get(key) is not None for key in (*bob, *over)].count(True) < 8
+    assert await store.get(bob[-1])
+    assert await store.get(over[-1])
+    assert len(evicted) == store.evicted > 70
+    for key in (*alice, *bob, *over):
+        store.remove(key)
+    assert (store.kept_bytes, store._shares) == (0, {})
+
+
+async def test_only_the_error_is_kept_of_what_failed_before_its_first_delta():
+    store = MemoryStore(limit=100_000)
+    paid = await keep(store, "alice", "r0", 50_000)
+    failed = Failed("r1", 1, ErrorInfo.of("upstream_rejected", "no"))
+    for number in range(20):
+        key = GenerationKey("alice", f"f{number}", named=True)
+        log = await store.create(key, Start(key.id, 0, "m"), b"d" * DIGEST_SIZE + b"x" * 50_000)
+        log.end(failed)
+
+    assert await store.get(paid)
+    assert (log.request, log.terminal) == (b"d" * DIGEST_SIZE, failed)
+    assert store.evicted == 0

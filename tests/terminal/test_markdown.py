@@ -28,6 +28,9 @@ PIECES += [
     "~~",
     "===\n",
     "\\",
+    "$$",
+    "\\[",
+    "\\]\n",
     "日本",
     "🎈",
     "\t",
@@ -72,6 +75,21 @@ def test_what_html_and_images_and_links_say_is_shown():
     assert drawn("![cat](http://c)") == ["[cat] (http://c)"]
     assert drawn("[bank](http://evil)") == ["bank (http://evil)"]
     assert drawn("one\ntwo") == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [r"\( a^2 \)", r"\(x\,dx\)", "$a_1 *b* c_2$", r"$$\frac{a}{b}\\$$", r"\[ a_1 \, b_2 \]"],
+)
+def test_a_formula_is_shown_as_it_is_written(formula):
+    assert drawn(f"See {formula}.", 80) == [f"See {formula}."]
+    assert drawn(f"- {formula} *and*", 80) == [f" • {formula} and"]
+
+
+def test_a_formula_of_several_lines_is_no_list():
+    lines = [r"\[", r"a_1 \\", "- b_1", "= c", r"\]"]
+    assert drawn("Text\n" + "\n".join(lines) + "\n\nEnd") == ["Text", "", *lines, "", "End"]
+    assert drawn("From $5 to $10, *really*") == ["From $5 to $10, really"]
 
 
 def test_code_has_nothing_beside_it():

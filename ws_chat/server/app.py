@@ -20,7 +20,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.urls import redact_url
 from ws_chat.relay.access import Hosts, Keys, Origins, Quota, Throttle
-from ws_chat.relay.events import Observers
+from ws_chat.relay.events import LimitReached, Observers
 from ws_chat.relay.relay import Relay
 from ws_chat.server import describe
 from ws_chat.server.auth import by_key
@@ -80,6 +80,8 @@ def create_app(
     metrics = Metrics()
     observe = Observers([metrics, Logs(content=settings.log_content), *_tracing(), *observers])
     store = store or choose_store(settings)
+    if isinstance(store, MemoryStore):
+        store.on_evict = lambda: observe(LimitReached("kept_bytes"))
     answers = upstream or choose_upstream(settings)
     relay = Relay(
         answers,

@@ -25,11 +25,15 @@ HEAD_LIMIT: Final = 4096
 
 
 class GenerationKey(NamedTuple):
-    """The name of a generation inside the server. `owner`: the principal of a named one, the connection of any other."""
+    """The name of a generation inside the server. `owner`: its principal, and with a `/` its connection if it is unnamed."""
 
     owner: str
     id: str
     named: bool
+
+    @property
+    def principal(self) -> str:
+        return self.owner.partition("/")[0]
 
 
 class LogEndedError(Exception):
@@ -133,6 +137,9 @@ class RunningGenerations(Protocol):
 
 class Store(Protocol):
     """Keeps logs by key: until their end, and for a retention time after it.
+
+    If there is no room for all ended ones, those of the principal that keeps most are removed first: nobody's answers are
+    evicted by what another principal sends.
 
     A shared store raises ChatError (`overloaded`) while it cannot be reached. Meanwhile the generations of this process
     go on. Logs of unnamed generations never leave the process.

@@ -1,12 +1,13 @@
 """Logs in this process's memory.
 
 Older deltas of a log are packed, and all of them at its end: one object for many of them takes less memory. All ended logs
-together take at most `limit` bytes; beyond that the oldest are removed.
+together take at most `limit` bytes; beyond that the oldest of the principal that keeps most are removed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from bisect import bisect_right
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -145,6 +146,14 @@ class _Kept(NamedTuple):
     size: int
 
 
+@dataclasses.dataclass(slots=True)
+class _Share:
+    """What one principal keeps."""
+
+    size: int = 0
+    keys: dict[GenerationKey, None] = dataclasses.field(default_factory=dict)  # the oldest end first
+
+
 class MemoryStore:
     """Logs by key. Ended ones are kept for `retention` seconds, all together in at most `limit` bytes."""
 
@@ -154,6 +163,8 @@ class MemoryStore:
         self._logs: dict[GenerationKey, MemoryLog] = {}
         self._ended: OrderedDict[GenerationKey, _Kept] = OrderedDict()  # the oldest end first
         self._sweep: asyncio.TimerHandle | None = None
+        self._shares: dict[str, _Share] = {}  # by principal
+        self.on_evict: Callable[[], None] = lambda: None
         self.kept_bytes = 0
         self.evicted = 0
         """Logs that were removed before their retention time, because of the limit."""
@@ -180,12 +191,18 @@ class MemoryStore:
         self._logs.pop(key, None)
         if kept := self._ended.pop(key, None):
             self.kept_bytes -= kept.size
+            share = self._shares[key.principal]
+            share.size -= kept.size
+            del share.keys[key]
+            if not share.keys:
+                del self._shares[key.principal]
 
     async def close(self) -> None:
         if self._sweep:
             self._sweep.cancel()
         self._logs.clear()
         self._ended.clear()
+        self._shares.clear()
         self.kept_bytes = 0
 
     def _keep(self, key: GenerationKey) -> None:
@@ -196,9 +213,14 @@ class MemoryStore:
         size = OVERHEAD + len(log.request) + log.size
         self._ended[key] = kept = _Kept(loop.time() + self._retention, size)
         self.kept_bytes += kept.size
+        share = self._shares.setdefault(key.principal, _Share())
+        share.keys[key] = None
+        share.size += size
         while self.kept_bytes > self._limit:
-            self.remove(next(iter(self._ended)))
+            largest = max(self._shares.values(), key=lambda share: share.size)
+            self.remove(next(iter(largest.keys)))
             self.evicted += 1
+            self.on_evict()
         if self._sweep is None:
             self._sweep = loop.call_later(self._retention, self._remove_old)
 

@@ -5,6 +5,7 @@ A block of CommonMark is final, and drawn for the last time, once the next one h
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from markdown_it import MarkdownIt
@@ -17,13 +18,63 @@ from rich.text import Text
 from ws_chat.terminal.messages import visible
 
 if TYPE_CHECKING:
+    from markdown_it.rules_block import StateBlock
+    from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
     from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 
 Line = list[Segment]
 
+_BODY: Final = r"(?:[^\n]|\n(?![ \t]*(?:\n|\Z))){1,4000}?"  # without an empty line
+_FORMULA: Final = re.compile(
+    # The dollars as pandoc has them: no space inside, no digit after them, so that prices are no formulas.
+    rf"\$\$(?:{_BODY})\$\$|\\\[{_BODY}\\\]|\\\({_BODY}\\\)|\$(?![\s$])(?:\\[^\n]|[^\\$\n]){{1,1000}}?(?<!\s)\$(?!\d)"
+)
+_CLOSING: Final = {"$$": "$$", "\\[": "\\]"}
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    """Take a formula as it is written: to Markdown, its backslashes and underscores would mean something else."""
+    found = _FORMULA.match(state.src, state.pos) if state.src[state.pos] in "$\\" else None
+    if not found:
+        return False
+    if not silent:
+        state.push("text", "", 0).content = found[0]
+    state.pos = found.end()
+    return True
+
+
+def _formula_block(state: StateBlock, line: int, end: int, silent: bool) -> bool:
+    """Take lines from `$$` or `\\[` to its end as one paragraph: they may begin like lists or headings."""
+    start = state.bMarks[line] + state.tShift[line]
+    closing = _CLOSING.get(state.src[start : start + 2])
+    if closing is None or state.is_code_block(line):
+        return False
+    start += 2
+    for last in range(line, end):
+        text = state.src[max(start, state.bMarks[last]) : state.eMarks[last]]
+        if (at := text.find(closing)) >= 0:
+            break
+        if not text.strip() and last > line:
+            return False
+    else:
+        at = -2  # its end may still come
+    if at >= 0 and text[at + 2 :].strip():
+        return False
+    if not silent:
+        state.push("paragraph_open", "p", 1).map = [line, last + 1]
+        inline = state.push("inline", "", 0)
+        inline.content = state.getLines(line, last + 1, state.blkIndent, keepLastLF=False).strip()
+        inline.map, inline.children = [line, last + 1], []
+        state.push("paragraph_close", "p", -1)
+        state.line = last + 1
+    return True
+
+
 # HTML is parsed as text and shown: rich would leave it out.
 _PARSER: Final = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+_PARSER.inline.ruler.before("escape", "formula", _formula)
+_PARSER.block.ruler.before("fence", "formula", _formula_block, {"alt": ["paragraph", "blockquote", "list"]})
 
 
 def last_block(text: str) -> int:

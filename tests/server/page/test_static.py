@@ -57,7 +57,11 @@ async def test_the_demo_offers_its_models(serve):
 def test_vendored_files_are_of_the_versions_that_are_named():
     vendor = files("ws_chat").joinpath("server/page/static/vendor")
     table = vendor.joinpath("README.md").read_text()
-    for name, pattern in {"marked.js": r"marked v([\d.]+) ", "highlight/core.js": r"Highlight\.js v([\d.]+) "}.items():
+    for name, pattern in {
+        "marked.js": r"marked v([\d.]+) ",
+        "highlight/core.js": r"Highlight\.js v([\d.]+) ",
+        "katex/katex.js": r'version:"([\d.]+)"',
+    }.items():
         version = re.search(pattern, vendor.joinpath(name).read_text())[1]
         assert f"| {version} |" in next(line for line in table.splitlines() if name in line)
     languages = vendor.joinpath("highlight/languages").iterdir()

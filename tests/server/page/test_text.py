@@ -173,6 +173,7 @@ async def test_it_is_the_same_however_it_comes(service, browser):
     splits = [sorted(chance.sample(range(len(text)), 9)) for text in texts]
     # Where what begins a line looks like another block until the line is whole.
     tricky = ["one\n```a`b\ntwo", "one\n1.two\n- - x\nthree", "a|b\n-|-\n1|2\n\n- x\n\n  y\n#z\n===\n\n```js\nx\n```"]
+    tricky.append(FORMULAS)
     texts += tricky
     splits += [list(range(1, len(text))) for text in tricky]
     async with visiting(browser, service.url) as tab:
@@ -184,6 +185,7 @@ async def test_it_is_the_same_however_it_comes(service, browser):
                 const typing = new Typing(place, () => {});
                 for (const end of ends) await typing.show(text.slice(0, end), false);
                 await typing.show(text, true);
+                for (const math of place.querySelectorAll(".math")) math.textContent = math.dataset.source;
                 return place.innerHTML.replaceAll(/<span class="c-[^>]*>|<\\/span>/g, "");
               };
               await shown(texts[0], []);
@@ -225,6 +227,47 @@ async def test_markdown_is_made_into_elements(service, fake, browser):
         await expect(tab.text).to_contain_text("<entities&. A second line".replace(". ", "."))
 
 
+FORMULAS = r"""From $5 to $10, \( a^2 + b_1 \) and $x_1$ *em* $y_2$, and \(\frac{\).
+
+\[
+\int_0^1 x\,dx
+= \sqrt{\pi}
+\]
+
+$$a \\ - b$$
+
+- in a list: $\alpha$ `$x$`
+
+$$
+never ended
+
+مرحبا **بالعالم**"""
+
+
+async def test_formulas_are_set_and_those_that_cannot_be_are_left_as_they_are(service, fake, browser):
+    fake.replies = [Reply(text(*FORMULAS)), Reply(text(r"$$\def\a{\a\a}\a$$", "\n\n$$\\kern9999em", "x$$\n\nEnd"))]
+    async with visiting(browser, service.url) as tab:
+        await tab.ask("Formulas, please")
+        await tab.is_in("completed")
+        written = tab.text.locator("annotation")
+        await expect(written).to_have_text(
+            [" a^2 + b_1 ", "x_1", "y_2", "\n\\int_0^1 x\\,dx\n= \\sqrt{\\pi}\n", r"a \\ - b", r"\alpha"]
+        )
+        await expect(tab.text.locator("em")).to_have_text(["em"])
+        await expect(tab.text.locator("p").first).to_contain_text("From $5 to $10, ")
+        await expect(tab.text.locator(".math.plain")).to_have_text([r"\(\frac{\)"])
+        await expect(tab.text.locator("code")).to_have_text(["$x$"])
+        await expect(tab.text.locator(".katex-html").first).to_be_visible()
+        assert await tab.page.evaluate("document.fonts.ready.then(() => document.fonts.check('1em KaTeX_Main'))")
+        direction = "(one) => getComputedStyle(one).direction"
+        assert [await one.evaluate(direction) for one in await tab.text.locator("p").all()][-2:] == ["ltr", "rtl"]
+        await expect(tab.page.get_by_role("log", name="What was answered")).to_contain_text(r"\int_0^1 x\,dx")
+        await tab.ask("And bad ones")
+        await expect(tab.text).to_contain_text("End")
+        await expect(tab.text.locator(".math.plain")).to_have_text([r"$$\def\a{\a\a}\a$$"])
+        assert await tab.page.locator("#thread").evaluate("(box) => box.scrollWidth <= box.clientWidth")
+
+
 async def test_what_is_nested_too_deep_is_shown_as_it_is(service, fake, browser):
     deep = ["> " * 60 + "quoted", "*a _b " * 100 + "stressed" + "b_ a*" * 100, "- " * 60 + "listed"]
     fake.replies = [Reply(text("\n\n".join(deep))), Reply(text(">" * 20_000 + " deep"))]
@@ -258,13 +301,13 @@ async def test_a_long_answer_is_read_after_a_refresh_as_well(service, fake, brow
 async def test_what_takes_long_to_read_is_shown_as_it_is(service, fake, browser):
     """Two texts that would hold the page up for a minute."""
     code = "word" * 12_000
-    fake.reply(text(f"A word\n\n```java\n{code}\n```\n\n", *["*_a" * 3300 + "\n\n"] * 20, "The *end*."))
+    fake.replies = [Reply(text(f"```java\n{code}\n```")), Reply(text(*["*_a" * 3300 + "\n\n"] * 20, "The *end*."))]
     async with visiting(browser, service.url) as tab:
+        await tab.ask("Some code")
+        await expect(tab.text.locator("figure.code code")).to_have_text(code)
         await tab.ask("Something slow")
         await expect(tab.text.locator(".plain")).to_contain_text("The *end*.")
-        await expect(tab.text.locator("p").first).to_have_text("A word")
-        await expect(tab.text.locator("figure.code code")).to_have_text(code)
-        await expect(tab.text.locator("figure.code span[class]")).to_have_count(0)
+        await expect(tab.page.locator("figure.code span[class]")).to_have_count(0)
 
 
 async def test_the_page_goes_on_while_the_worker_reads(service, browser):

@@ -5,7 +5,7 @@
 
 const LIMIT = 1000; // milliseconds; what people read takes a few
 const LATE = 50;
-const LOADING_LIMIT = 20_000; // until the worker has been loaded
+const LOADING_LIMIT = 20_000; // for the worker itself, and for what it loads
 
 /** The worker's address. Nothing else gets through: a text can never become a script. */
 const ADDRESS = new URL("./worker.js", import.meta.url).href;
@@ -47,6 +47,10 @@ export class Background {
   #start() {
     const worker = new Worker(policy ? policy.createScriptURL(ADDRESS) : ADDRESS, { type: "module" });
     worker.onmessage = ({ data }) => {
+      if (data.loading !== undefined) {
+        this.#wait(data.loading ? LOADING_LIMIT : this.#limit);
+        return;
+      }
       clearTimeout(this.#timer);
       if (data.ready) this.#ready = true;
       else this.#jobs.shift()?.resolve(data.error === undefined ? data.result : null);

@@ -11,9 +11,15 @@ const INSIDE = { xml: ["javascript", "css"], markdown: ["xml"], shell: ["bash"],
 /** @type {Map<string, Promise<void>>} */
 const loading = new Map();
 
-/** Return the trees of a text in one of the languages in ../vendor/highlight/languages. @param {{ text: string, language: string }} given */
-export async function colour({ text, language }) {
-  await Promise.all([language, ...(INSIDE[language] ?? [])].map(load));
+/**
+ * Return the trees of a text in one of the languages in ../vendor/highlight/languages.
+ *
+ * @param {{ text: string, language: string }} given
+ * @param {<Result>(loading: Promise<Result>) => Promise<Result>} loads Awaits what is loaded, which may take long.
+ */
+export async function colour({ text, language }, loads) {
+  const names = [language, ...(INSIDE[language] ?? [])];
+  if (!names.every((name) => hljs.getLanguage(name))) await loads(Promise.all(names.map(load)));
   const found = hljs.highlight(text, { language, ignoreIllegals: true });
   return found._emitter.rootNode.children.map(tree);
 }

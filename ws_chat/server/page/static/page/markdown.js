@@ -6,6 +6,7 @@
  * @typedef {{ length: number, tree: Tree | null }} Block `length`: of its text; `tree`: null for what shows nothing.
  */
 import { Lexer, getDefaults } from "../vendor/marked.js";
+import { extension, formula, load, needed } from "./math.js";
 
 const DEEPEST = 24;
 const MOST_CHARACTERS = 10_000; // without an empty line: more is no text, and may take long to read
@@ -22,15 +23,18 @@ let nodes = 0;
  * when the text grows; `links` of the result are the definitions of those, and `defines` says whether there are any at all.
  *
  * @param {{ text: string, links: Record<string, any>, ended: boolean }} given
- * @returns {{ blocks: Block[], finished: number, links: Record<string, any>, defines: boolean }}
+ * @param {<Result>(loading: Promise<Result>) => Promise<Result>} loads Awaits what is loaded, which may take long.
+ * @returns {Promise<{ blocks: Block[], finished: number, links: Record<string, any>, defines: boolean }>}
  */
-export function read({ text, links: known, ended }) {
+export async function read({ text, links: known, ended }, loads) {
   const links = Object.assign(Object.create(null), known);
   const tokens = lex(text, links);
   const finished = ended ? tokens.length : open(tokens);
   const kept = Object.assign(Object.create(null), known);
   for (const token of tokens.slice(0, finished)) if (token.type === "def") kept[token.tag] ??= links[token.tag];
-  const blocks = tokens.map((token) => ({ length: token.raw.length, tree: topBlock(token) }));
+  const made = () => tokens.map((token) => ({ length: token.raw.length, tree: topBlock(token) }));
+  let blocks = made();
+  if (needed() && (await loads(load()))) blocks = made(); // now with formulas
   return { blocks, finished, links: kept, defines: Object.keys(links).length > 0 };
 }
 
@@ -39,7 +43,7 @@ function lex(/** @type {string} */ text, /** @type {Record<string, any>} */ link
   const end = readable(text);
   const rest = end < text.length ? [plain(text.slice(end))] : [];
   try {
-    const lexer = new Lexer({ ...getDefaults(), breaks: true }); // a line that a model breaks is broken
+    const lexer = new Lexer({ ...getDefaults(), breaks: true, .../** @type {any} */ (extension(text)) }); // a line that a model breaks is broken
     /** @type {any} */ (lexer.tokens).links = links;
     return [...lexer.lex(text.slice(0, end)), ...rest];
   } catch {
@@ -106,24 +110,26 @@ function block(token, depth = 0) {
     case "def":
       return null;
     case "heading":
-      return node(`h${Math.min(6, token.depth + 2)}`, {}, ...inlines(token.tokens)); // h2 is the question
+      return node(`h${Math.min(6, token.depth + 2)}`, { dir: "auto" }, ...inlines(token.tokens)); // h2 is the question
     case "code":
       return { code: token.text, language: languageOf(token) };
     case "hr":
       return node("hr");
     case "blockquote":
-      return node("blockquote", {}, ...deeper(token.tokens));
+      return node("blockquote", { dir: "auto" }, ...deeper(token.tokens));
     case "list": {
       const items = token.items.map((/** @type {any} */ item) => node("li", {}, ...deeper(item.tokens)));
       const start = token.ordered && token.start !== 1 ? token.start : undefined;
-      return node(token.ordered ? "ol" : "ul", { start, class: token.loose ? "loose" : undefined }, ...items);
+      return node(token.ordered ? "ol" : "ul", { start, dir: "auto", class: token.loose ? "loose" : undefined }, ...items);
     }
     case "table":
       return table(token);
     case "paragraph":
-      return node("p", {}, ...inlines(token.tokens));
+      return node("p", { dir: "auto" }, ...inlines(token.tokens));
+    case "math":
+      return math(token);
     default:
-      return node("p", { class: "plain" }, token.raw.trimEnd());
+      return node("p", { class: "plain", dir: "auto" }, token.raw.trimEnd());
   }
 }
 
@@ -146,7 +152,7 @@ function table(token) {
   const row = (/** @type {any[]} */ cells, /** @type {string} */ kind) =>
     node("tr", {}, ...cells.map((cell) => node(kind, { class: cell.align ?? undefined }, ...inlines(cell.tokens))));
   const body = token.rows.map((/** @type {any[]} */ cells) => row(cells, "td"));
-  const whole = node("table", {}, node("thead", {}, row(token.header, "th")), node("tbody", {}, ...body));
+  const whole = node("table", { dir: "auto" }, node("thead", {}, row(token.header, "th")), node("tbody", {}, ...body));
   return node("div", { class: "scrolls", tabindex: "0", role: "group", "aria-label": "Table" }, whole);
 }
 
@@ -177,11 +183,19 @@ function inline(token, depth) {
       return node("input", { type: "checkbox", disabled: true, checked: token.checked, "aria-label": "Task" });
     case "escape":
       return token.text;
+    case "math":
+      return math(token);
     case "text":
       return token.tokens ? node("span", {}, ...inner()) : entities(token.text);
     default: // HTML. Tables have no other way to break a line.
       return /^<br ?\/?>$/i.test(token.raw) ? node("br") : token.raw;
   }
+}
+
+/** @param {{ raw: string, text: string, display: boolean }} token @returns {Tree} */
+function math({ raw, text, display }) {
+  count();
+  return { math: raw.trim(), display, trees: formula(text, display) };
 }
 
 /** @param {string} href @param {Tree[]} children */

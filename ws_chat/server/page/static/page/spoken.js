@@ -16,8 +16,16 @@ export function say(text) {
 /** @param {HTMLElement} block */
 export function sayBlock(block) {
   const code = block.querySelector("pre");
+  if (block.matches(".math, :has(.math)")) return say(formulas(block));
   if (!block.matches("figure.code") || !code) return say(block.innerText); // which parts the items of a list
   const lines = (code.textContent ?? "").split("\n").length;
   const label = code.getAttribute("aria-label");
   say(`${label}, ${lines} ${lines === 1 ? "line" : "lines"}.`);
+}
+
+/** Return a block's text with its formulas as they were written. @param {HTMLElement} block */
+function formulas(block) {
+  const copy = /** @type {HTMLElement} */ (block.cloneNode(true));
+  for (const math of copy.querySelectorAll(".math")) math.textContent = /** @type {HTMLElement} */ (math).dataset.source ?? "";
+  return block.dataset.source ?? copy.textContent ?? "";
 }
