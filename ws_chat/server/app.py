@@ -36,7 +36,7 @@ from ws_chat.server.responses.http import ResponsesEndpoint
 from ws_chat.server.responses.responses import new_id
 from ws_chat.server.responses.websocket import ResponseSocket
 from ws_chat.server.settings import Settings, SettingsError
-from ws_chat.server.sockets import WebSocketEndpoint
+from ws_chat.server.sockets import UPGRADE_REQUIRED, WebSocketEndpoint
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
 from ws_chat.upstreams.demo import DemoUpstream
@@ -54,9 +54,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ws_chat")
 
-_UPGRADE_REQUIRED: Final = (
-    "This path is a WebSocket: the request needs `Upgrade: websocket`, which a proxy may have removed."
-)
 LAST_FRAMES_TIMEOUT: Final = 5.0
 """Seconds for slow readers to receive the rest of answers that ended with the drain timeout."""
 
@@ -160,8 +157,7 @@ def create_app(
             Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             WebSocketRoute("/v1/responses", response_sockets),
-            Route("/v1/responses", responses, methods=["POST"]),
-            Route("/v1/responses", _response_upgrade_required),
+            Route("/v1/responses", responses, methods=["GET", "POST"]),
             Route("/v1/responses/{id}", responses, methods=["GET", "DELETE"]),
             Route("/v1/responses/{id}/cancel", responses, methods=["POST"]),
             WebSocketRoute("/{path:path}", _no_websocket),
@@ -252,11 +248,7 @@ async def _no_websocket(websocket: WebSocket) -> None:
 
 
 async def _upgrade_required(_: Request) -> Response:
-    return error_response(ErrorInfo.of("invalid_request", _UPGRADE_REQUIRED))
-
-
-async def _response_upgrade_required(_: Request) -> Response:
-    return error_response(ErrorInfo.of("invalid_request", _UPGRADE_REQUIRED, status=426), {"Upgrade": "websocket"})
+    return error_response(ErrorInfo.of("invalid_request", UPGRADE_REQUIRED))
 
 
 def _new_id() -> str:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ws_chat.websocket")
 
+UPGRADE_REQUIRED: Final = (
+    "This path is a WebSocket: the request needs `Upgrade: websocket`, which a proxy may have removed."
+)
 TOO_LARGE: Final = 1009
 INTERNAL_ERROR: Final = 1011
 ORDER_TIMEOUT: Final = 1.0

@@ -60,7 +60,7 @@ async def test_an_event_stream(service):
 
 
 async def test_a_whole_response(service, fake):
-    response = await post(service, instructions="Be brief.", stream_id="passed over", stream_options={"x": 1})
+    response = await post(service, instructions="Be brief.", stream_id="passed over", type="x", stream_options={"x": 1})
 
     whole = response.json()
     check_response(whole)
@@ -124,6 +124,7 @@ async def test_refusals(body, status, code, param, serve):
         ("POST", f"/resp_{'0' * 40}/cancel", 404),
         ("GET", f"/resp_{'0' * 40}?stream=true&starting_after=x", 400),
         ("GET", f"/resp_{'0' * 40}?stream=true&starting_after=-1", 400),
+        ("HEAD", f"/resp_{'0' * 40}?stream=true", 404),
         ("PUT", f"/resp_{'0' * 40}", 405),
     ],
 )
@@ -146,6 +147,7 @@ async def test_the_events_after_each_one(service, fake):
     whole = follow(events)
     path = f"/{whole.response['id']}?stream=true"
 
+    assert (await http(service, "HEAD", path)).status_code == 200
     assert text_of(follow(streamed(await http(service, "GET", path))).seen) == "Hello, you"
     count = whole.last["sequence_number"]
     for after in range(count + 3):

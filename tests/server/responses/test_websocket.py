@@ -36,7 +36,7 @@ async def shared(fake, serve):
 
 async def test_an_answer(service, fake):
     async with response_socket(service) as client:
-        response = (await client.respond(model="m", instructions="Be brief.", temperature=0)).response
+        response = (await client.respond(model="m", instructions="Be brief.", temperature=0, stream="?")).response
 
     assert (response["status"], response["model"]) == ("completed", "gpt-4o-mini-2024-07-18")
     assert response["output"][0]["content"][0]["text"] == "Hello"
@@ -421,7 +421,8 @@ async def test_keys_and_origins(serve, fake):
             pass
 
 
-async def test_a_plain_get_needs_an_upgrade(service):
+async def test_a_plain_get_needs_an_upgrade(serve):
+    service = await serve(api_keys=["secret"])
     response = await http(service, "GET")
     assert response.status_code == 426
     assert response.headers["upgrade"] == "websocket"

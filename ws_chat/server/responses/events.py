@@ -16,34 +16,34 @@ from ws_chat.protocol.frames import Done
 from ws_chat.server.responses.types import (
     ArgumentsDelta,
     ArgumentsDone,
-    Completed,
-    Created,
     CustomToolCall,
     DeltaEvent,
     Event,
-    Failed,
     FunctionCall,
-    Incomplete,
     IncompleteDetails,
-    InProgress,
     InputDelta,
     InputDone,
     Item,
     ItemAdded,
     ItemDone,
-    Message,
+    OutputMessage,
     OutputText,
     PartAdded,
     PartDone,
-    Reasoning,
     ReasoningDelta,
     ReasoningDone,
+    ReasoningItem,
     ReasoningText,
     Refusal,
     RefusalDelta,
     RefusalDone,
     Response,
+    ResponseCompleted,
+    ResponseCreated,
     ResponseError,
+    ResponseFailed,
+    ResponseIncomplete,
+    ResponseInProgress,
     Status,
     TextDelta,
     TextDone,
@@ -69,7 +69,7 @@ _ERRORS: Final = {"upstream_rate_limited": "rate_limit_exceeded", "upstream_reje
 class _Open:
     """The message or reasoning item that is open, and its last part."""
 
-    item: Message | Reasoning
+    item: OutputMessage | ReasoningItem
     output_index: int
     part: Part
     texts: list[str]
@@ -116,8 +116,8 @@ class Fold:
     def start(self) -> list[Event]:
         """Return the events before the first delta."""
         return [
-            Created(sequence_number=self._next(), response=self.response),
-            InProgress(sequence_number=self._next(), response=self.response),
+            ResponseCreated(sequence_number=self._next(), response=self.response),
+            ResponseInProgress(sequence_number=self._next(), response=self.response),
         ]
 
     def feed(self, delta: Mapping[str, Any]) -> list[Event]:
@@ -125,17 +125,17 @@ class Fold:
         events: list[Event] = []
         reasoning = delta.get("reasoning_content") or delta.get("reasoning")
         if reasoning and type(reasoning) is str:
-            opened = self._text(events, Reasoning, ReasoningText, reasoning)
+            opened = self._text(events, ReasoningItem, ReasoningText, reasoning)
             events.append(ReasoningDelta(**self._place(opened), delta=reasoning))
         content = delta.get("content")
         if content and type(content) is str:
-            opened = self._text(events, Message, OutputText, content)
+            opened = self._text(events, OutputMessage, OutputText, content)
             logprobs = _logprobs(delta["logprobs"]) if "logprobs" in delta else []
             cast("OutputText", opened.part).logprobs += logprobs
             events.append(TextDelta(**self._place(opened), delta=content, logprobs=logprobs))
         refusal = delta.get("refusal")
         if refusal and type(refusal) is str:
-            opened = self._text(events, Message, Refusal, refusal)
+            opened = self._text(events, OutputMessage, Refusal, refusal)
             events.append(RefusalDelta(**self._place(opened), delta=refusal))
         calls = delta.get("tool_calls")
         if type(calls) is list:
@@ -165,13 +165,13 @@ class Fold:
             self._close_all(events, "incomplete")
             error = ResponseError(_ERRORS.get(terminal.error.code, "server_error"), terminal.error.message)  # type: ignore[arg-type]
             response = self._ended("failed", error=error)
-            events.append(Failed(sequence_number=self._next(), response=response))
+            events.append(ResponseFailed(sequence_number=self._next(), response=response))
         elif terminal.status == "completed" and terminal.finish_reason not in _INCOMPLETE:
             self._close_all(events, "completed")
             # The log's own time, so that it is the same in every replay.
             at = int(self.response.created_at + terminal.timing["total_ms"] / 1000)
             response = self._ended("completed", terminal, completed_at=at)
-            events.append(Completed(sequence_number=self._next(), response=response))
+            events.append(ResponseCompleted(sequence_number=self._next(), response=response))
         else:
             self._close_all(events, "incomplete")
             if terminal.status == "cancelled":
@@ -179,7 +179,7 @@ class Fold:
             else:
                 reason = _INCOMPLETE[terminal.finish_reason or ""]
                 response = self._ended("incomplete", terminal, incomplete_details=reason)
-            events.append(Incomplete(sequence_number=self._next(), response=response))
+            events.append(ResponseIncomplete(sequence_number=self._next(), response=response))
         return events
 
     def _next(self) -> int:
@@ -194,7 +194,9 @@ class Fold:
             "content_index": len(opened.item.content) - 1,
         }
 
-    def _text(self, events: list[Event], kind: type[Message | Reasoning], part: type[Part], text: str) -> _Open:
+    def _text(
+        self, events: list[Event], kind: type[OutputMessage | ReasoningItem], part: type[Part], text: str
+    ) -> _Open:
         """Return the open item with a part of this type, after adding `text` to it. Others are closed."""
         opened = self._open
         if opened and type(opened.part) is part:
@@ -206,7 +208,7 @@ class Fold:
         else:
             self._close_item(events)
             index = len(self._output)
-            item = kind(f"{'msg' if kind is Message else 'rs'}_{self._digits}_{index}")
+            item = kind(f"{'msg' if kind is OutputMessage else 'rs'}_{self._digits}_{index}")
             self._output.append(item)
             # A copy, because the item changes until it is encoded.
             events.append(ItemAdded(sequence_number=self._next(), output_index=index, item=kind(item.id)))

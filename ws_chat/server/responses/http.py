@@ -12,7 +12,7 @@ from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from ws_chat.protocol.deltas import MERGE_LIMIT, decode_delta
-from ws_chat.protocol.errors import ChatError
+from ws_chat.protocol.errors import ChatError, ErrorInfo
 from ws_chat.protocol.frames import Failed, GoAway, Pong, decode_json
 from ws_chat.protocol.sse import PING
 from ws_chat.relay.relay import end_of
@@ -22,6 +22,7 @@ from ws_chat.server.responses.events import snapshot
 from ws_chat.server.responses.reader import ResponseReader
 from ws_chat.server.responses.request import translate
 from ws_chat.server.responses.responses import create, get
+from ws_chat.server.sockets import UPGRADE_REQUIRED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,13 @@ class ResponsesEndpoint(HTTPEndpoint):
     """Serves responses over HTTP."""
 
     transport = "responses"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path_params"] or scope["method"] == "POST":
+            await super().__call__(scope, receive, send)
+            return
+        error = ErrorInfo.of("invalid_request", UPGRADE_REQUIRED, status=426)
+        await error_response(error, {"Upgrade": "websocket"})(scope, receive, send)
 
     async def serve(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         response_id = scope["path_params"].get("id")
@@ -76,6 +84,7 @@ class _Exchange(Exchange):
         fields = decode_json(await self.body())
         if not isinstance(fields, dict):
             raise ChatError("invalid_request", "A request must be a JSON object.")
+        fields.pop("stream_id", None)  # it has a meaning over a WebSocket only
         request = translate(fields)
         del fields
         echo = request.echo
@@ -99,7 +108,7 @@ class _Exchange(Exchange):
         if after is not None and not _NUMBER.fullmatch(after):
             raise ChatError("invalid_request", '"starting_after" must be a whole number.', param="starting_after")
         log, echo = await get(self.relay, self.caller, response_id)
-        if query.get("stream", "").lower() not in ("true", "1"):
+        if self.scope["method"] == "HEAD" or query.get("stream", "").lower() not in ("true", "1"):
             await self.answer(_json(response_id, _whole(log, echo)))
             return
         self.relay.follow(self.caller, after=0)

@@ -15,7 +15,7 @@ from ws_chat.protocol.deltas import decode_delta, leading
 from ws_chat.protocol.frames import Failed, Start
 from ws_chat.relay.reader import Reader
 from ws_chat.server.responses.events import Fold, join
-from ws_chat.server.responses.types import Error
+from ws_chat.server.responses.types import ErrorEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -101,7 +101,7 @@ class _EventSender:
         if isinstance(frame, Start):
             self._send(self._fold.start())
         elif isinstance(frame, Failed) and self._errors and not self._fold.began:
-            self._send_one(_encode(Error.of(frame.error, number=self._fold.number + 1)))
+            self._send_one(_encode(ErrorEvent.of(frame.error, number=self._fold.number + 1)))
         else:
             self._send(self._fold.end(frame))
 

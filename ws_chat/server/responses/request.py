@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from ws_chat.protocol.errors import ChatError
 from ws_chat.protocol.types import Model
-from ws_chat.server.responses.types import Echo
+from ws_chat.server.responses.types import Echo, StreamId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-StreamId = Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,256}$", description="A lane of the socket.")]
 _STREAM_ID: Final = re.compile("[A-Za-z0-9_.-]{1,256}")
 _LOGPROBS: Final = "message.output_text.logprobs"
 _REFUSED: Final = ("conversation", "prompt", "context_management")
@@ -116,6 +115,7 @@ class CreateRequest(Struct, frozen=True, kw_only=True):
     background: bool = False
     generate: bool = True
     stream: bool = False
+    stream_id: StreamId | None = None
 
 
 class Request(Struct, frozen=True):
@@ -144,7 +144,7 @@ def stream_id(fields: Mapping[str, Any]) -> str | None:
 
 def translate(fields: Mapping[str, Any]) -> Request:
     """Return the chat-completions request for a Responses request. Raises ChatError (`invalid_request`)."""
-    fields = {name: value for name, value in fields.items() if value is not None}
+    fields = {name: value for name, value in fields.items() if value is not None and name != "type"}
     for name in _REFUSED:
         if name in fields:
             raise _invalid(name, f'"{name}" is not supported by this server')

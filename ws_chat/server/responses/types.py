@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 if TYPE_CHECKING:
     from ws_chat.protocol.errors import ErrorInfo
 
 RESPONSE_ID_PATTERN: Final = "resp_[0-9a-f]{40}"
 """The first eight digits are the second in which the response began, so that `created_at` needs no place in the log."""
+
+
+StreamId: TypeAlias = Annotated[
+    str, Meta(pattern="^[A-Za-z0-9_.-]{1,256}$", description="A lane: its requests run one after the other.")
+]
 
 
 class Echo(Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -91,14 +96,14 @@ class ReasoningText(Struct, tag_field="type", tag="reasoning_text"):
 Part: TypeAlias = OutputText | Refusal | ReasoningText
 
 
-class Message(Struct, tag_field="type", tag="message"):
+class OutputMessage(Struct, tag_field="type", tag="message"):
     id: str
     status: Status = "in_progress"
     role: Literal["assistant"] = "assistant"
     content: list[OutputText | Refusal] = []
 
 
-class Reasoning(Struct, tag_field="type", tag="reasoning"):
+class ReasoningItem(Struct, tag_field="type", tag="reasoning"):
     id: str
     status: Status = "in_progress"
     summary: list[Any] = []
@@ -121,14 +126,17 @@ class CustomToolCall(Struct, tag_field="type", tag="custom_tool_call"):
     input: str = ""
 
 
-Item: TypeAlias = Message | Reasoning | FunctionCall | CustomToolCall
+Item: TypeAlias = OutputMessage | ReasoningItem | FunctionCall | CustomToolCall
 
 
 # Events
 
 
 class Event(Struct, kw_only=True, tag_field="type"):
+    """An event. Over a WebSocket, with the lane of its request, if that has one."""
+
     sequence_number: int
+    stream_id: StreamId | UnsetType = UNSET
 
 
 class ResponseEvent(Event):
@@ -137,23 +145,23 @@ class ResponseEvent(Event):
     response: Response
 
 
-class Created(ResponseEvent, tag="response.created"):
+class ResponseCreated(ResponseEvent, tag="response.created"):
     """The first event."""
 
 
-class InProgress(ResponseEvent, tag="response.in_progress"):
+class ResponseInProgress(ResponseEvent, tag="response.in_progress"):
     """The second event."""
 
 
-class Completed(ResponseEvent, tag="response.completed"):
+class ResponseCompleted(ResponseEvent, tag="response.completed"):
     """The last event of a response that is complete."""
 
 
-class Incomplete(ResponseEvent, tag="response.incomplete"):
+class ResponseIncomplete(ResponseEvent, tag="response.incomplete"):
     """The last event of a response that was cut short or cancelled."""
 
 
-class Failed(ResponseEvent, tag="response.failed"):
+class ResponseFailed(ResponseEvent, tag="response.failed"):
     """The last event of a response that failed."""
 
 
@@ -235,6 +243,28 @@ class InputDone(ItemEvent, tag="response.custom_tool_call_input.done"):
     input: str
 
 
+# Client frames besides response.create, which is a request.CreateRequest
+
+
+class ResponseCancel(Struct, frozen=True, tag_field="type", tag="response.cancel"):
+    """Stop a response: `response_id`, or the only one that runs on the socket."""
+
+    response_id: str | None = None
+
+
+class Steer(Struct, frozen=True):
+    input: Any
+    previous_response_id: Any
+
+
+class ResponseSteer(Steer, frozen=True, tag_field="type", tag="response.steer"):
+    """Always answered by response.steer.failed."""
+
+
+class ResponseProcessed(Struct, frozen=True, tag_field="type", tag="response.processed"):
+    """Passed over."""
+
+
 # Errors
 
 
@@ -246,13 +276,13 @@ class ErrorDetail(Struct, frozen=True):
     headers: dict[str, str] | UnsetType = UNSET
 
 
-class Error(Struct, kw_only=True, frozen=True, tag_field="type", tag="error"):
+class ErrorEvent(Struct, kw_only=True, frozen=True, tag_field="type", tag="error"):
     """A request was refused, or, with a `sequence_number`, failed before its first delta."""
 
     status: int
     error: ErrorDetail
     sequence_number: int | UnsetType = UNSET
-    stream_id: str | UnsetType = UNSET
+    stream_id: StreamId | UnsetType = UNSET
 
     @classmethod
     def of(cls, info: ErrorInfo, *, number: int | None = None, stream_id: str | None = None) -> Self:
@@ -273,14 +303,18 @@ class SteerError(Struct, frozen=True):
     message: str = "This server does not support steering: send the input with the next response.create."
 
 
-class Steer(Struct, frozen=True):
-    input: Any
-    previous_response_id: Any
-
-
 class SteerFailed(Struct, kw_only=True, frozen=True, tag_field="type", tag="response.steer.failed"):
     """The answer to every response.steer."""
 
     sequence_number: Literal[0] = 0
     error: SteerError = SteerError()
     steer: Steer
+
+
+CLIENT_FRAMES: Final = (ResponseCancel, ResponseSteer, ResponseProcessed)
+"""Those besides response.create."""
+EVENTS: Final = (
+    *(ResponseCreated, ResponseInProgress, ItemAdded, PartAdded, TextDelta, TextDone, RefusalDelta, RefusalDone),
+    *(ReasoningDelta, ReasoningDone, PartDone, ArgumentsDelta, ArgumentsDone, InputDelta, InputDone, ItemDone),
+    *(ResponseCompleted, ResponseIncomplete, ResponseFailed, ErrorEvent, SteerFailed),
+)

@@ -14,7 +14,7 @@ from ws_chat.protocol.frames import Failed, decode_json
 from ws_chat.server.responses.reader import ResponseReader
 from ws_chat.server.responses.request import stream_id, translate
 from ws_chat.server.responses.responses import create, get
-from ws_chat.server.responses.types import Error, Steer, SteerFailed
+from ws_chat.server.responses.types import ErrorEvent, Steer, SteerFailed
 from ws_chat.server.sockets import Socket
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class ResponseSocket(Socket):
 
     async def _create(self, lane: str | None, fields: dict[str, Any], size: int) -> None:
         try:
+            fields.pop("stream", None)  # it has a meaning over HTTP only
             turn = _Turn(self.endpoint.new_id(), translate(fields), size)
         except ChatError:
             self._evict(fields.get("previous_response_id"))
@@ -171,7 +172,7 @@ class ResponseSocket(Socket):
     async def _refuse(self, error: ChatError, size: int, lane: str | None) -> None:
         error = await self.relay.count_refusal(self.caller, error, size)
         self.refuse(error)
-        await self.sender.reply(Error.of(error.info, stream_id=lane))
+        await self.sender.reply(ErrorEvent.of(error.info, stream_id=lane))
 
     def release_all(self) -> None:
         self._closed = True
