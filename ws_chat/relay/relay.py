@@ -367,11 +367,11 @@ class Relay:
 
 @contextmanager
 def end_of(log: Log) -> Iterator[asyncio.Event]:
-    """Watch a log for its end, which sets the event."""
+    """Watch a log for its end, or a fault, which sets the event."""
     ended = asyncio.Event()
 
     def wake(*_: object) -> None:
-        if log.terminal:
+        if log.terminal or log.fault:
             ended.set()
 
     log.watch(wake)

@@ -13,6 +13,7 @@ from server.responses.test_events import ANSWERS, ECHO, ENDS, PIECES, START, don
 from support.responses import check_error, check_joined, follow, text_of
 
 from ws_chat.protocol.deltas import encode_delta
+from ws_chat.protocol.errors import UNREACHABLE
 from ws_chat.server.responses.reader import ResponseReader
 from ws_chat.stores.memory import MemoryLog
 
@@ -140,6 +141,18 @@ def test_a_failure_before_the_first_delta_is_an_error_where_that_is_asked():
     assert (error["sequence_number"], error["status"], error["stream_id"]) == (2, 504, "x")
     assert written(other)[-1]["type"] == "response.failed"
     assert not ends
+
+
+def test_a_log_that_cannot_be_read_on_is_no_end():
+    log, tap = MemoryLog(START), Tap()
+    ends = read(log, tap, last=b'"last"')
+    log.append([encode_delta({"content": "a"})])
+    log.interrupt(UNREACHABLE)
+
+    *_, error = written(tap)
+    check_error(error)
+    assert (error["error"]["code"], "sequence_number" in error) == ("overloaded", False)
+    assert ends
 
 
 def test_a_reader_counts_deltas():

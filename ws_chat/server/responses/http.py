@@ -133,8 +133,8 @@ class _Exchange(Exchange):
             finally:
                 for task in waiting:
                     task.cancel()
-        if isinstance(log.terminal, Failed):
-            await self.answer(error_response(log.terminal.error, _headers(key.id)))
+        if error := log.terminal.error if isinstance(log.terminal, Failed) else log.fault:
+            await self.answer(error_response(error, _headers(key.id)))
         elif log.terminal:
             await self.answer(_json(key.id, _whole(log, echo)))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from ws_chat.protocol.deltas import decode_delta, leading
-from ws_chat.protocol.frames import Failed, Start
+from ws_chat.protocol.frames import Failed, Refused, Start
 from ws_chat.relay.reader import Reader
 from ws_chat.server.responses.events import Fold, join
 from ws_chat.server.responses.types import ErrorEvent
@@ -96,12 +96,15 @@ class _EventSender:
     def when_writable(self, callback: Callable[[], None]) -> None:
         self._sender.when_writable(callback)
 
-    def write(self, frame: Start | Terminal) -> None:
-        """Send the events of a start frame or a terminal frame."""
+    def write(self, frame: Start | Terminal | Refused) -> None:
+        """Send the events of a start frame, a terminal frame, or a fault: the log cannot be read on here."""
         if isinstance(frame, Start):
             self._send(self._fold.start())
         elif isinstance(frame, Failed) and self._errors and not self._fold.began:
             self._send_one(_encode(ErrorEvent.of(frame.error, number=self._fold.number + 1)))
+        elif isinstance(frame, Refused):
+            self._last = b""  # this is not the end of the response
+            self._send_one(_encode(ErrorEvent.of(frame.error)))
         else:
             self._send(self._fold.end(frame))
 
