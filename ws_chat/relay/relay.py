@@ -266,6 +266,12 @@ class Relay:
         except TimeoutError:
             raise ChatError("overloaded", "The generation did not end in time.", retry_after=1) from None
 
+    async def forget(self, key: GenerationKey, log: Log) -> None:
+        """Cancel a named generation, wait for its end, and remove it. Raises ChatError (`overloaded`)."""
+        if log.terminal is None:
+            await self.end(key, log)
+        await self._store.forget(key)
+
     def release(self, key: GenerationKey) -> None:
         """Cancel and remove a generation that can no longer be reached."""
         self._runner.cancel(key)

@@ -181,5 +181,11 @@ class Store(Protocol):
     def remove(self, key: GenerationKey) -> None:
         """Remove the log of an unnamed generation; does nothing if it is unknown."""
 
+    async def forget(self, key: GenerationKey) -> None:
+        """Remove the log of a named generation that has ended, at once in this process and soon in others.
+
+        Its readers get it to its end. Does nothing if it is unknown.
+        """
+
     async def close(self) -> None:
         """Stop. Logs that other processes can read are kept for them."""

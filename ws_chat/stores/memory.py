@@ -206,6 +206,9 @@ class MemoryStore:
             if not share.keys:
                 del self._shares[key.principal]
 
+    async def forget(self, key: GenerationKey) -> None:
+        self.remove(key)
+
     async def close(self) -> None:
         if self._sweep:
             self._sweep.cancel()

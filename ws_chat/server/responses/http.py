@@ -69,10 +69,7 @@ class ResponsesEndpoint(HTTPEndpoint):
 
     async def _delete(self, caller: Caller, response_id: str) -> Response:
         log, _ = await get(self.relay, caller, response_id)
-        key = caller.key(response_id, named=True)
-        if log.terminal is None:
-            await self.relay.end(key, log)
-        self.relay.release(key)
+        await self.relay.forget(caller.key(response_id, named=True), log)
         return _json(response_id, {"id": response_id, "object": "response", "deleted": True})
 
 
