@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -120,7 +121,8 @@ class Relay:
         `rate_limited`, `too_many_generations`, `overloaded`, `draining`; `invalid_request` as `find`).
         """
         key = caller.key(generation_id, named=chat.id is not None)
-        lock = self._starting.setdefault(key, asyncio.Lock())  # a request that is sent twice at once is reserved once
+        # A named request that is sent twice at once is reserved once.
+        lock = self._starting.setdefault(key, asyncio.Lock()) if key.named else nullcontext()
         try:
             async with asyncio.timeout(START_TIMEOUT), lock:
                 log = await self._store.get(key, position.seq) if key.named else None

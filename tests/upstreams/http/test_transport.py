@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import math
 import resource
+import socket
 import ssl
 
 import httpx2
@@ -102,6 +103,9 @@ async def test_a_connection_is_used_again_after_a_whole_body_only(raw, client):
     raw.scripts = [[LENGTH], [LENGTH], [OK + b"Connection: close\r\nContent-Length: 2\r\n\r\nhi"], [LENGTH]]
     for _ in range(3):
         await pushed(client, raw.url)
+        for connection in client._transport._open:
+            sock = connection._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)  # a NAT does not drop it silently
     assert raw.connections == 1
     await pushed(client, raw.url)
     assert raw.connections == 2
