@@ -30,6 +30,7 @@ class ChatSocket(Socket):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._session = Session(limit=self.endpoint.max_generations, new_id=self.endpoint.new_id)
+        self._cancelling: set[asyncio.Task[None]] = set()
         self._latest: dict[str | None, asyncio.Task[None]] = {}  # the last task for each generation id
 
     async def receive(self, data: bytes) -> None:
@@ -50,7 +51,7 @@ class ChatSocket(Socket):
             if isinstance(error, InvalidFrameError):
                 frame_id = error.id
         match action:
-            case SendFrame(reply):
+            case SendFrame(reply) if not self._cancelling:
                 await self.sender.reply(reply)
                 return
             case StartGeneration(generation_id, chat):
@@ -62,10 +63,15 @@ class ChatSocket(Socket):
                 ids = {generation_id}
         ids.add(frame_id)
         before = {task for each in ids if (task := self._latest.get(each))}
+        if isinstance(action, SendFrame):
+            before |= self._cancelling  # only a refused cancel is answered: the pong after it says that it was accepted
         task = self.answer(self._answer(action, frame_id, len(data), before), len(data))
+        if isinstance(action, CancelGeneration):
+            self._cancelling.add(task)
         self._latest |= dict.fromkeys(ids, task)
 
         def forget(_: object) -> None:
+            self._cancelling.discard(task)
             for each in ids:
                 if self._latest.get(each) is task:
                     del self._latest[each]
@@ -106,6 +112,8 @@ class ChatSocket(Socket):
                 self._follow(log, position.seq, named=True)
             case CancelGeneration(generation_id):
                 await self.relay.cancel(self.caller, generation_id)
+            case SendFrame(reply):
+                await self.sender.reply(reply)
             case ChatError():
                 raise action
 

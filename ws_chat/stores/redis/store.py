@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
@@ -64,7 +63,6 @@ class RedisStore:
         self._writer = Writer(self._link, self.replica, milliseconds, self._end_of)
         self._tasks: set[asyncio.Task[None]] = set()
         self._checked = False
-        self._renewals = count()
         self._unsteady = 0.0  # when Redis was last away, or had lost something
         self._reached: dict[Slot, float] = {}
 
@@ -127,7 +125,10 @@ class RedisStore:
             await self._follower.cancel(log)
 
     def remove(self, key: GenerationKey) -> None:
-        self._unnamed.remove(key)
+        if key.named:
+            self._writer.remove(Names.of(*self._place(key), b"").pointer)
+        else:
+            self._unnamed.remove(key)
 
     async def forget(self, key: GenerationKey) -> None:
         log = await self.get(key)
@@ -203,7 +204,7 @@ class RedisStore:
                 return
         key = lease_key(self.replica)
         commands = [
-            ("SET", key, next(self._renewals), "PX", LEASE),
+            ("SET", key, self._writer.rounds, "PX", LEASE),
             ("PEXPIRE", key, LEASE),  # a Redis that is out of memory refuses the first, but not this one
             *(evaluate(RENEW, slot.keys, *state_arguments()) for slot in self._link.slots),
         ]
