@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 import msgspec
@@ -168,11 +168,11 @@ def has_too_many_values(data: bytes) -> bool:
 
 
 def _openings(data: bytes) -> int:
-    return sum(map(data.count, (b",", b"[", b"{")))
+    return len(data) - len(data.translate(None, b",[{"))
 
 
 def _digest(request: bytes) -> bytes:
-    return blake2b(_encode_sorted(_with_whole_numbers.decode(request)), digest_size=DIGEST_SIZE).digest()
+    return sha256(_encode_sorted(_with_whole_numbers.decode(request))).digest()[:DIGEST_SIZE]
 
 
 def _number(literal: str) -> int | float:

@@ -277,11 +277,10 @@ class Relay:
             message = "This generation failed before its answer began, so its messages are not kept. Send them again."
             raise ChatError("not_found", message, param="previous_id")
         answer = Answer()
-        if log.last <= JOINED_AT_ONCE:
-            answer.add(log.after(0, JOINED_AT_ONCE))
-        else:
+        deltas = log.after(0, JOINED_AT_ONCE)
+        answer.add(deltas)
+        if (seq := len(deltas)) < log.last:
             async with self._joining:
-                seq = 0
                 while deltas := log.after(seq, JOINED_AT_ONCE):
                     seq += len(deltas)
                     answer.add(deltas)

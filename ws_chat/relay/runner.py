@@ -17,7 +17,7 @@ from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.errors import DRAINING, INTERNAL_ERROR, ChatError
 from ws_chat.protocol.frames import Done, Failed
 from ws_chat.relay.conversation import Answer
-from ws_chat.relay.events import GenerationEnded, GenerationStarted
+from ws_chat.relay.events import GenerationEnded, GenerationStarted, LimitReached
 from ws_chat.relay.generation import Generation
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class _Answer:
                 encoded = [delta for delta in found if delta]
                 self._room -= sum(map(len, encoded))
         if self._room < 0:
-            raise ChatError("upstream_malformed", f"The upstream's answer has more than {self._limit} bytes.")
+            message = f"The upstream's answer has more than {self._limit} bytes."
+            raise ChatError("upstream_malformed", message, limit="max_answer_bytes")
         if encoded:
             self._log.append(encoded)
 
@@ -271,6 +272,8 @@ class Runner:
         if error is None:
             return generation.finish(last, now)
         if isinstance(error, ChatError):
+            if error.limit:
+                self._observe(LimitReached(error.limit))
             return generation.fail(last, error.info, now)
         logger.error("Generation %s failed", generation.id, exc_info=error)
         return generation.fail(last, INTERNAL_ERROR, now)

@@ -32,7 +32,7 @@ from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
 from ws_chat.server.page.page import FrontPage, Page, docs
-from ws_chat.server.settings import Settings, SettingsError
+from ws_chat.server.settings import Settings, SettingsError, unknown_variables
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
 from ws_chat.upstreams.demo import DemoUpstream
@@ -67,7 +67,10 @@ def create_app(
     `settings` are read from the environment by default, `upstream` and `store` chosen by the settings. `observers`
     receive events besides metrics and logs. `principal` authenticates requests in place of API keys.
     """
-    settings = settings or Settings.load()
+    if settings is None:
+        settings = Settings.load()
+        for warning in unknown_variables():
+            logger.warning(warning)
     if principal and settings.api_keys:
         raise SettingsError("WS_CHAT_API_KEYS conflicts with the principal= argument: use one of the two")
     metrics = Metrics()
@@ -230,7 +233,7 @@ async def _asyncapi(request: Request) -> Response:
 
 
 async def _no_websocket(websocket: WebSocket) -> None:
-    error = ErrorInfo.of("not_found", "There is no WebSocket at this path.")
+    error = ErrorInfo.of("not_found", "There is no WebSocket at this path: it is /v1/chat/ws.")
     await websocket.send_denial_response(error_response(error))
 
 

@@ -130,8 +130,7 @@ class MemoryLog:
     def interrupt(self, fault: ErrorInfo) -> None:
         """Tell the readers that they cannot read on now."""
         self.fault = fault
-        for wake in self._all_wakes():
-            wake(self.last, ())
+        self._wake_many(())
 
     def watch(self, wake: Wake) -> None:
         self._watchers[wake] = None
@@ -169,9 +168,13 @@ class MemoryLog:
         """Wake the next MANY watchers, and more while there is time."""
         while self._round:
             wakes = list(islice(self._round, MANY))
-            for wake in wakes:
-                if wake in self._watchers:
-                    wake(self.last, deltas)
+            try:
+                for wake in wakes:
+                    if wake in self._watchers:
+                        wake(self.last, deltas)
+            except BaseException:
+                self._round = None  # else no later write would wake anybody
+                raise
             if len(wakes) < MANY:
                 self._round = iter(self._all_wakes()) if self._again else None
                 self._again = False
