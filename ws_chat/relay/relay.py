@@ -99,11 +99,9 @@ class Relay:
         self.draining = False
 
     def check_ready(self) -> None:
-        """Raise ChatError while new requests should go elsewhere: `draining`, or `overloaded` if the store is away."""
+        """Raise ChatError (`draining`) while new requests should go elsewhere."""
         if self.leaving or self.draining:
             raise ChatError.of(DRAINING)
-        if not self._store.available:
-            raise ChatError.of(UNREACHABLE)
 
     async def open(self) -> None:
         """Open the store, which serves other processes if it is shared."""
@@ -145,9 +143,9 @@ class Relay:
         return log
 
     async def _start(self, caller: Caller, key: GenerationKey, chat: Chat) -> Log:
-        """Validate, reserve, interrupt the previous generation, create the log, run.
+        """Validate, reserve, create the log, interrupt the previous generation, run.
 
-        Every check comes before the first change, and a reservation is released when a later step fails.
+        Every check comes before the first change, and what was reserved or created is released when a later step fails.
         """
         self._check_drain()
         if self._models and (field := next(filter(ROUTING_FIELDS.__contains__, chat.body), None)):
@@ -164,14 +162,19 @@ class Relay:
         model = self._upstream.resolve(chat.model or (previous.log.start.model if previous else None))
         with self._runner.reserve(caller.principal, replacing=previous and previous.key):
             async with self._quota.counted(caller.principal):
-                if previous and previous.log.terminal is None:
-                    await self._interrupt(previous)
-                if previous and previous.log.last > joined:
-                    request = encode_request(chat, await self._conversation(previous.log))
                 # Whatever has had this id before, no position in it is one in this log.
                 epoch = secrets.token_hex(EPOCH_BYTES) if key.named else UNSET
                 log = await self._store.create(key, Start(key.id, 0, model, epoch), request)
-                body = {**chat.body, "model": model, "messages": Raw(messages_of(request))}
+                try:
+                    if previous and previous.log.terminal is None:
+                        await self._interrupt(previous)
+                    if previous and previous.log.last > joined:
+                        log.replace_request(encode_request(chat, await self._conversation(previous.log)))
+                except BaseException:
+                    self._store.remove(key)
+                    log.interrupt(UNREACHABLE)
+                    raise
+                body = {**chat.body, "model": model, "messages": Raw(messages_of(log.request))}
                 self._runner.run(caller, key, log, Request(body))
                 return log
 

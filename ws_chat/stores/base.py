@@ -106,6 +106,12 @@ class Log(Protocol):
         ended or is about to.
         """
 
+    def replace_request(self, request: bytes) -> None:
+        """Store another request, before the first delta."""
+
+    def interrupt(self, fault: ErrorInfo) -> None:
+        """Set `fault` and wake the readers: they cannot read on now."""
+
     def watch(self, wake: Wake) -> None:
         """Call `wake` after every write, until `unwatch`. It must not block and must not raise.
 
@@ -168,7 +174,7 @@ class Store(Protocol):
         """If another process writes the log, ask it to cancel the generation, until it has ended."""
 
     def remove(self, key: GenerationKey) -> None:
-        """Remove the log of an unnamed generation; does nothing if it is unknown."""
+        """Remove a log of this process; does nothing if it is unknown. Other processes may still find it for a moment."""
 
     async def close(self) -> None:
         """Stop. Logs that other processes can read are kept for them."""

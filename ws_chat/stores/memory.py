@@ -127,8 +127,10 @@ class MemoryLog:
         if on_end:
             on_end(terminal)
 
+    def replace_request(self, request: bytes) -> None:
+        self.request = request
+
     def interrupt(self, fault: ErrorInfo) -> None:
-        """Tell the readers that they cannot read on now."""
         self.fault = fault
         self._wake_many(())
 

@@ -99,6 +99,7 @@ class _Socket:
         connection.sender = self._sender
         connection.leave_running = self._leave_running
         self._answering: dict[asyncio.Task[None], int] = {}  # with the bytes of their frames
+        self._cancelling: set[asyncio.Task[None]] = set()
         self._latest: dict[str | None, asyncio.Task[None]] = {}  # the last task for each generation id
         self._readers: dict[str, tuple[Reader, GenerationKey]] = {}  # by id, with the key of their log
         self._unnamed: set[GenerationKey] = set()  # running unnamed generations of this socket
@@ -170,7 +171,7 @@ class _Socket:
             if isinstance(error, InvalidFrameError):
                 frame_id = error.id
         match action:
-            case SendFrame(reply):
+            case SendFrame(reply) if not self._cancelling:
                 await self._sender.reply(reply)
                 return
             case StartGeneration(generation_id, chat):
@@ -182,12 +183,17 @@ class _Socket:
                 ids = {generation_id}
         ids.add(frame_id)
         before = {task for each in ids if (task := self._latest.get(each))}
+        if isinstance(action, SendFrame):
+            before |= self._cancelling  # only a refused cancel is answered: the pong after it says that it was accepted
         task = asyncio.create_task(self._answer(action, frame_id, len(data), before))
         self._answering[task] = len(data)
+        if isinstance(action, CancelGeneration):
+            self._cancelling.add(task)
         self._latest |= dict.fromkeys(ids, task)
 
         def forget(_: object) -> None:
             del self._answering[task]
+            self._cancelling.discard(task)
             for each in ids:
                 if self._latest.get(each) is task:
                     del self._latest[each]
@@ -232,6 +238,8 @@ class _Socket:
                 self._follow(log, position.seq, named=True)
             case CancelGeneration(generation_id):
                 await self._relay.cancel(self._caller, generation_id)
+            case SendFrame(reply):
+                await self._sender.reply(reply)
             case ChatError():
                 raise action
 

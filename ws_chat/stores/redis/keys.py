@@ -6,7 +6,7 @@ Of a named generation, all in one slot of a Redis Cluster:
 - `ws_chat:{n}:log/<principal>/<id>/<epoch>`: stream; the generation's log. Its entries have explicit ids: `0-1` has the
   digest of the request and the start frame, `0-2` the messages, `1-<seq>` the deltas up to that seq, one a line, and `2-0` the terminal frame.
   Redis refuses an id that is not the highest, so a write that is repeated changes nothing, and after the end nothing is
-  added. A replica writes from the first delta that Redis has not confirmed, so entries may overlap; none may be missing.
+  added. (An empty terminal frame: the generation was never begun.) A replica writes from the first delta that Redis has not confirmed, so entries may overlap; none may be missing.
 - `ws_chat:{n}:read/<principal>/<id>/<epoch>`: there while another replica has a reader.
 
 Of the slot: `ws_chat:{n}:marker`, the `master_replid` of the Redis to which everything in the slot was written, and a
@@ -123,9 +123,9 @@ return {{marker, held, ARGV[4]}}
 """
 
 UNDO: Final = f"""
--- KEYS: pointer, stream. ARGV: pointer's value, expiry, terminal frame. Undoes a create, also one that comes later.
+-- KEYS: pointer, stream. ARGV: pointer's value, expiry. Undoes a create, also one that comes later.
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-redis.pcall('XADD', KEYS[2], '{TERMINAL}', 'terminal', ARGV[3])
+redis.pcall('XADD', KEYS[2], '{TERMINAL}', 'terminal', '')
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
 """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ws_chat.protocol.errors import LOST, UNREACHABLE
+from ws_chat.protocol.errors import LOST, RESTORING, UNREACHABLE
 from ws_chat.protocol.frames import DIGEST_SIZE, Done, Failed, Start, Terminal, encode
 from ws_chat.stores.base import LogEndedError, failed_early
 from ws_chat.stores.memory import MemoryLog
@@ -97,6 +97,11 @@ class OwnLog(SharedLog):
         self.read_elsewhere = False
         self._on_end: OnEnd | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    def replace_request(self, request: bytes) -> None:
+        super().replace_request(request)
+        self.entries_stored = 0  # which Redis does not have, so that the log is written again
+        self.in_doubt = True
 
     def append(self, deltas: Sequence[Delta]) -> None:
         if self.ending:
@@ -194,6 +199,9 @@ class Copy(SharedLog):
                 if 0 <= known < len(deltas):
                     new += deltas[known:]
             elif kind == b"2":
+                if not fields[b"terminal"]:
+                    self.interrupt(RESTORING)
+                    return
                 terminal = terminal_of(fields[b"terminal"])
         if self.terminal:
             return

@@ -125,7 +125,10 @@ class RedisStore:
             await self._follower.cancel(log)
 
     def remove(self, key: GenerationKey) -> None:
-        self._unnamed.remove(key)
+        if key.named:
+            self._writer.remove(Names.of(*self._place(key), b"").pointer)
+        else:
+            self._unnamed.remove(key)
 
     async def close(self) -> None:
         while self._tasks:

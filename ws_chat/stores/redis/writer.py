@@ -47,7 +47,9 @@ class Writer:
         self._end_of = end_of
         self._running: dict[str, OwnLog] = {}  # by the key of the pointer
         self._ended: dict[str, tuple[OwnLog, float]] = {}
-        self._undoing: dict[str, tuple[Slot, Command]] = {}  # creates of unknown outcome, by the key of the stream
+        self._undoing: dict[
+            str, Command
+        ] = {}  # what removes logs, and creates of unknown outcome, by the key of the stream
         self._renew_at = 0.0
         self.generations: RunningGenerations | None = None
 
@@ -63,8 +65,7 @@ class Writer:
         try:
             _, _, found = await self._link.run(slot, CREATE, keys, *state_arguments(), *created)
         except BaseException:
-            undo = evaluate(UNDO, keys[2:], names.value, self._expiry, lost_entry(key.id))
-            self._undoing[names.stream] = (slot, undo)
+            self._undo(names)
             raise
         if found is None:
             raise ChatError.of(RESTORING)
@@ -73,14 +74,22 @@ class Writer:
         log = self._running[names.pointer] = OwnLog(slot, key, names, start, request)
         return log
 
+    def remove(self, pointer: str) -> None:
+        """Remove a log, in Redis soon."""
+        log = self._running.pop(pointer, None) or self._ended.pop(pointer, (None,))[0]
+        if log:
+            self._undo(log.names)
+
+    def _undo(self, names: Names) -> None:
+        self._undoing[names.stream] = evaluate(UNDO, (names.pointer, names.stream), names.value, self._expiry)
+
     async def undo(self, stream: str | None = None) -> bool:
-        """Undo creates of unknown outcome, or that of one stream; return whether it was one."""
+        """Remove what is to be removed, or one stream of that; return whether there was anything."""
         chosen = [stream] if stream in self._undoing else [] if stream else list(self._undoing)
-        answers = await self._link.pipeline([self._undoing[each][1] for each in chosen])
+        answers = await self._link.pipeline([self._undoing[each] for each in chosen])
         for each, answer in zip(chosen, answers, strict=True):
-            if isinstance(answer, Exception):
-                continue
-            self._undoing.pop(each, None)
+            if not isinstance(answer, Exception):
+                self._undoing.pop(each, None)
         return bool(chosen)
 
     def doubt(self, slot: Slot) -> None:
@@ -211,7 +220,7 @@ class Writer:
         # Redis loses what was written last. What has been added since cannot have brought the length back: entries
         # that it confirmed are missing.
         expected = log.entries_stored + (stored > log.stored) + (kind == b"2")
-        if stored < log.stored or stored > log.last or length != expected:
+        if (log.terminal and kind != b"2") or stored < log.stored or stored > log.last or length != expected:
             return False
         log.entries_stored = length - (kind == b"2")
         log.stored = stored
@@ -248,6 +257,7 @@ class Writer:
     async def close(self) -> bool:
         """Write what is left; return whether that is all."""
         await self.write()
+        await self.undo()
         return not self._running
 
 
