@@ -18,7 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-LIMIT = 8.0
+LIMIT = 120.0
 """Seconds that a test may take."""
 POLL_INTERVAL = 0.01
 """Seconds between two checks of a condition."""

@@ -44,7 +44,9 @@ class Slot:
         """The marker that was there when all that this replica writes was known to be in Redis."""
         self.held = True
         self.up = False
-        """Whether the last command reached Redis and was carried out."""
+        """Whether Redis answers."""
+        self.written = True
+        """Whether the last write was carried out."""
 
 
 def slots(number: int) -> list[Slot]:

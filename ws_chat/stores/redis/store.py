@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
@@ -62,7 +61,6 @@ class RedisStore:
         self._writer = Writer(self._link, self.replica, milliseconds, self._end_of)
         self._tasks: set[asyncio.Task[None]] = set()
         self._checked = False
-        self._renewals = count()
         self._unsteady = 0.0  # when Redis was last away, or had lost something
         self._reached: dict[Slot, float] = {}
 
@@ -187,7 +185,7 @@ class RedisStore:
                 return
         key = lease_key(self.replica)
         commands = [
-            ("SET", key, next(self._renewals), "PX", LEASE),
+            ("SET", key, self._writer.rounds, "PX", LEASE),
             ("PEXPIRE", key, LEASE),  # a Redis that is out of memory refuses the first, but not this one
             *(evaluate(RENEW, slot.keys, *state_arguments()) for slot in self._link.slots),
         ]

@@ -51,6 +51,8 @@ class Writer:
             str, Command
         ] = {}  # what removes logs, and creates of unknown outcome, by the key of the stream
         self._renew_at = 0.0
+        self.rounds = 0
+        """How often all that was new has been written."""
         self.generations: RunningGenerations | None = None
 
     def get(self, pointer: str) -> OwnLog | None:
@@ -110,33 +112,35 @@ class Writer:
         now = asyncio.get_running_loop().time()
         while self._ended and (oldest := next(iter(self._ended.items())))[1][1] < now:
             del self._ended[oldest[0]]
+        if not any(log.has_news or log.in_doubt for log in self._logs()):
+            for slot in self._link.slots:
+                slot.written = True
+        self.rounds += all(slot.written for slot in self._link.slots)
 
     async def renew(self) -> None:
         """Keep the running logs from expiring; find out which have a reader elsewhere."""
         await self.undo()
         now = asyncio.get_running_loop().time()
-        logs = list(self._running.values())
-        due, self._renew_at = (True, now + RENEWAL) if now >= self._renew_at else (False, self._renew_at)
-        for at in range(0, len(logs), BATCH):
-            batch = logs[at : at + BATCH]
-            commands: list[Command] = [("EXISTS", log.names.read) for log in batch]
-            if due:
-                for log in batch:
-                    commands += (
-                        ("PEXPIRE", log.names.stream, self._expiry),
-                        ("PEXPIRE", log.names.pointer, self._expiry),
-                    )
-            answers = await self._link.pipeline(commands)
-            for log, read in zip(batch, answers, strict=False):
-                self._count_reader(log, read)
-            for number, there in enumerate(answers[len(batch) :]):
-                batch[number // 2].in_doubt |= there == 0
+        due = now >= self._renew_at
+        self._renew_at = now + RENEWAL if due else self._renew_at
+        for slot in self._link.slots:
+            logs = [log for log in self._running.values() if log.slot is slot]
+            for at in range(0, len(logs), BATCH):
+                await self._renew(logs[at : at + BATCH], due=due)
 
-    def _count_reader(self, log: OwnLog, read: Any) -> None:
-        if isinstance(read, Exception) or bool(read) == log.read_elsewhere or self.generations is None:
-            return
-        log.read_elsewhere = bool(read)
-        (self.generations.add_remote_reader if read else self.generations.remove_remote_reader)(log.key)
+    async def _renew(self, logs: list[OwnLog], *, due: bool) -> None:
+        keys = [key for log in logs for key in (log.names.stream, log.names.pointer)]
+        renewals: list[Command] = [("PEXPIRE", key, self._expiry) for key in keys] if due else []
+        read, *there = await self._link.pipeline([("MGET", *(log.names.read for log in logs)), *renewals])
+        for number, answer in enumerate(there):
+            logs[number // 2].in_doubt |= answer == 0
+        for log, reader in zip(logs, [] if isinstance(read, Exception) else read, strict=False):
+            if log.read_elsewhere != (reader is not None) and self.generations:
+                log.read_elsewhere = reader is not None
+                count = (
+                    self.generations.add_remote_reader if log.read_elsewhere else self.generations.remove_remote_reader
+                )
+                count(log.key)
 
     @property
     def _expiry(self) -> int:
@@ -175,6 +179,7 @@ class Writer:
                 else:
                     log.stored = last
                     log.entries_stored += 1
+                _note(log.slot, None)
 
     async def _compare(self, logs: list[OwnLog]) -> None:
         """Compare logs with what Redis has of them, and repair them."""
@@ -186,10 +191,7 @@ class Writer:
         repairs: list[Command] = []
         for number, log in enumerate(logs):
             pointer, entries, length = answers[3 * number : 3 * number + 3]
-            if isinstance(
-                error := next((one for one in (pointer, entries, length) if isinstance(one, Exception)), None),
-                Exception,
-            ):
+            if error := next((one for one in (pointer, entries, length) if isinstance(one, Exception)), None):
                 _note(log.slot, error)
                 continue
             entry, fields = entries[0] if entries else (b"", {})
@@ -261,7 +263,8 @@ class Writer:
         return not self._running
 
 
-def _note(slot: Slot, error: Exception) -> None:
-    if slot.up:
+def _note(slot: Slot, error: Exception | None) -> None:
+    """Note whether Redis takes writes."""
+    if error and slot.written:
         logger.warning("The shared log cannot be written: %s", describe(error))
-    slot.up = slot.up and isinstance(error, ResponseError)
+    slot.written = error is None
