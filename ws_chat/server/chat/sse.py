@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ws_chat.relay.access import Caller
     from ws_chat.server.connections import Connection
     from ws_chat.stores.base import GenerationKey, Log
+
+
+_NO_QUERY: Final = QueryParams()
 
 
 class SSEEndpoint(HTTPEndpoint):
@@ -44,7 +47,7 @@ class _Exchange(Exchange):
         self, endpoint: HTTPEndpoint, connection: Connection, scope: Scope, receive: Receive, send: Send
     ) -> None:
         super().__init__(endpoint, connection, scope, receive, send)
-        self._query = QueryParams(scope["query_string"])
+        self._query = QueryParams(scope["query_string"]) if scope["query_string"] else _NO_QUERY
         self._format = self._query.get("format", "text")
         if self._format not in FORMATS:
             raise ChatError("invalid_request", '"format" must be "text" or "frames".', param="format")

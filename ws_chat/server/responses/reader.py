@@ -54,9 +54,9 @@ class ResponseReader(Reader):
         super().close()
         self._events.clear()
 
-    def _write_deltas(self, deltas: Sequence[Delta]) -> None:
+    def write_deltas(self, deltas: Sequence[Delta]) -> None:
         deltas = leading(deltas)
-        self._seq += len(deltas)
+        self.seq += len(deltas)
         self.frames += 1
         self._events.write_deltas(deltas)
 
