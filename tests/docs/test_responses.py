@@ -39,7 +39,7 @@ def test_the_configuration_of_codex_names_this_server():
 
 def test_every_field_and_frame_is_there():
     named = set(re.findall(r"`([a-z_]+)(?:[.:][^`]*)?`", PAGE))
-    fields = {name for name in CreateRequest.__struct_fields__ if name not in ("type",)}
+    fields = {name for name in CreateRequest.__struct_fields__ if name != "type"}
     assert (fields | {*_SAME, *_REFUSED}) - named == set()
     for frame in CLIENT_FRAMES:
         assert f'"type":"{frame.__struct_config__.tag}"' in PAGE
