@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import ssl
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -92,15 +94,30 @@ async def closing(websocket):
             yield await websocket.recv()
 
 
+def mode(path: str) -> int | None:
+    """Return who may use a file; None if there is none."""
+    file = Path(path)
+    return file.stat().st_mode & 0o777 if file.exists() else None
+
+
 async def test_it_listens_on_a_unix_socket_that_no_server_uses(tmp_path):
     path = str(tmp_path / "s")
     async with program("ws-chat", "serve", "--uds", path) as server:
         await server.until_logged("running on unix socket")
+        assert mode(path) == 0o600
         async with http(transport=httpx.AsyncHTTPTransport(uds=path)) as client:
             assert "“hi”" in typed(await client.post("http://x/v1/chat/stream", json=CHAT))
         status, _, err = await output("ws-chat", "--uds", path)
     assert (status, b"a server is running" in err) == (1, True)
 
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as stale:
+        stale.bind(path)
+    async with program("ws-chat", "--uds", path, "--uds-mode", "660", "--workers", "2") as server:
+        await server.until_logged("running on unix socket")
+        assert mode(path) == 0o660
+    assert mode(path) is None
+    status, _, err = await output("ws-chat", "--uds", path, "--uds-mode", "66")
+    assert (status, b"660" in err) == (2, True)
     status, _, err = await output("ws-chat", "--uds", str(tmp_path / "nowhere/s"))
     assert (status, b"no folder" in err) == (1, True)
 
@@ -136,7 +153,8 @@ async def test_it_speaks_tls(tmp_path):
     ("options", "message"),
     [
         ({"ssl_keyfile": "key"}, "--ssl-keyfile needs --ssl-certfile"),
-        ({"ssl_keyfile": "key", "ssl_certfile": "nowhere"}, "--ssl-certfile nowhere with --ssl-keyfile key: .*No such"),
+        ({"ssl_keyfile": __file__, "ssl_certfile": "nowhere"}, r"no file nowhere \(--ssl-certfile\)"),
+        ({"ssl_keyfile": "nowhere", "ssl_certfile": __file__}, r"no file nowhere \(--ssl-keyfile\)"),
         ({"ssl_certfile": __file__}, "cannot use --ssl-certfile .*: .*PEM"),
     ],
 )
@@ -200,6 +218,47 @@ def test_wrong_options_are_named(given, capsys):
     assert "[--port PORT]" in err
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("sevre", "unknown command 'sevre'. Did you mean `ws-chat serve`?"),
+        ("chta", "Did you mean `ws-chat chat`?"),
+        ("frobnicate", "The commands are serve and chat."),
+    ],
+)
+def test_an_unknown_command_is_named_with_a_suggestion(given, said, capsys):
+    assert cli.main([given]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_in_use_is_named_with_a_hint(workers, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with pytest.raises(SystemExit) as left:
+            run(Settings(), ServeOptions(port=port, workers=int(workers)))
+    assert left.value.code == 3
+    said = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use. Choose another port with --port" in said
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_of_another_machine_is_named_with_a_hint(host, capsys):
+    with pytest.raises(SystemExit) as left:
+        run(Settings(), ServeOptions(host=host))
+    assert left.value.code == 3
+    assert "--host must be an address of this machine" in capsys.readouterr().err
+
+
+async def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one():
+    variables = {"WS_CHAT_DRAIN_TIMOUT": "1", "WS_CHAT_URL": "ws://x", "WS_CHAT_QQ": "1"}
+    async with program("ws-chat", "--port", "0", **variables) as server:
+        await server.port()
+    assert "WS_CHAT_DRAIN_TIMOUT is not a setting and has no effect. Is it WS_CHAT_DRAIN_TIMEOUT?" in server.log
+    assert "WS_CHAT_QQ is not a setting and has no effect." in server.log
+    assert "WS_CHAT_URL is not" not in server.log
+
+
 async def test_a_command_that_cannot_run_leaves_its_status():
     status, _, err = await output("ws-chat", "serve", "frob")
 
@@ -209,7 +268,21 @@ async def test_a_command_that_cannot_run_leaves_its_status():
 def test_every_option_arrives(monkeypatch):
     ran = []
     monkeypatch.setattr(cli, "run", lambda settings, binding: ran.append(binding))
-    given = ["serve", "--host", "h", "--port", "1", "--uds", "u", "--workers", "2", "--log-level", "debug"]
+    given = [
+        "serve",
+        "--host",
+        "h",
+        "--port",
+        "1",
+        "--uds",
+        "u",
+        "--uds-mode",
+        "660",
+        "--workers",
+        "2",
+        "--log-level",
+        "debug",
+    ]
     given += [
         "--app",
         "m:a",
@@ -230,6 +303,7 @@ def test_every_option_arrives(monkeypatch):
             host="h",
             port=1,
             uds="u",
+            uds_mode=0o660,
             workers=2,
             log_level="debug",
             ssl_keyfile="k",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -20,6 +22,7 @@ usage: ws-chat [serve] [options]          start a server
 
 For the options of each: ws-chat serve --help, ws-chat chat --help
 """
+COMMANDS: Final = ("serve", "chat")
 LOG_LEVELS: Final = ("critical", "error", "warning", "info", "debug")  # not uvicorn's trace, which logs keys
 
 
@@ -35,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[:1] == ["serve"]:
         del arguments[0]
+    elif arguments and not arguments[0].startswith("-"):
+        near = difflib.get_close_matches(arguments[0], COMMANDS, 1)
+        hint = f"Did you mean `ws-chat {near[0]}`?" if near else f"The commands are {' and '.join(COMMANDS)}."
+        print(f"ws-chat: unknown command {arguments[0]!r}. {hint}", file=sys.stderr)
+        return 2
     options = ServeOptions(**vars(_parser().parse_args(arguments)))
     try:
         settings = Settings.load()
@@ -60,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default=default.host, help="address to listen on")
     serve.add_argument("--port", type=port, default=default.port, help="port to listen on; 0 chooses a free one")
     serve.add_argument("--uds", metavar="PATH", help="listen on this Unix domain socket instead")
+    serve.add_argument("--uds-mode", type=_mode, metavar="MODE", default="600", help="who may connect to it")
     serve.add_argument("--workers", type=count, default=default.workers, help="number of server processes")
     serve.add_argument("--log-level", choices=LOG_LEVELS, default=default.log_level, help="lowest level to log")
     serve.add_argument("--ssl-keyfile", metavar="FILE", help="private key, for https and wss")
@@ -69,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--root-path", default=default.root_path, help="path prefix that a proxy strips")
     return serve
+
+
+def _mode(text: str) -> int:
+    if not re.fullmatch("[0-7]{3}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a mode of three octal digits, such as 660")
+    return int(text, 8)
 
 
 def _whole_number(least: int, most: int, text: str) -> int:

@@ -173,31 +173,6 @@ async def test_interrupting_elsewhere_waits_for_the_end_however_slow_redis_is(sh
         assert (await elsewhere.receive())["type"] == "start"
 
 
-async def test_the_pong_after_a_cancel_waits_for_it(shared, serve, fake, monkeypatch):
-    """Only a refused cancel is answered."""
-    one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
-    fake.default = Reply([*text("a")[:2], Hang()])
-    monkeypatch.setattr("ws_chat.server.chat.websocket.ORDER_TIMEOUT", 0.01)
-    cancelling, go = asyncio.Event(), asyncio.Event()
-
-    async def away(_) -> None:
-        cancelling.set()
-        await go.wait()
-        raise ChatError("overloaded", "The shared log cannot be reached.", retry_after=1)
-
-    async with one.socket() as socket, other.socket() as elsewhere:
-        await begin(socket)
-        monkeypatch.setattr(other.relay._store, "cancel", away)
-        await elsewhere.send({"type": "cancel", "id": "r1"})
-        await elsewhere.send({"type": "ping"})
-        await cancelling.wait()
-        await elsewhere.send({"type": "resume", "id": "r9"})
-        assert (await elsewhere.receive())["error"]["code"] == "not_found", "other frames do not wait"
-        go.set()
-        assert (await elsewhere.receive())["error"]["code"] == "overloaded"
-        assert (await elsewhere.receive())["type"] == "pong"
-
-
 async def test_nothing_is_kept_of_what_has_ended(shared, serve, fake, windows):
     windows("redis.writer.KEPT", 0.01)
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)

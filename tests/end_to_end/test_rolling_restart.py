@@ -108,7 +108,7 @@ async def site(request, shared, fake, tmp_path) -> AsyncIterator[Site]:
         stack.push_async_callback(site.close)
         for place in (0, 1):
             await site.start(place)
-        await stack.enter_async_context(started)
+        proxy = await stack.enter_async_context(started)
         await until(lambda: listens(site.port), f"{request.param} to listen")
 
         async def ready() -> bool:
@@ -116,6 +116,8 @@ async def site(request, shared, fake, tmp_path) -> AsyncIterator[Site]:
 
         await until(ready, f"{request.param} to find its replicas")
         yield site
+    cut = [line for line in proxy.log.splitlines() if "incomplete response" in line]
+    assert cut == [], "only Caddy's log says why an answer was cut: to its client it ends in order"
 
 
 class Load:
@@ -139,10 +141,10 @@ class Load:
     async def _request(self, kind: str, method: str, url: str, **given: Any) -> None:
         async with httpx.AsyncClient(timeout=None) as client:
             response = await client.request(method, url, **given)
-        if response.status_code == 200 and events(response.content)[-1]["data"] == "[DONE]":
+        if response.status_code == 200 and [each["data"] for each in events(response.content)[-1:]] == ["[DONE]"]:
             self.done[kind] += 1
         else:
-            self.refused.append(f"{kind}: {response.status_code} {response.text[:200]}")
+            self.refused.append(f"{kind}: {response.status_code} {response.text[:200]!r} {response.headers}")
 
     async def _socket(self) -> None:
         try:

@@ -94,6 +94,14 @@ async def test_what_has_no_end_is_malformed(endless, raw, path):
         assert await code(raw) == "upstream_malformed"
 
 
+async def test_an_error_without_end_is_read_up_to_a_limit(raw):
+    head = b"HTTP/1.1 400 No\r\nContent-Type: text/plain\r\n" + CLOSED
+    raw.default = lambda: itertools.chain([head], itertools.repeat(b"no " * 10_000))
+
+    with bounded_memory(4 * MEGABYTES):
+        assert await code(raw) == "upstream_rejected"
+
+
 @pytest.mark.parametrize("status", [200, 400, 429, 503])
 async def test_a_compressed_response_is_not_decompressed(status, raw):
     bomb = gzip.compress(b" " * 40 * MEGABYTES, 1)
@@ -128,7 +136,7 @@ async def test_a_large_usage_breaks_no_answer_and_is_not_kept(raw):
     usage = event(choices=[], usage={"x": "y" * USAGE_LIMIT})
     raw.default = lambda: body(*text("a", usage=False)[:-1], usage)
     deltas, outcome = await answer(raw)
-    assert (deltas, outcome.finish_reason, outcome.usage) == ([{"content": "a"}], "stop", None)
+    assert (deltas, outcome.finish_reason, outcome.usage) == ([b'{"content":"a"}'], "stop", None)
 
     raw.default = lambda: body(usage, FINISH)
     assert await code(raw) == "upstream_malformed"
@@ -139,7 +147,7 @@ async def test_the_names_of_an_upstream_are_cut(raw):
     raw.default = lambda: body(event(model=name, choices=[{"delta": {"content": "a"}, "finish_reason": name}]))
 
     deltas, outcome = await answer(raw)
-    assert deltas == [{"content": "a"}]
+    assert deltas == [b'{"content":"a"}']
     assert outcome.model == outcome.finish_reason == "m" * NAME_LIMIT
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 import msgspec
@@ -78,7 +78,13 @@ class Resume(Struct, frozen=True, tag_field="type", tag="resume"):
 
 
 class Ping(Struct, frozen=True, tag_field="type", tag="ping"):
-    """Request a pong, for clients that cannot send a ping of the WebSocket protocol."""
+    """Request a pong, for clients that cannot send a ping of the WebSocket protocol.
+
+    With an `id`, it is answered after the frames before it that have this id: a cancel before it was accepted, unless
+    its refusal came first.
+    """
+
+    id: Id | UnsetType = UNSET
 
 
 class Chat(Struct, frozen=True):
@@ -90,18 +96,27 @@ class Chat(Struct, frozen=True):
     previous_id: str | None = None
     digest: bytes = b""
     """Of a named request: the same for requests that are equal as JSON values, `type` and `stream` left aside."""
+    instructions: str | None = None
+    """A system message in front of the whole conversation, which later generations do not inherit."""
+    echo: bytes = b""
+    """One JSON object that is stored with the request: what the Responses protocol repeats of it."""
+    generate: bool = True
+    """Whether the upstream is asked at all. If not, the answer is empty, and can be continued from."""
 
     @classmethod
     def of(cls, body: Mapping[str, Any], **names: Any) -> Self:
         """Encode `body`. `names`: `model`, `id` and `previous_id`."""
         # Encoded again, not cut out of the frame: an upstream must not find another value under a key that is given twice.
-        raw = {key: Raw(_encode_json(value)) for key, value in body.items()}
-        chat = cls(raw, **names)
+        chat = cls(encode_body(body), **names)
         if chat.id is None:
             return chat
         ours = {"model": chat.model, "previous_id": chat.previous_id}
-        request = raw | {key: Raw(_encode_json(value)) for key, value in ours.items() if value is not None}
+        request = {**chat.body, **encode_body({key: value for key, value in ours.items() if value is not None})}
         return msgspec.structs.replace(chat, digest=_digest(_encode_json(request)))
+
+
+def encode_body(body: Mapping[str, Any]) -> dict[str, Raw]:
+    return {key: Raw(_encode_json(value)) for key, value in body.items()}
 
 
 ClientFrame: TypeAlias = Chat | Cancel | Resume | Ping
@@ -118,7 +133,7 @@ def decode(data: str | bytes) -> ClientFrame:
 
     Raises InvalidFrameError (`invalid_json` or `invalid_request`).
     """
-    value = _decode_json(data)
+    value = decode_json(data)
     del data  # a large one need not stay while its values are encoded again
     if isinstance(value, list):
         value = {"messages": value}
@@ -136,7 +151,8 @@ def _valid_id(value: Any) -> str | None:
     return frame_id if isinstance(frame_id, str) and _ID.fullmatch(frame_id) else None
 
 
-def _decode_json(data: str | bytes) -> Any:
+def decode_json(data: str | bytes) -> Any:
+    """Decode JSON that can be encoded again. Raises InvalidFrameError (`invalid_json`, `too_large`)."""
     try:
         if isinstance(data, str):
             data = data.encode()
@@ -168,11 +184,11 @@ def has_too_many_values(data: bytes) -> bool:
 
 
 def _openings(data: bytes) -> int:
-    return sum(map(data.count, (b",", b"[", b"{")))
+    return len(data) - len(data.translate(None, b",[{"))
 
 
 def _digest(request: bytes) -> bytes:
-    return blake2b(_encode_sorted(_with_whole_numbers.decode(request)), digest_size=DIGEST_SIZE).digest()
+    return sha256(_encode_sorted(_with_whole_numbers.decode(request))).digest()[:DIGEST_SIZE]
 
 
 def _number(literal: str) -> int | float:
@@ -202,7 +218,7 @@ def _frame(value: dict[str, Any]) -> ClientFrame:
             case "resume":
                 return msgspec.convert(value, Resume)
             case "ping":
-                return Ping()
+                return msgspec.convert(value, Ping)
     except msgspec.ValidationError as error:
         raise _invalid(*_place(str(error))) from None
     raise _invalid("type")
@@ -269,24 +285,32 @@ class Start(Struct, frozen=True, tag_field="type", tag="start"):
 class Token(Struct, gc=False):
     """All deltas after the previous frame's seq, up to and including `seq`, joined to `delta`.
 
-    Its JSON has `type`, `id`, `seq`, and the fields of the delta; `types.TokenFrame` is its type. It is encoded once, for
-    all readers at the same position.
+    Its JSON has `type`, `id`, `seq`, and the fields of the delta; `types.TokenFrame` is its type. All readers at the same
+    position share one Token, and what was made of it: its JSON, a `message` (WebSocket), an `event` and a `text` (SSE).
     """
 
-    id: Id
+    head: bytes  # of its JSON, up to the seq
     seq: Seq
     delta: Delta
-    json: bytes
+    encoded: bytes | None = None
+    message: bytes | None = None
+    event: bytes | None = None
+    text: bytes | None = None
 
     @classmethod
     def of(cls, generation_id: str, seq: int, delta: Delta) -> Self:
-        # No id contains a character that JSON escapes.
-        return cls(
-            generation_id,
-            seq,
-            delta,
-            b'{"type":"token","id":"%b","seq":%d,%b' % (generation_id.encode(), seq, delta[1:]),
-        )
+        return cls(token_head(generation_id), seq, delta)
+
+    @property
+    def json(self) -> bytes:
+        if self.encoded is None:
+            self.encoded = b"%b%d,%b" % (self.head, self.seq, self.delta[1:])
+        return self.encoded
+
+
+def token_head(generation_id: str) -> bytes:
+    """Return the start of the JSON of a generation's tokens. No id contains a character that JSON escapes."""
+    return b'{"type":"token","id":"%b","seq":' % generation_id.encode()
 
 
 class Done(Struct, frozen=True, tag_field="type", tag="done"):
@@ -317,7 +341,9 @@ class Refused(Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
 
 
 class Pong(Struct, frozen=True, tag_field="type", tag="pong"):
-    """The answer to a ping."""
+    """The answer to a ping, with its `id`."""
+
+    id: Id | UnsetType = UNSET
 
 
 class GoAway(Struct, frozen=True, tag_field="type", tag="goaway", omit_defaults=True):

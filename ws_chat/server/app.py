@@ -24,15 +24,19 @@ from ws_chat.relay.events import LimitReached, Observers
 from ws_chat.relay.relay import Relay
 from ws_chat.server import describe
 from ws_chat.server.auth import by_key
-from ws_chat.server.chat.sender import DRAIN, UNPROTECTED, WRITE_TIMEOUT
+from ws_chat.server.chat.sender import DRAIN, LIMIT, UNPROTECTED, WRITE_TIMEOUT
 from ws_chat.server.chat.sse import SSEEndpoint
-from ws_chat.server.chat.websocket import WebSocketEndpoint
+from ws_chat.server.chat.websocket import ChatSocket
 from ws_chat.server.connections import Connections
 from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
 from ws_chat.server.page.page import FrontPage, Page, docs
-from ws_chat.server.settings import Settings, SettingsError
+from ws_chat.server.responses.http import ResponsesEndpoint
+from ws_chat.server.responses.responses import new_id
+from ws_chat.server.responses.websocket import ResponseSocket
+from ws_chat.server.settings import Settings, SettingsError, unknown_variables
+from ws_chat.server.sockets import UPGRADE_REQUIRED, WebSocketEndpoint
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
 from ws_chat.upstreams.demo import DemoUpstream
@@ -67,7 +71,10 @@ def create_app(
     `settings` are read from the environment by default, `upstream` and `store` chosen by the settings. `observers`
     receive events besides metrics and logs. `principal` authenticates requests in place of API keys.
     """
-    settings = settings or Settings.load()
+    if settings is None:
+        settings = Settings.load()
+        for warning in unknown_variables():
+            logger.warning(warning)
     if principal and settings.api_keys:
         raise SettingsError("WS_CHAT_API_KEYS conflicts with the principal= argument: use one of the two")
     metrics = Metrics()
@@ -96,6 +103,7 @@ def create_app(
     origins = Origins(settings.allowed_origins, hosts)
     connections = Connections(settings.max_connections, authenticate, origins, observe)
     sockets = WebSocketEndpoint(
+        ChatSocket,
         relay,
         connections,
         max_frame_bytes=settings.max_frame_bytes,
@@ -103,6 +111,15 @@ def create_app(
         new_id=_new_id,
     )
     streams = SSEEndpoint(relay, connections, max_body_bytes=settings.max_frame_bytes, new_id=_new_id)
+    response_sockets = WebSocketEndpoint(
+        ResponseSocket,
+        relay,
+        connections,
+        max_frame_bytes=settings.max_frame_bytes,
+        max_generations=settings.max_generations_per_connection,
+        new_id=new_id,
+    )
+    responses = ResponsesEndpoint(relay, connections, max_body_bytes=settings.max_frame_bytes, new_id=new_id)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -120,7 +137,12 @@ def create_app(
         await relay.open()
         connections.serving = True
         with metrics.measure(store):
-            yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout, UNPROTECTED: unprotected}
+            yield {
+                DRAIN: drain,
+                WRITE_TIMEOUT: settings.write_timeout,
+                LIMIT: lambda limit: observe(LimitReached(limit)),
+                UNPROTECTED: unprotected,
+            }
         await relay.close()
 
     async def readyz(_: Request) -> Response:
@@ -138,10 +160,14 @@ def create_app(
         redoc_url=None,
         # Plain ASGI: FastAPI's own handling would add half of the cost of a request.
         routes=[
+            Route("/v1/chat/stream", streams, methods=["POST"]),  # first: it is matched for each answer
             WebSocketRoute("/v1/chat/ws", sockets),
             Route("/v1/chat/ws", _upgrade_required),
-            Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
+            WebSocketRoute("/v1/responses", response_sockets),
+            Route("/v1/responses", responses, methods=["GET", "POST"]),
+            Route("/v1/responses/{id}", responses, methods=["GET", "DELETE"]),
+            Route("/v1/responses/{id}/cancel", responses, methods=["POST"]),
             WebSocketRoute("/{path:path}", _no_websocket),
             Route("/", front_page.answer),
             Route("/docs", docs),
@@ -225,13 +251,12 @@ async def _asyncapi(request: Request) -> Response:
 
 
 async def _no_websocket(websocket: WebSocket) -> None:
-    error = ErrorInfo.of("not_found", "There is no WebSocket at this path.")
+    error = ErrorInfo.of("not_found", "There is no WebSocket at this path: it is /v1/chat/ws.")
     await websocket.send_denial_response(error_response(error))
 
 
 async def _upgrade_required(_: Request) -> Response:
-    message = "This path is a WebSocket: the request needs `Upgrade: websocket`, which a proxy may have removed."
-    return error_response(ErrorInfo.of("invalid_request", message))
+    return error_response(ErrorInfo.of("invalid_request", UPGRADE_REQUIRED))
 
 
 def _new_id() -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
+import errno
 import logging
 import os
 import resource
@@ -61,6 +62,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     uds: str | None = None
+    uds_mode: int = 0o600
     workers: int = 1
     log_level: str = "info"
     ssl_keyfile: str | None = None
@@ -72,9 +74,10 @@ class ServeOptions:
 def run(settings: Settings, options: ServeOptions) -> None:
     """Serve until a signal. Exits the process with uvicorn's status when it cannot listen."""
     _check_certificate(options)
+    _check_address(options)
     _raise_file_limit()
     config = uvicorn.Config(options.app, **uvicorn_config(settings, options))
-    with _own_socket_file(options.uds):
+    with _socket_file(options) as sockets:
         if config.workers > 1:
             if not settings.redis_urls:
                 logger.warning(
@@ -83,10 +86,10 @@ def run(settings: Settings, options: ServeOptions) -> None:
                 )
             with tempfile.TemporaryDirectory(prefix="ws_chat-") as folder:
                 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
-                Supervisor(config, [config.bind_socket()]).run()
+                Supervisor(config, sockets or [config.bind_socket()]).run()
             return
         server = Server(config)
-        server.run()
+        server.run(sockets)
         if not server.started:
             sys.exit(STARTUP_FAILURE)
 
@@ -216,11 +219,14 @@ def uvicorn_config(settings: Settings, options: ServeOptions) -> dict[str, Any]:
         "level": options.log_level.upper(),
         "propagate": False,
     }
+    log_config["filters"] = {"redact": {"()": "ws_chat.server.observers.logs.RedactQueries"}}
+    for name in ("uvicorn.access", "uvicorn.error"):
+        log_config["loggers"][name]["filters"] = ["redact"]
     if not sys.stderr.isatty():
         factory = "ws_chat.server.observers.logs.JSONFormatter"
         log_config["formatters"] = {name: {"()": factory} for name in log_config["formatters"]}
     given = dataclasses.asdict(options)
-    del given["app"]
+    del given["app"], given["uds_mode"]
     return {
         **given,
         "log_config": log_config,
@@ -238,8 +244,11 @@ def _check_certificate(options: ServeOptions) -> None:
     """Exit with a message when the certificate cannot be loaded. uvicorn asks for the password of an encrypted key."""
     if options.ssl_certfile is None:
         if options.ssl_keyfile is not None:
-            sys.exit("ws-chat: --ssl-keyfile needs --ssl-certfile")
+            sys.exit("ws-chat: --ssl-keyfile needs --ssl-certfile, the file of the certificate")
         return
+    for option, file in (("--ssl-certfile", options.ssl_certfile), ("--ssl-keyfile", options.ssl_keyfile)):
+        if file is not None and not Path(file).is_file():
+            sys.exit(f"ws-chat: there is no file {file} ({option})")
     encrypted = False
 
     def password() -> str:
@@ -256,19 +265,64 @@ def _check_certificate(options: ServeOptions) -> None:
             sys.exit(f"ws-chat: cannot use {files}: {error}")
 
 
+_ADDRESS_HINTS: Final = {
+    errno.EADDRINUSE: "Choose another port with --port; `ss -ltnp sport = :{port}` shows the program that uses it",
+    errno.EACCES: "Ports below 1024 need a privilege: choose another one with --port, or put a proxy in front",
+    errno.EADDRNOTAVAIL: "--host must be an address of this machine",
+    socket.EAI_NONAME: "--host must be an address of this machine",
+}
+
+
+def _check_address(options: ServeOptions) -> None:
+    """Exit with a message and a hint when nothing can listen on the address; uvicorn gives no hint."""
+    if options.uds is not None:
+        return
+    try:
+        found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+                probe.listen()
+    except OSError as error:
+        if hint := _ADDRESS_HINTS.get(error.errno or 0):  # else uvicorn tries, and names the error
+            place, hint = f"{options.host}:{options.port}", hint.format(port=options.port)
+            sys.stderr.write(f"ws-chat: cannot listen on {place}: {error.strerror}. {hint}.\n")
+            sys.exit(STARTUP_FAILURE)
+
+
 @contextlib.contextmanager
-def _own_socket_file(path: str | None) -> Iterator[None]:
-    """Remove the socket file at the end. Exits with a message if a server runs on it, which uvicorn would replace."""
-    if path is None:
-        yield
+def _socket_file(options: ServeOptions) -> Iterator[list[socket.socket] | None]:
+    """Listen on the socket file, and remove it at the end; None if there is none.
+
+    uvicorn would let every user of the machine connect to it, and replace that of a running server. Exits with a message
+    if it cannot be used.
+    """
+    if (path := options.uds) is None:
+        yield None
         return
     if not (parent := Path(path).absolute().parent).is_dir():
         sys.exit(f"ws-chat: cannot listen on --uds {path}: there is no folder {parent}")
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe, contextlib.suppress(OSError):
         probe.connect(path)
         sys.exit(f"ws-chat: cannot listen on --uds {path}: a server is running there")
+    listening = socket.socket(socket.AF_UNIX)
+    umask = os.umask(0o777 & ~options.uds_mode)  # not a chmod afterwards: meanwhile anybody could connect
     try:
-        yield
+        if Path(path).is_socket():
+            Path(path).unlink()
+        listening.bind(path)
+        listening.listen()  # from now on a client waits, until the application has started
+    except OSError as error:
+        sys.exit(f"ws-chat: cannot listen on --uds {path}: {error}")
+    finally:
+        os.umask(umask)
+    listening.set_inheritable(True)
+    logging.getLogger("uvicorn.error").info("Uvicorn running on unix socket %s (Press CTRL+C to quit)", path)
+    try:
+        yield [listening]
     finally:
         Path(path).unlink(missing_ok=True)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
-from ws_chat.protocol.frames import Failed
+from ws_chat.protocol.frames import DIGEST_SIZE, Failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from ws_chat.protocol.deltas import Delta
     from ws_chat.protocol.errors import ErrorInfo
     from ws_chat.protocol.frames import Start, Terminal, Token
+    from ws_chat.stores.turns import MayGoOn
 
     OnEnd: TypeAlias = Callable[[Terminal], None]
     """Called with the terminal frame that a log has ended with."""
     Wake: TypeAlias = Callable[[int, Sequence[Delta]], None]
-    """Called with the seq of the log's last delta, and the deltas just written: none after the terminal frame, or a
-    fault."""
+    """Called with the seq of the log's last delta, and the deltas just written. None: after the terminal frame or a fault,
+    and where a log with very many readers announces several writes at once."""
+
+
+HEAD_LIMIT: Final = 4096
+"""Bytes that are kept of the request of a generation that failed before its first delta."""
 
 
 class GenerationKey(NamedTuple):
@@ -43,12 +48,23 @@ class LogExistsError(Exception):
 
 
 def failed_early(last: int, terminal: Terminal) -> bool:
-    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and the digest only.
+    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and `rest_of` its request.
 
     So requests that cost nothing do not evict, or fill a shared store with, answers that were paid for. The digest still
     detects another request under the same id.
     """
     return last == 0 and isinstance(terminal, Failed)
+
+
+def head_of(request: bytes) -> bytes:
+    """Return a stored request without its messages. JSON contains no line break: one ends what is before them."""
+    return request[: request.find(b"\n", DIGEST_SIZE) + 1 or DIGEST_SIZE]
+
+
+def rest_of(request: bytes) -> bytes:
+    """Return what is kept of the request of a generation that `failed_early`: its head, unless that is large."""
+    head = head_of(request)
+    return head if len(head) <= HEAD_LIMIT else head[:DIGEST_SIZE] + b"{}\n"
 
 
 class Log(Protocol):
@@ -66,7 +82,7 @@ class Log(Protocol):
     def request(self) -> bytes:
         """The request, as `ws_chat.relay.conversation` stores it: first the DIGEST_SIZE bytes of its digest.
 
-        After an end that `failed_early`, only the digest.
+        After an end that `failed_early`, `rest_of` that.
         """
 
     @property
@@ -85,9 +101,12 @@ class Log(Protocol):
     def size(self) -> int:
         """Bytes of its deltas."""
 
-    shared: Token | None
-    """The token frame that a reader made last, for the others at the same position. The log drops it with its last
-    watcher."""
+    shared: tuple[int, int, Token] | None
+    """The token frame that a reader made last, of the deltas after one seq up to another, for the others at that position.
+    The log drops it with its last watcher."""
+
+    may_go_on: MayGoOn
+    """Called by a reader that has sent a frame and has more (`Turns.may_go_on`)."""
 
     def after(self, seq: int, limit: int) -> Sequence[Delta]:
         """Return at most `limit` deltas after `seq`: fewer than there are if that is cheaper, none only at the end."""
@@ -111,7 +130,7 @@ class Log(Protocol):
     def watch(self, wake: Wake) -> None:
         """Call `wake` after every write, until `unwatch`. It must not block and must not raise.
 
-        Both may be called from within a `wake`: a reader that is removed may still be woken by that write, one that is
+        Very many readers are woken in several turns of the event loop, the first ones at once. Both may be called from within a `wake`: a reader that is removed may still be woken by that write, one that is
         added is not.
         """
 
@@ -171,6 +190,12 @@ class Store(Protocol):
 
     def remove(self, key: GenerationKey) -> None:
         """Remove a log of this process; does nothing if it is unknown. Other processes may still find it for a moment."""
+
+    async def forget(self, key: GenerationKey) -> None:
+        """Remove the log of a named generation that has ended, at once in this process and soon in others.
+
+        Its readers get it to its end. Does nothing if it is unknown.
+        """
 
     async def close(self) -> None:
         """Stop. Logs that other processes can read are kept for them."""

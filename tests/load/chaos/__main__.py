@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -36,9 +38,13 @@ SHOWN = 3
 
 async def one(name: str, seed: int, seconds: float, server: Path, rate: float, folder: Path) -> History:
     """Run the load under a nemesis for so long, and until all of it has ended. Logs go to `folder`."""
+    this = asyncio.current_task()
+    assert this
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that no replica is left behind
     nemesis = NEMESES[name]
     history = History(seed, name, nemesis.retention, RESUME_WINDOW)
-    async with site(history, server, folder, secondary=nemesis.secondary, clock=nemesis.clock) as here:
+    about = {"secondary": nemesis.secondary, "clock": nemesis.clock, "workers": nemesis.workers}
+    async with site(history, server, folder, **about) as here:
         async with loaded(here, seed, rate) as load, asyncio.TaskGroup() as group:
             chance = random.Random(f"{name}/{seed}")
             if nemesis.often:
@@ -91,6 +97,7 @@ def main() -> None:
     parser.add_argument("--server", type=Path, default=ROOT, help="a checkout with its .venv, whose `ws-chat` is run")
     parser.add_argument("--keep", type=Path, help="a folder for the histories, as JSON, and the logs of the replicas")
     options = parser.parse_args()
+    logging.getLogger("ws_chat.client").setLevel(logging.ERROR)  # it says each time that it tries again
     print(HEAD, flush=True)
     total = 0
     for seed in range(options.seed, options.seed + options.seeds):

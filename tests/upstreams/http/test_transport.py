@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
+import resource
+import socket
 import ssl
 
 import httpx2
@@ -15,9 +18,10 @@ from support.processes import need, output
 from support.raw import CHUNKED, OK, Raw
 from support.waiting import until
 
+from ws_chat.upstreams.http import body as body_module
 from ws_chat.upstreams.http import connection as connection_module
 from ws_chat.upstreams.http import transport as transport_module
-from ws_chat.upstreams.http.transport import PUSHED, PushTransport
+from ws_chat.upstreams.http.transport import PUSHED, RESERVED_FILES, PushTransport, files_left
 
 pytestmark = pytest.mark.anyio
 
@@ -100,6 +104,9 @@ async def test_a_connection_is_used_again_after_a_whole_body_only(raw, client):
     raw.scripts = [[LENGTH], [LENGTH], [OK + b"Connection: close\r\nContent-Length: 2\r\n\r\nhi"], [LENGTH]]
     for _ in range(3):
         await pushed(client, raw.url)
+        for connection in client._transport._open:
+            sock = connection._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)  # a NAT does not drop it silently
     assert raw.connections == 1
     await pushed(client, raw.url)
     assert raw.connections == 2
@@ -207,7 +214,7 @@ async def test_a_connection_whose_body_came_at_once_is_read_on_for_the_next(size
     raw.scripts = [[large], [LENGTH]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
-    await until(lambda: body._size > connection_module.BUFFER_LIMIT, "the buffer to be full")
+    await until(lambda: body._size > body_module.BUFFER_LIMIT, "the buffer to be full")
     got = []
     await body.push(lambda read: got.append(len(read)) or False)
     await response.aclose()
@@ -247,7 +254,7 @@ async def test_a_late_close_hits_no_request_that_came_after(raw, client):
 
 
 async def test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near(raw, client, monkeypatch):
-    monkeypatch.setattr(connection_module, "DRAIN_TIMEOUT", 600)
+    monkeypatch.setattr(body_module, "DRAIN_TIMEOUT", 600)
     raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"wait", b"0\r\n\r\n"], [LENGTH]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     await response.extensions[PUSHED].push(lambda _: True)
@@ -261,7 +268,7 @@ async def test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near(
 
 
 async def test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far(raw, client, monkeypatch):
-    monkeypatch.setattr(connection_module, "DRAIN_TIMEOUT", 0.01)
+    monkeypatch.setattr(body_module, "DRAIN_TIMEOUT", 0.01)
     raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"wait"], [LENGTH]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     await response.extensions[PUSHED].push(lambda _: True)
@@ -281,7 +288,7 @@ async def test_a_connection_that_is_lost_before_it_is_used_is_told_at_once(raw, 
     await until(lambda: connection not in transport._open, "the connection to be lost")
 
     with pytest.raises(httpx2.RemoteProtocolError):
-        await connection.exchange(b"GET / HTTP/1.1\r\n\r\n", None)
+        await connection.exchange(b"GET / HTTP/1.1\r\n\r\n", None, body_module.Body())
 
 
 @with_clock
@@ -308,8 +315,8 @@ async def test_a_body_that_nobody_takes_is_not_read_into_memory(raw, client):
     raw.scripts = [[OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x" * 1024 * 1024] * 8]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
-    await until(lambda: body._size > connection_module.BUFFER_LIMIT, "the buffer to be full")
-    assert not body._connection._transport.is_reading()
+    await until(lambda: body._size > body_module.BUFFER_LIMIT, "the buffer to be full")
+    assert not body.connection._transport.is_reading()
     assert body._size < 1024 * 1024
     assert sum([len(part) async for part in response.aiter_raw()]) == size
 
@@ -371,3 +378,18 @@ async def test_the_loss_of_many_idle_connections_takes_linear_time(raw, client, 
 
     assert not any(client._transport._idle.values())
     assert compared <= 2 * count
+
+
+async def test_the_last_file_descriptors_are_not_for_upstreams(client, raw, monkeypatch):
+    raw.default = lambda: [LENGTH]
+    with monkeypatch.context() as patch:
+        patch.setattr(transport_module, "files_left", lambda number: RESERVED_FILES // 2 - 1)
+        with pytest.raises(httpx2.ConnectError, match="file descriptors"):
+            await client.get(raw.url)
+    assert raw.requests == []
+    assert (await client.get(raw.url)).text == "hi"
+
+
+def test_how_many_files_are_left():
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert files_left(0) == (math.inf if limit == resource.RLIM_INFINITY else limit - 1)

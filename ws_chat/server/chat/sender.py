@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from ws_chat.protocol.frames import Frame
-
-    Encode: TypeAlias = Callable[[Frame], bytes]
-    """Encodes a frame; returns no bytes for a frame that the format leaves out."""
+    Encode: TypeAlias = Callable[[Any], bytes]
+    """Encodes a frame of the protocol; returns no bytes for a frame that the format leaves out."""
 
 logger = logging.getLogger("ws_chat.sender")
 
@@ -38,6 +36,8 @@ DRAIN: Final = "ws_chat.drain"
 """A key of the lifespan's state: the coroutine function that ends running generations before connections close."""
 WRITE_TIMEOUT: Final = "ws_chat.write_timeout"
 """A key of the lifespan's state: the seconds after which a peer that reads nothing is dropped."""
+LIMIT: Final = "ws_chat.limit"
+"""A key of the lifespan's state: the function that is called with the name of a limit that had an effect."""
 UNPROTECTED: Final = "ws_chat.unprotected"
 """A key of the lifespan's state: whether a real upstream can be used without an API key."""
 
@@ -50,7 +50,7 @@ class DirectWriter(Protocol):
 
     on_writable: Callable[[], None] | None
     sent: int
-    """Bytes of the encoded frames that were written."""
+    """Bytes of the frames that were written."""
     dropped: bool
     """Whether the connection ended because its peer read nothing, or answered no ping."""
 
@@ -63,7 +63,7 @@ class DirectWriter(Protocol):
     def is_gone(self) -> bool:
         """Whether it will never be writable again."""
 
-    def write_direct(self, encode: Encode, frame: Frame) -> None:
+    def write_direct(self, encode: Encode, frame: Any) -> None:
         """Send a frame. Does nothing on a closed connection."""
 
 
@@ -105,12 +105,12 @@ class ConnectionSender(ABC):
     """
 
     writable = False
-    write: Callable[[Frame], None]
+    write: Callable[[Any], None]
     dropped = False
 
     def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
-        self._replies: deque[Frame] = deque()
+        self._replies: deque[Any] = deque()
         self._room = asyncio.Event()  # for another reply
         self._closed = False
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -132,7 +132,7 @@ class ConnectionSender(ABC):
     def sent(self) -> int:
         """Bytes of the encoded frames that were written."""
 
-    def announce(self, frame: Frame) -> None:
+    def announce(self, frame: Any) -> None:
         """Send a frame of no generation, before those of waiting readers, without waiting for room."""
         self._replies.append(frame)
         if self.writable:
@@ -141,7 +141,7 @@ class ConnectionSender(ABC):
     def when_writable(self, callback: Callable[[], None]) -> None:
         self._waiting[callback] = None
 
-    async def reply(self, frame: Frame) -> None:
+    async def reply(self, frame: Any) -> None:
         """Send a frame of no generation, before those of waiting readers. Does nothing when closed.
 
         Waits while MAX_REPLIES are unsent, so that a client that does not read its replies is not read either. Some are
@@ -227,7 +227,7 @@ class AwaitedSender(ConnectionSender):
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._end)
 
-    def write(self, frame: Frame) -> None:
+    def write(self, frame: Any) -> None:
         if data := self._encode(frame):
             self._pending.append(data)
             self._size += len(data)

@@ -7,7 +7,6 @@ milliseconds after which an EventSource reconnects.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -16,6 +15,7 @@ from ws_chat.protocol.deltas import decode_delta
 from ws_chat.protocol.errors import ErrorBody
 from ws_chat.protocol.frames import Done, Failed, GoAway, Pong, Refused, Start, Token, encode
 from ws_chat.protocol.sse import PING, RETRY, event
+from ws_chat.server.exchange import Format
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,28 +24,26 @@ if TYPE_CHECKING:
     from ws_chat.protocol.frames import Frame, ServerFrame
 
 
-class Format(ABC):
-    """Encodes frames as events. `last` is the time of the last one, in seconds of `time.monotonic`.
+_OPENING: Final = b'{"content":"'
 
-    The event id of a named generation is `<seq>-<epoch>`, of an unnamed one `<seq>`.
-    """
+
+class ChatFormat(Format):
+    """The event id of a named generation is `<seq>-<epoch>`, of an unnamed one `<seq>`."""
 
     def __init__(self, epoch: str | None = None) -> None:
+        super().__init__()
         self._suffix = f"-{epoch}".encode() if epoch else b""
-        self.last = time.monotonic()
-
-    @abstractmethod
-    def encode(self, frame: Frame) -> bytes:
-        """Return a frame's event, or no bytes for a frame that this format leaves out."""
 
 
-class FramesFormat(Format):
+class FramesFormat(ChatFormat):
     """An event for each frame: its type, its position as the event id, and the same JSON as on the WebSocket."""
 
     def encode(self, frame: Frame) -> bytes:
         self.last = time.monotonic()
         if isinstance(frame, Token):
-            return b"event: token\nid: %d%b\ndata: %b\n\n" % (frame.seq, self._suffix, frame.json)
+            if frame.event is None:
+                frame.event = b"event: token\nid: %d%b\ndata: %b\n\n" % (frame.seq, self._suffix, frame.json)
+            return frame.event
         if isinstance(frame, Start | Done | Failed):
             name = str(frame.__struct_config__.tag).encode()
             return b"event: %b\nid: %d%b\ndata: %b\n\n" % (name, frame.seq, self._suffix, encode(frame))
@@ -54,7 +52,7 @@ class FramesFormat(Format):
         return RETRY if isinstance(frame, GoAway) else PING
 
 
-class TextFormat(Format):
+class TextFormat(ChatFormat):
     """The answer's text, then `[DONE]`; with event ids for named generations, which can be resumed."""
 
     def __init__(self, epoch: str | None = None, *, event_ids: bool = False, after_cr: bool = False) -> None:
@@ -65,6 +63,13 @@ class TextFormat(Format):
     def encode(self, frame: Frame) -> bytes:
         if not isinstance(frame, Token):
             return self._other(frame)
+        plain = frame.text
+        if plain is None:
+            plain = frame.text = self._plain(frame)
+        if plain:
+            self._after_cr = False
+            self.last = time.monotonic()
+            return plain
         text = decode_delta(frame.delta).get("content")
         if not isinstance(text, str):
             return b""
@@ -77,6 +82,16 @@ class TextFormat(Format):
         self._after_cr = text.endswith("\r")
         self.last = time.monotonic()
         return self._with_id(event(text), frame.seq)
+
+    def _plain(self, token: Token) -> bytes:
+        """Return the event of a delta that needs no decoding, for all readers; no bytes for any other.
+
+        It is nothing but a text (four quotes) without escapes, and so without a line break.
+        """
+        delta = token.delta
+        if delta.startswith(_OPENING) and b"\\" not in delta and delta.count(b'"') == 4:
+            return self._with_id(b"data: " + delta[len(_OPENING) : -2] + b"\n\n", token.seq)
+        return b""
 
     def _other(self, frame: ServerFrame) -> bytes:
         self.last = time.monotonic()
@@ -102,7 +117,7 @@ class TextFormat(Format):
 FORMATS: Final = frozenset({"text", "frames"})
 
 
-def format_named(name: str, start: Start, *, named: bool, before: Sequence[Delta] = ()) -> Format:
+def format_named(name: str, start: Start, *, named: bool, before: Sequence[Delta] = ()) -> ChatFormat:
     """Return a new format for a generation; the frames format has event ids always. `before`: the reader's last delta."""
     epoch = start.epoch or None
     if name == "frames":

@@ -4,7 +4,7 @@ Of a named generation, all in one slot of a Redis Cluster:
 
 - `ws_chat:{n}:id/<principal>/<id>`: string; the epoch of the generation that has this id, and the replica that runs it.
 - `ws_chat:{n}:log/<principal>/<id>/<epoch>`: stream; the generation's log. Its entries have explicit ids: `0-1` has the
-  digest of the request and the start frame, `0-2` the messages, `1-<seq>` the deltas up to that seq, one a line, and `2-0` the terminal frame.
+  head of the request and the start frame, `0-2` the messages, `1-<seq>` the deltas up to that seq, one a line, and `2-0` the terminal frame.
   Redis refuses an id that is not the highest, so a write that is repeated changes nothing, and after the end nothing is
   added. (An empty terminal frame: the generation was never begun.) A replica writes from the first delta that Redis has not confirmed, so entries may overlap; none may be missing.
 - `ws_chat:{n}:read/<principal>/<id>/<epoch>`: there while another replica has a reader.
@@ -13,7 +13,8 @@ Of the slot: `ws_chat:{n}:marker`, the `master_replid` of the Redis to which eve
 random value. It is missing when Redis has lost everything, and names another replid when a replica of Redis took over,
 which may lack the latest writes. `ws_chat:{n}:hold` is there after that until all replicas had time to write again.
 
-Of a replica: `ws_chat:{<replica>}:lease`, there while it lives, and `ws_chat:{<replica>}:cancels`, a set of logs.
+Of a replica: `ws_chat:{<replica>}:lease`, there while it lives, and `ws_chat:{<replica>}:cancels`, a set of logs to be
+cancelled or, with FORGET before them, forgotten.
 
 Every key expires.
 """
@@ -26,15 +27,19 @@ from zlib import crc32
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
+from ws_chat.stores.turns import Turns
+
 HEAD: Final = "0-1"
 MESSAGES: Final = "0-2"
 TERMINAL: Final = "2-0"
+FORGET: Final = b"forget "
 
 
 class Slot:
     """A part of the generations: their keys share one slot of a Redis Cluster. And what this replica knows of it."""
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, turns: Turns) -> None:
+        self.turns = turns
         self.prefix = f"ws_chat:{{{tag}}}:"
         self.keys = (f"{self.prefix}marker", f"{self.prefix}hold")
         self.marker: bytes | None = None
@@ -52,7 +57,8 @@ def slots(number: int) -> list[Slot]:
     for part in range(number):
         places = ((str(tag), key_slot(str(tag).encode()) * number // REDIS_CLUSTER_HASH_SLOTS) for tag in count())
         tags.append(next(tag for tag, place in places if place == part))
-    return [Slot(tag) for tag in tags]
+    turns = Turns()
+    return [Slot(tag, turns) for tag in tags]
 
 
 def slot_of(name: str, among: list[Slot]) -> Slot:
@@ -125,6 +131,16 @@ UNDO: Final = f"""
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 redis.pcall('XADD', KEYS[2], '{TERMINAL}', 'terminal', '')
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
+"""
+
+LOSE: Final = f"""
+-- KEYS: stream. ARGV: the terminal frame of a lost generation, before and after its seq.
+-- Ends a log after what it has, which may be less than a copy of it has. Returns whether there is a log.
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if not last then return 0 end
+local seq = string.match(last[1], '^1%-(%d+)$') or string.match(last[1], '^0%-') and 0
+if seq then redis.call('XADD', KEYS[1], '{TERMINAL}', 'terminal', ARGV[1] .. string.format('%d', seq + 1) .. ARGV[2]) end
+return 1
 """
 
 REPAIR: Final = f"""

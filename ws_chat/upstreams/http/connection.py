@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection to an upstream (RFC 9112), and the body of its response, pushed as it arrives.
+"""One HTTP/1.1 connection to an upstream (RFC 9112), which pushes the body of a response (body.py) as it arrives.
 
 Reading through awaits would wake a task for every token. Here the bytes of a body go from the event loop through the
 parser into a function, in the same turn. The pool and TLS are the transport's.
@@ -7,17 +7,10 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 
 - One request at a time. A connection is free again only when the parser has seen the whole response, the server keeps
   it open, and nothing came after the end (test_a_connection_is_used_again_after_a_whole_body_only).
-- A body is detached from its connection at the end of the response: closing it late, or twice, cannot hit the next request
-  (test_a_late_close_hits_no_request_that_came_after). Closing it earlier closes the connection, unless its reader had
-  what it needs and the end comes within DRAIN_TIMEOUT (test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near,
-  test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far).
 - The bytes before a fault are delivered before the fault is raised, however the stream is split into reads
   (test_what_came_before_a_fault_in_the_same_read_is_said).
 - Whatever ends the connection ends the wait for the head, or for the body; a body that is cut off is never complete
   (test_what_breaks_is_told_in_the_errors_of_httpx2, test_a_connection_that_is_lost_before_it_is_used_is_told_at_once).
-- A pushed body is never paused. One that is read piece by piece pauses the reading of the socket at BUFFER_LIMIT;
-  emptying the buffer resumes it, and so does the end of the response (test_a_body_that_nobody_takes_is_not_read_into_memory,
-  test_a_connection_whose_body_came_at_once_is_read_on_for_the_next).
 - Silence for the timeout, counted from the request or the last read, fails the request (test_silence_in_a_body_ends_it).
 - Interim responses (1xx) and trailers are skipped (test_a_body_arrives_whole_pushed_or_pulled); a 101 is a fault.
 - What is no body is bounded: at most OVERHEAD_LIMIT bytes of heads, trailers and chunk extensions in a row
@@ -30,21 +23,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import httptools
 import httpx2
 
+from ws_chat.upstreams.http.body import Head
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
-    Sink: TypeAlias = Callable[[bytes], bool]
-    """Receives a read; returns True when it needs no more."""
+    from ws_chat.upstreams.http.body import Body
 
-BUFFER_LIMIT: Final = 256 * 1024
-"""Bytes of a body that are buffered before reading from the socket is paused."""
-DRAIN_TIMEOUT: Final = 0.05
-"""Seconds in which a response must end after its last needed byte for its connection to be kept."""
 OVERHEAD_LIMIT: Final = 64 * 1024
 """Bytes without a piece of a body in them, after which a response is malformed."""
 DIRECT: Final = 4 * 1024
@@ -55,13 +45,11 @@ TURN_TIME: Final = 0.005
 """Seconds of a turn of the event loop in which waiting reads are parsed."""
 
 
+_NOTHING: Final = memoryview(b"")
+
+
 class StaleConnectionError(Exception):
     """A reused connection was closed before it answered: the server had closed it as idle."""
-
-
-class Head(NamedTuple):
-    status: int
-    headers: list[tuple[bytes, bytes]]
 
 
 class Turns:
@@ -78,14 +66,16 @@ class Turns:
     def _run(self) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + TURN_TIME
-        while self._waiting:
-            connection = self._waiting.popleft()
-            if connection.parse_slice():
-                self._waiting.append(connection)
-            if loop.time() >= end:
-                break
-        if self._waiting:
-            loop.call_soon(self._run)
+        try:
+            while self._waiting:
+                connection = self._waiting.popleft()
+                if connection.parse_slice():
+                    self._waiting.append(connection)
+                if loop.time() >= end:
+                    break
+        finally:
+            if self._waiting:
+                loop.call_soon(self._run)
 
 
 class Connection(asyncio.Protocol):
@@ -106,11 +96,13 @@ class Connection(asyncio.Protocol):
         self._turns = turns
         self._served = 0
         self._last = 0.0  # loop time of the request or the last read
-        self._timeout = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._head: asyncio.Future[Head] | None = None
+        self._timeout: float | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of a silence; it stays for the next request
+        self._drain: asyncio.TimerHandle | None = None
+        self._head: Head | None = None
+        self._answered: asyncio.Future[None] | None = None  # the head was received, or the body was pushed to its end
         self._body: Body | None = None
-        self._rest = b""  # of a large read, waiting in `turns`
+        self._rest = _NOTHING  # of a large read, waiting in `turns`
         self._held = False  # the body's buffer is full
         self._paused = False
         self.idle_since = 0.0
@@ -120,10 +112,12 @@ class Connection(asyncio.Protocol):
         """Whether the connection is closed, or about to be."""
         return self._transport.is_closing()
 
-    async def exchange(self, request: bytes, timeout: float | None) -> tuple[Head, Body]:
+    async def exchange(self, request: bytes, timeout: float | None, body: Body) -> Head:
         """Send a request and wait for the head of its response. `timeout`: seconds of silence, here and in the body.
 
-        Being cancelled closes the connection. Raises httpx2's errors, and StaleConnectionError.
+        A body with a sink is pushed into it, if the response is a plain success, and then this waits for its end too.
+        Being cancelled closes the connection. Raises httpx2's errors (none after the head: those are the body's), and
+        StaleConnectionError.
         """
         if self.closing:
             # `connection_lost`, which would end the wait, may have been called already.
@@ -133,29 +127,33 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._overhead = 0  # bytes since the last piece of a body
         self._heard = self._complete = self._surplus = self._keep_alive = self._ends_with_connection = False
-        self._head = self._loop.create_future()
-        self._body = body = Body(self)
+        self._head = None
+        self._answered = self._loop.create_future()
+        self._body = body
+        body.connection = self
         self._last = self._loop.time()
-        if timeout is not None:
+        if timeout != self._timeout:
+            self._stop_timer()
             self._timeout = timeout
+        if timeout is not None and self._timer is None:
             self._timer = self._loop.call_later(timeout, self._check_silence)
         self._transport.write(request)
         try:
-            return await self._head, body
+            await self._answered
         except BaseException:
             self.close()
             raise
+        return body.head  # this connection may serve another request already
 
     def close(self) -> None:
         """Close at once."""
         self._stop_timer()
-        self._rest = b""
+        self._rest = _NOTHING
         self._transport.abort()
 
     def close_unless_ended(self, within: float) -> None:
         """Close, unless the response ends `within` seconds."""
-        self._stop_timer()
-        self._timer = self._loop.call_later(within, self.close)
+        self._drain = self._loop.call_later(within, self.close)
 
     def pause(self) -> None:
         self._held = True
@@ -186,16 +184,16 @@ class Connection(asyncio.Protocol):
         self._last = self._loop.time()
         self._heard = True
         if self._rest:
-            self._rest += data
+            self._rest = memoryview(bytes(self._rest) + data)
         elif len(data) <= DIRECT:
             self._parse(data)
             return
         else:
-            self._rest = data
+            self._rest = memoryview(data)
             self._turns.add(self)
         self._update_reading()
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         body = self._body
         assert body  # noqa: S101  (for the type checker)
         fault: Exception | None = None
@@ -223,10 +221,11 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_lost(self)
+        self._stop_timer()
         while self._rest:
             self.parse_slice()
         self._parser = None  # it refers to this object: a cycle (as in uvicorn #1604)
-        if self._head and not self._head.done():
+        if self._body and not self._head:
             if not self._heard and self._served:
                 self._fail(StaleConnectionError())
             elif exc:
@@ -251,10 +250,11 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status >= 200 and self._head and not self._head.done():
+        if status >= 200 and self._head is None and self._answered and self._body:
             names = {name.lower() for name, _ in self._headers}
             self._ends_with_connection = not names & {b"content-length", b"transfer-encoding"}
-            self._head.set_result(Head(status, self._headers))
+            self._head = Head(status, self._headers, 200 <= status < 300 and b"content-encoding" not in names)
+            self._body.start(self._head, self._answered)
         self._headers = []  # for the final response after an interim one, or for trailers
 
     def on_body(self, body: bytes) -> None:
@@ -264,7 +264,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._complete:
             return
-        self._complete = self._head is not None and self._head.done()
+        self._complete = self._head is not None
         self._keep_alive = self._parser.should_keep_alive()  # after this call the parser has forgotten it (llhttp #147)
 
     def _join_parts(self) -> bytes:
@@ -274,9 +274,11 @@ class Connection(asyncio.Protocol):
 
     def _release(self) -> None:
         """End the body, and offer the connection for another request, or close it."""
-        self._stop_timer()
-        self._rest = b""
-        body, self._body, self._head = self._body, None, None
+        if self._drain:
+            self._drain.cancel()
+            self._drain = None
+        self._rest = _NOTHING
+        body, self._body = self._body, None
         self._served += 1
         if body:
             body.end()
@@ -285,18 +287,20 @@ class Connection(asyncio.Protocol):
             self.idle_since = self._loop.time()
             self._on_idle(self)
         else:
-            self._transport.abort()
+            self.close()
 
     def _fail(self, error: Exception) -> None:
         self.close()
-        body, head = self._body, self._head
-        self._body = self._head = None
-        if head and not head.done():
-            head.set_exception(error)
-        if body:
+        body, self._body = self._body, None
+        if self._head is None and self._answered and not self._answered.done():
+            self._answered.set_exception(error)
+        elif body:
             body.end(error)
 
     def _check_silence(self) -> None:
+        self._timer = None
+        if self._timeout is None or self._body is None:
+            return
         remaining = self._last + self._timeout - self._loop.time()
         if remaining <= 0:
             self._fail(httpx2.ReadTimeout("The server was silent for too long."))
@@ -313,102 +317,7 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _stop_timer(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-
-
-class Body(httpx2.AsyncByteStream):
-    """A response's body: pushed into a function, or read piece by piece like any httpx2 stream."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.deliver: Sink = self._keep
-        """Called with each read. An attribute, because a method that passes it on would cost a call for every token."""
-        self._connection = connection
-        self._reads: list[bytes] = []
-        self._size = 0
-        self._stopped = False  # the sink needs no more
-        self._ended = False  # the response has ended, and the connection may serve another one
-        self._error: Exception | None = None
-        self._changed: asyncio.Future[None] | None = None
-
-    async def push(self, sink: Sink) -> None:
-        """Pass every read to `sink` as it arrives; return at the end, or when `sink` returns True: it needs no more.
-
-        Raises what `sink` raises, and httpx2's errors.
-        """
-        while reads := self._take():
-            for read in reads:
-                if not self._stopped and sink(read):
-                    self.stop()
-                if len(reads) > 1:
-                    await asyncio.sleep(0)  # a flood, of which each read takes a while
-        if not (self._stopped or self._ended):
-            self.deliver = sink
-        while not (self._stopped or self._ended):
-            await self._change()
-        if self._error and not self._stopped:
-            raise self._error
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield each read. Raises httpx2's errors."""
-        while True:
-            for read in self._take():
-                yield read
-            if self._reads:
-                continue
-            if self._error:
-                raise self._error
-            if self._ended:
-                return
-            await self._change()
-
-    async def aclose(self) -> None:
-        """Release the connection; close it if the response does not end within DRAIN_TIMEOUT of the last needed byte."""
-        if self._ended:
-            return
-        if self._stopped:
-            self._connection.close_unless_ended(DRAIN_TIMEOUT)
-        else:
-            self._connection.close()
-
-    def stop(self) -> None:
-        """Deliver nothing more: the sink needs no more. Called by the connection."""
-        self._stopped = True
-        self.deliver = _discard
-        self._wake()
-
-    def end(self, error: Exception | None = None) -> None:
-        """End with the response, or with the error that broke it. Called by the connection."""
-        if not self._ended:
-            self._ended = True
-            self._error = error
-            self.deliver = _discard
-            self._wake()
-
-    def _keep(self, read: bytes) -> bool:
-        self._reads.append(read)
-        self._size += len(read)
-        if self._size > BUFFER_LIMIT:
-            self._connection.pause()
-        self._wake()
-        return False
-
-    def _take(self) -> list[bytes]:
-        reads, self._reads = self._reads, []
-        if self._size > BUFFER_LIMIT and not self._ended:
-            self._connection.resume()
-        self._size = 0
-        return reads
-
-    async def _change(self) -> None:
-        self._changed = asyncio.get_running_loop().create_future()
-        await self._changed
-
-    def _wake(self) -> None:
-        if self._changed and not self._changed.done():
-            self._changed.set_result(None)
-
-
-def _discard(_: bytes) -> bool:
-    return False
+        for timer in (self._timer, self._drain):
+            if timer:
+                timer.cancel()
+        self._timer = self._drain = None
