@@ -122,7 +122,7 @@ def create_app(
 
         await relay.open()
         connections.serving = True
-        with metrics.measure_lag():
+        with metrics.measure(store):
             yield {
                 DRAIN: drain,
                 WRITE_TIMEOUT: settings.write_timeout,
