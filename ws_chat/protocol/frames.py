@@ -78,7 +78,13 @@ class Resume(Struct, frozen=True, tag_field="type", tag="resume"):
 
 
 class Ping(Struct, frozen=True, tag_field="type", tag="ping"):
-    """Request a pong, for clients that cannot send a ping of the WebSocket protocol."""
+    """Request a pong, for clients that cannot send a ping of the WebSocket protocol.
+
+    With an `id`, it is answered after the frames before it that have this id: a cancel before it was accepted, unless
+    its refusal came first.
+    """
+
+    id: Id | UnsetType = UNSET
 
 
 class Chat(Struct, frozen=True):
@@ -90,18 +96,27 @@ class Chat(Struct, frozen=True):
     previous_id: str | None = None
     digest: bytes = b""
     """Of a named request: the same for requests that are equal as JSON values, `type` and `stream` left aside."""
+    instructions: str | None = None
+    """A system message in front of the whole conversation, which later generations do not inherit."""
+    echo: bytes = b""
+    """One JSON object that is stored with the request: what the Responses protocol repeats of it."""
+    generate: bool = True
+    """Whether the upstream is asked at all. If not, the answer is empty, and can be continued from."""
 
     @classmethod
     def of(cls, body: Mapping[str, Any], **names: Any) -> Self:
         """Encode `body`. `names`: `model`, `id` and `previous_id`."""
         # Encoded again, not cut out of the frame: an upstream must not find another value under a key that is given twice.
-        raw = {key: Raw(_encode_json(value)) for key, value in body.items()}
-        chat = cls(raw, **names)
+        chat = cls(encode_body(body), **names)
         if chat.id is None:
             return chat
         ours = {"model": chat.model, "previous_id": chat.previous_id}
-        request = raw | {key: Raw(_encode_json(value)) for key, value in ours.items() if value is not None}
+        request = {**chat.body, **encode_body({key: value for key, value in ours.items() if value is not None})}
         return msgspec.structs.replace(chat, digest=_digest(_encode_json(request)))
+
+
+def encode_body(body: Mapping[str, Any]) -> dict[str, Raw]:
+    return {key: Raw(_encode_json(value)) for key, value in body.items()}
 
 
 ClientFrame: TypeAlias = Chat | Cancel | Resume | Ping
@@ -118,7 +133,7 @@ def decode(data: str | bytes) -> ClientFrame:
 
     Raises InvalidFrameError (`invalid_json` or `invalid_request`).
     """
-    value = _decode_json(data)
+    value = decode_json(data)
     del data  # a large one need not stay while its values are encoded again
     if isinstance(value, list):
         value = {"messages": value}
@@ -136,7 +151,8 @@ def _valid_id(value: Any) -> str | None:
     return frame_id if isinstance(frame_id, str) and _ID.fullmatch(frame_id) else None
 
 
-def _decode_json(data: str | bytes) -> Any:
+def decode_json(data: str | bytes) -> Any:
+    """Decode JSON that can be encoded again. Raises InvalidFrameError (`invalid_json`, `too_large`)."""
     try:
         if isinstance(data, str):
             data = data.encode()
@@ -202,7 +218,7 @@ def _frame(value: dict[str, Any]) -> ClientFrame:
             case "resume":
                 return msgspec.convert(value, Resume)
             case "ping":
-                return Ping()
+                return msgspec.convert(value, Ping)
     except msgspec.ValidationError as error:
         raise _invalid(*_place(str(error))) from None
     raise _invalid("type")
@@ -325,7 +341,9 @@ class Refused(Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
 
 
 class Pong(Struct, frozen=True, tag_field="type", tag="pong"):
-    """The answer to a ping."""
+    """The answer to a ping, with its `id`."""
+
+    id: Id | UnsetType = UNSET
 
 
 class GoAway(Struct, frozen=True, tag_field="type", tag="goaway", omit_defaults=True):

@@ -10,6 +10,7 @@ from support.service import HELLO, joined, running
 from support.waiting import until
 
 from ws_chat import Settings, create_app
+from ws_chat.server import sockets
 from ws_chat.server.chat import websocket
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.testing import Reply, text
@@ -42,7 +43,7 @@ async def store() -> Store:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch) -> None:
-    monkeypatch.setattr(websocket, "ORDER_TIMEOUT", 0.05)
+    monkeypatch.setattr(sockets, "ORDER_TIMEOUT", 0.05)
 
 
 @pytest.fixture
@@ -84,6 +85,16 @@ async def test_frames_about_one_id_are_answered_in_their_order(service, store):
     assert (frames[0]["type"], frames[0]["id"]) == ("start", "r2")
     assert "not_found" not in [frame.get("error", {}).get("code") for frame in frames]
     assert frames[-1]["type"] == "done"
+
+
+async def test_a_ping_with_an_id_is_answered_after_the_frames_with_that_id(service, store):
+    async with service.socket() as socket:
+        await socket.send({"type": "cancel", "id": AWAY})
+        await socket.send({"type": "ping", "id": AWAY})
+        assert await socket.ask({"type": "ping"}) == {"type": "pong"}
+        assert await socket.ask({"type": "ping", "id": "r9"}) == {"type": "pong", "id": "r9"}
+        store.here.set()
+        assert await socket.receive() == {"type": "pong", "id": AWAY}
 
 
 async def test_frames_without_an_id_are_answered_in_their_order(service, store):
@@ -146,7 +157,7 @@ async def test_it_is_overloaded_in_the_end(service, monkeypatch):
 @pytest.mark.parametrize("limit", ["frames", "bytes"])
 async def test_a_client_that_sends_on_is_read_no_further(limit, service, store, monkeypatch):
     if limit == "frames":
-        monkeypatch.setattr(websocket, "MAX_UNANSWERED", 2)
+        monkeypatch.setattr(sockets, "MAX_UNANSWERED", 2)
     padding = "x" * (3 * 1024 * 1024 if limit == "bytes" else 1)
     read = []
     monkeypatch.setattr(websocket, "decode", lambda data, decode=websocket.decode: read.append(data) or decode(data))

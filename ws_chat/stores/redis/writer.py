@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import ResponseError
 
 from ws_chat.protocol.errors import RESTORING, ChatError
-from ws_chat.protocol.frames import DIGEST_SIZE, encode
+from ws_chat.protocol.frames import encode
 from ws_chat.stores.base import LogExistsError
 from ws_chat.stores.redis.connection import describe, evaluate, state_arguments
-from ws_chat.stores.redis.keys import CREATE, REPAIR, TERMINAL, UNDO, cancels
-from ws_chat.stores.redis.log import OwnLog, head, lost
+from ws_chat.stores.redis.keys import CREATE, FORGET, REPAIR, TERMINAL, UNDO, cancels
+from ws_chat.stores.redis.log import OwnLog, body, head, lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ class Writer:
         if self.get(names.pointer):
             raise LogExistsError
         keys = (*slot.keys, names.pointer, names.stream)
-        created = names.value, self._expiry, head(start, request), request[DIGEST_SIZE:]
+        created = names.value, self._expiry, head(start, request), body(request)
         try:
             _, _, found = await self._link.run(slot, CREATE, keys, *state_arguments(), *created)
         except BaseException:
@@ -98,6 +98,10 @@ class Writer:
         """Compare all logs of a slot with what Redis has, because it has lost something."""
         for log in self._logs():
             log.in_doubt = log.in_doubt or log.slot is slot
+
+    def forget(self, log: OwnLog) -> None:
+        """Keep an ended log no longer."""
+        self._ended.pop(log.names.pointer, None)
 
     async def write(self) -> None:
         """Write what is new, and carry out the cancels of other replicas."""
@@ -157,6 +161,8 @@ class Writer:
         for log in self._logs():
             if log.names.stream.encode() in streams and self.generations:
                 self.generations.cancel(log.key)
+            if FORGET + log.names.stream.encode() in streams:
+                self.forget(log)
         await self._link.pipeline([("SREM", self._cancels, *streams)])
 
     async def _write(self, logs: list[OwnLog]) -> None:
