@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw
 
 from ws_chat.protocol.errors import DRAINING, GONE, START_TIMED_OUT, UNREACHABLE, ChatError
 from ws_chat.protocol.frames import FROM_START, MAX_VALUES, Failed, Start, has_too_many_values
-from ws_chat.relay.access import Quota, Throttle, ThrottledError
+from ws_chat.relay.access import ROUTING_FIELDS, Quota, Throttle, ThrottledError
 from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, join_lists, messages_of
 from ws_chat.relay.events import Followed, Observers, ReadingEnded
 from ws_chat.relay.runner import Runner
@@ -39,14 +39,6 @@ if TYPE_CHECKING:
 START_TIMEOUT: Final = 8.5
 """Seconds in which a request is started or refused: clients are promised an answer within ten."""
 EPOCH_BYTES: Final = 6
-ROUTING_FIELDS: Final = frozenset(
-    {
-        *("models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "route", "preset", "plugins"),
-        *("engine", "deployment_id", "model_list", "user_config", "custom_llm_provider", "extra_body"),
-        *("api_base", "base_url", "api_key", "api_version"),
-    }
-)
-"""What routers (OpenRouter, LiteLLM) read beside `model`: other models, servers and keys. With an allow-list, refused."""
 JOINED_AT_ONCE: Final = 512
 """Deltas of an answer that are joined in one turn of the event loop, to continue from it."""
 
