@@ -107,7 +107,7 @@ def test_texts_that_are_joined_as_bytes_are_joined_as_any_other(deltas, ascii_on
     encoded = [json.dumps(delta, ensure_ascii=ascii_only, separators=(",", ":")).encode() for delta in deltas]
     joined, count = merge(encoded)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deltas_module, "_join_text", lambda _: None)
+        patch.setattr(deltas_module, "join_text", lambda _: None)
         expected, expected_count = merge(encoded)
     assert (decode_delta(joined), count) == (decode_delta(expected), expected_count)
     assert b"\n" not in joined

@@ -59,7 +59,7 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
     deltas = leading(deltas)
     if len(deltas) == 1:
         return deltas[0], 1
-    if text := _join_text(deltas):
+    if text := join_text(deltas):
         return text, len(deltas)
     joined = _Object(decode_delta(deltas[0]))
     count = 1
@@ -85,7 +85,7 @@ def leading(deltas: Sequence[Delta]) -> Sequence[Delta]:
     return deltas
 
 
-def _join_text(deltas: Sequence[Delta]) -> Delta | None:
+def join_text(deltas: Sequence[Delta]) -> Delta | None:
     """Join deltas with one text field, the same in all (nearly always), without decoding them; None for others.
 
     A quote inside of a text is escaped. So `","` in what follows the first text's opening quote belongs to a delta with

@@ -43,19 +43,22 @@ def test_a_reader_that_keeps_up_gets_each_event(name, end):
     assert written(tap) == [event for part in folded(ANSWERS[name], ENDS[end]) for event in part]
 
 
-def test_a_piece_of_text_is_the_same_as_the_event_of_its_fields():
-    """The event is cut together from the JSON of the delta: also its fields have the same order."""
+@pytest.mark.parametrize("field", ["content", "refusal", "reasoning_content", "reasoning"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_pieces_of_text_are_the_same_as_the_events_of_their_fields(field, count):
+    """The event is cut together from the JSON of the deltas: also its fields have the same order."""
     log, tap = MemoryLog(START), Tap()
     read(log, tap)
     for text in ("a", 'b"', '","c":"', "ö🎈\\\n", "\u2028"):
-        log.append([encode_delta({"content": text})])
-        log.append([encode_delta({"content": text, "other": 1})])
+        log.append([encode_delta({field: text})] * count)
+        log.append([encode_delta({field: text, "other": 1})] * count)
 
-    deltas = [event for event in tap.frames if b"text.delta" in event]
+    deltas = [event for event in tap.frames if b".delta" in event]
     assert len(deltas) == 10
     for cut, whole in zip(deltas[::2], deltas[1::2], strict=True):
         one, other = msgspec.json.decode(cut), msgspec.json.decode(whole)
         assert list(one) == list(other)
+        assert one["sequence_number"] + count == other["sequence_number"]
         assert {**one, "sequence_number": 0} == {**other, "sequence_number": 0}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
-from ws_chat.protocol.deltas import MERGE_SIZE
+from ws_chat.protocol.deltas import MERGE_SIZE, join_text
 from ws_chat.protocol.frames import Done
 from ws_chat.server.responses.types import (
     ArgumentsDelta,
@@ -28,6 +28,7 @@ from ws_chat.server.responses.types import (
     ItemDone,
     OutputMessage,
     OutputText,
+    Part,
     PartAdded,
     PartDone,
     ReasoningDelta,
@@ -50,17 +51,22 @@ from ws_chat.server.responses.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ws_chat.protocol.frames import Start, Terminal
-    from ws_chat.server.responses.types import Echo, Part, ResponseEvent
+    from ws_chat.server.responses.types import Echo, ResponseEvent
 
 _INCOMPLETE: Final = {
     "length": IncompleteDetails("max_output_tokens"),
     "content_filter": IncompleteDetails("content_filter"),
 }
 """The finish_reasons of an answer that was cut short."""
-_OPENING: Final = b'{"content":"'
+_PLAIN: Final[dict[type[Part], tuple[bytes, bytes, tuple[bytes, ...]]]] = {
+    OutputText: (b"output_text", b',"logprobs":[]', (b'{"content":"',)),
+    Refusal: (b"refusal", b"", (b'{"refusal":"',)),
+    ReasoningText: (b"reasoning_text", b"", (b'{"reasoning_content":"', b'{"reasoning":"')),
+}
+"""Of each kind of text: the name of its pieces, what they have besides, and how a delta with nothing else begins."""
 _decode_text: Final = msgspec.json.Decoder(str).decode
 _ERRORS: Final = {"upstream_rate_limited": "rate_limit_exceeded", "upstream_rejected": "invalid_prompt"}
 
@@ -74,8 +80,9 @@ class _Open:
     part: Part
     texts: list[str]
     """The pieces of the part's text, which are joined once."""
+    openings: tuple[bytes, ...] = ()
     before: bytes = b""
-    """The JSON of a piece of an OutputText before its text, and after it."""
+    """The JSON of a piece before its text, and after it."""
     after: bytes = b""
 
 
@@ -144,18 +151,21 @@ class Fold:
                     self._call(events, piece)
         return events
 
-    def plain(self, delta: bytes) -> bytes | None:
-        """Return the event of the next delta as JSON, if it is only a piece of the open text, as nearly all are.
+    def plain(self, deltas: Sequence[bytes]) -> bytes | None:
+        """Return the joined event of the next deltas as JSON, if they are only pieces of the open text, as nearly all are.
 
-        The event is the one of `feed`. None, and nothing happens, for other deltas.
+        It is what `feed` and `join` make of them. None, and nothing happens, for other deltas.
         """
         opened = self._open
-        # A quote inside of the text is escaped: `","` is before another field.
-        if not (opened and opened.before and delta.startswith(_OPENING) and delta.endswith(b'"}')) or b'","' in delta:
+        if opened is None:
             return None
-        text = delta[len(_OPENING) - 1 : -1]
+        delta = deltas[0] if len(deltas) == 1 else join_text(deltas)
+        # A quote inside of the text is escaped: `","` is before another field.
+        if delta is None or not (delta.startswith(opened.openings) and delta.endswith(b'"}')) or b'","' in delta:
+            return None
+        text = delta[delta.index(b':"') + 1 : -1]
         opened.texts.append(_decode_text(text))
-        self.number += 1
+        self.number += len(deltas)
         return b"%b%b%b%d}" % (opened.before, text, opened.after, self.number)
 
     def end(self, terminal: Terminal) -> list[Event]:
@@ -220,11 +230,10 @@ class Fold:
             self._open = opened = _Open(item, index, part(), [text])
         opened.item.content.append(opened.part)  # type: ignore[arg-type]
         index = len(opened.item.content) - 1
-        opened.before = opened.after = b""
-        if part is OutputText:
-            place = (opened.item.id.encode(), opened.output_index)
-            opened.before = b'{"type":"response.output_text.delta","item_id":"%b","output_index":%d,"delta":' % place
-            opened.after = b',"content_index":%d,"logprobs":[],"sequence_number":' % index
+        name, logprobs, opened.openings = _PLAIN[part]
+        place = (name, opened.item.id.encode(), opened.output_index)
+        opened.before = b'{"type":"response.%b.delta","item_id":"%b","output_index":%d,"delta":' % place
+        opened.after = b',"content_index":%d%b,"sequence_number":' % (index, logprobs)
         events.append(PartAdded(**self._place(opened), part=part()))
         return opened
 

@@ -109,7 +109,7 @@ class _EventSender:
             self._send(self._fold.end(frame))
 
     def write_deltas(self, deltas: Sequence[Delta]) -> None:
-        if len(deltas) == 1 and self._fold.number >= self._after and (event := self._fold.plain(deltas[0])):
+        if self._fold.number >= self._after and (event := self._fold.plain(deltas)):
             self._send_one(event)
         else:
             self._send(event for delta in deltas for event in self._fold.feed(decode_delta(delta)))
