@@ -56,13 +56,17 @@ class Tab:
         self.requests: list[str] = []
         page.set_default_timeout(PAGE_TIMEOUT)
         self._listeners = {
-            "console": lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None,
+            "console": lambda said: self._take(said.type, said.text),
             "pageerror": lambda error: self.complaints.append(str(error)),
             "request": lambda request: self.requests.append(request.url),
             "websocket": lambda socket: self.requests.append(socket.url),
         }
         for event, listener in self._listeners.items():
             page.on(event, listener)
+
+    def _take(self, kind: str, said: str) -> None:
+        if kind in ("error", "warning") and said != "Service Worker registration blocked by Playwright":
+            self.complaints.append(said)
 
     def leave(self) -> None:
         """Stop listening to the page."""
@@ -104,7 +108,8 @@ async def open_tab(context: BrowserContext, url: str) -> Tab:
     return tab
 
 
-VIEWPORT = {"width": 1280, "height": 800}
+# A service worker costs each visit CPU, and would serve one server's files to the next one's page.
+OPTIONS_OF_VISITS = {"viewport": {"width": 1280, "height": 800}, "service_workers": "block"}
 _pages: WeakKeyDictionary[Browser, Page] = WeakKeyDictionary()
 
 
@@ -120,7 +125,7 @@ async def visiting(
     origin = "/".join(url.split("/")[:3])
     async with contextlib.AsyncExitStack() as stack:
         if changes or options:
-            context = await browser.new_context(**{"viewport": VIEWPORT, **options})
+            context = await browser.new_context(**{**OPTIONS_OF_VISITS, **options})
             await stack.enter_async_context(context)
             tab = Tab(await context.new_page())
         else:
@@ -144,7 +149,7 @@ async def visiting(
 @contextlib.asynccontextmanager
 async def _shared_page(browser: Browser, origin: str) -> AsyncIterator[Page]:
     """Lend the page that visits share, and clear its storage at the end. After a failed visit there is a new page."""
-    page = _pages.pop(browser, None) or await (await browser.new_context(viewport=VIEWPORT)).new_page()
+    page = _pages.pop(browser, None) or await (await browser.new_context(**OPTIONS_OF_VISITS)).new_page()
     try:
         yield page
     except BaseException:

@@ -7,7 +7,6 @@ import logging
 import secrets
 import sys
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
@@ -30,7 +29,7 @@ from ws_chat.server.connections import Connections
 from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
-from ws_chat.server.page.page import FrontPage, Page, docs
+from ws_chat.server.page.page import FrontPage, Page, docs, service_worker
 from ws_chat.server.settings import Settings, SettingsError
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
@@ -121,7 +120,12 @@ def create_app(
     async def export_metrics(_: Request) -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    front_page = FrontPage([] if upstream else known_models(settings), hosts, needs_key=bool(settings.api_keys))
+    front_page = FrontPage(
+        [] if upstream else known_models(settings),
+        hosts,
+        needs_key=bool(settings.api_keys),
+        max_bytes=settings.max_frame_bytes,
+    )
     app = FastAPI(
         title="ws_chat",
         lifespan=lifespan,
@@ -136,7 +140,8 @@ def create_app(
             WebSocketRoute("/{path:path}", _no_websocket),
             Route("/", front_page.answer),
             Route("/docs", docs),
-            Mount("/static", Page(directory=Path(__file__).parent / "page" / "static")),
+            Mount("/static", Page()),
+            Route("/service-worker.js", service_worker),
             Route("/healthz", _healthz),
             Route("/readyz", readyz),
             Route("/metrics", export_metrics),
