@@ -1,8 +1,9 @@
 /* Generate load: load PORT KIND STREAMS SECONDS WARMUP SLOW MESSAGES PIDS…
  *
- * KIND is ws (our WebSocket), named (the same with an id for each request), text (our SSE, and the tutorial's), openai
- * (an OpenAI-compatible gateway) or idle (STREAMS sockets without a request). Every stream has a connection of its own
- * and sends the next request when an answer is complete. Every token is checked: its number follows the one before.
+ * KIND is ws (our WebSocket), text (our SSE, and the tutorial's), openai (an OpenAI-compatible gateway) or idle (STREAMS
+ * sockets without a request). ws+named and text+named give each request an id of its own; with +shared the n-th request
+ * of every stream has the same id, so that all of them read one answer. Every stream has a connection of its own and
+ * sends the next request when an answer is complete. Every token is checked: its number follows the one before.
  * Between WARMUP and WARMUP + SECONDS it counts tokens and answers, and measures the latency of each token, the time from
  * a request to its first token, and the CPU time of the processes PIDS; then it prints one line of JSON and exits. SLOW
  * of the streams read 2 KB every 100 ms. MESSAGES is the length of the history in each request. */
@@ -11,7 +12,8 @@
 enum { INPUT = 1 << 16, BUCKETS = 200000 };
 
 typedef struct Stream {
-  int fd, open, slow, wanted_out;
+  int fd, open, slow;
+  unsigned rounds;                         /* requests sent */
   unsigned next;                           /* the number of the token that must come next */
   int run, in_stamp;                       /* the digits seen so far of a number, or of a stamp */
   uint64_t number, stamp, asked;
@@ -29,14 +31,21 @@ static int poller, measuring, port;
 static char request[1 << 16], handshake[512];
 static size_t request_length;
 static char *id;                           /* where in the request its id stands, if it has one */
+static int shared;                         /* all streams send the same ids */
 static uint64_t tokens, answers, failed, wrong, late[BUCKETS + 1], first[BUCKETS + 1];
+
+static void number_request(Stream *s) {
+  static unsigned requests;
+  unsigned n = shared ? s->rounds++ : requests++;
+  for (int i = 0; i < 8; i++, n /= 26) id[i] = (char)('a' + n % 26);
+}
 
 static void ask(Stream *s) {
   s->next = 0;
   s->asked = now_us();
   s->matched = 0;
   if (kind != WS) s->head = s->part = 0;
-  for (char *letter = id; letter && ++*letter > 'z'; letter++) *letter = 'a';
+  if (id) number_request(s);
   if (send(s->fd, request, request_length, MSG_NOSIGNAL) != (ssize_t)request_length) die("send");
 }
 
@@ -148,7 +157,7 @@ static void take_http(Stream *s, const unsigned char *at, size_t length) {
 }
 
 static void connect_stream(Stream *s) {
-  *s = (Stream){.slow = s->slow};
+  *s = (Stream){.slow = s->slow, .rounds = s->rounds};
   s->fd = socket(AF_INET, SOCK_STREAM, 0);
   struct sockaddr_in address = local_address(port);
   if (connect(s->fd, (struct sockaddr *)&address, sizeof address)) die("connect");
@@ -220,12 +229,12 @@ static void prepare(int messages) {
     memcpy(request, head, sizeof head);
     memcpy(request + sizeof head, body, length);
     request_length = sizeof head + length;
-    if (id) id = request + sizeof head + 7;
   } else {
     request_length = (size_t)snprintf(request, sizeof request,
         "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer benchmark\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
         kind == TEXT ? "/v1/chat/stream" : "/v1/chat/completions", length, body);
   }
+  if (id) id = memmem(request, request_length, NAMED, 7) + 7;
   snprintf(handshake, sizeof handshake,
            "GET /v1/chat/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer benchmark\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
@@ -242,11 +251,14 @@ static uint64_t percentile(const uint64_t *times, double part) {
 int main(int argc, char **argv) {
   if (argc < 9) return fprintf(stderr, "usage: load PORT KIND STREAMS SECONDS WARMUP SLOW MESSAGES PIDS…\n"), 2;
   port = atoi(argv[1]);
-  if (!strcmp(argv[2], "named")) id = request;
-  else while (strcmp(KINDS[kind], argv[2])) kind++;
+  const char *with = strchr(argv[2], '+');
+  size_t named = with ? (size_t)(with - argv[2]) : strlen(argv[2]);
+  shared = with && !strcmp(with, "+shared");
+  if (with) id = request;
+  while (strncmp(KINDS[kind], argv[2], named)) kind++;
   int streams = atoi(argv[3]), slow = atoi(argv[6]), pids = argc - 8;
   double seconds = atof(argv[4]), warmup = atof(argv[5]), cpu_before, cpu_after;
-  long memory_before, memory_after;
+  long memory_before, memory_warm = 0, memory_after;
   prepare(atoi(argv[7]));
   raise_file_limit();
   usage(pids, argv + 8, &cpu_before, &memory_before);
@@ -265,8 +277,7 @@ int main(int argc, char **argv) {
     for (; asked < streams && (now - start) * (uint64_t)streams >= spread * (uint64_t)asked; asked++) ask(&all[asked]);
     if (!measuring && now - start >= (uint64_t)(warmup * 1e6)) {
       measuring = 1;
-      long now_kb;
-      usage(pids, argv + 8, &cpu_before, &now_kb);
+      usage(pids, argv + 8, &cpu_before, &memory_warm);
       from = now;
       until = now + (uint64_t)(seconds * 1e6);
     }
@@ -281,9 +292,9 @@ int main(int argc, char **argv) {
   double took = (double)(now_us() - from) / 1e6;
   usage(pids, argv + 8, &cpu_after, &memory_after);
   printf("{\"seconds\":%.3f,\"tokens\":%lu,\"answers\":%lu,\"failed\":%lu,\"wrong\":%lu,\"cpu\":%.3f,"
-         "\"memory_before_kb\":%ld,\"memory_after_kb\":%ld,\"p50_us\":%lu,\"p99_us\":%lu,"
+         "\"memory_before_kb\":%ld,\"memory_warm_kb\":%ld,\"memory_after_kb\":%ld,\"p50_us\":%lu,\"p99_us\":%lu,"
          "\"first_p50_us\":%lu,\"first_p99_us\":%lu}\n",
-         took, tokens, answers, failed, wrong, cpu_after - cpu_before, memory_before, memory_after,
+         took, tokens, answers, failed, wrong, cpu_after - cpu_before, memory_before, memory_warm, memory_after,
          percentile(late, 0.5), percentile(late, 0.99), percentile(first, 0.5), percentile(first, 0.99));
   return 0;
 }

@@ -2,16 +2,22 @@
 
     make bench                        the short form, in under 10 minutes; writes docs/performance.md
     python benchmarks/run.py --runs 5 --seconds 8 --sides ours-ws,vllm-router --scenarios paced,thousand
+    python benchmarks/run.py --slow   the same on a slow machine: see below
 
 The relay has one core; the mock upstream and the readers, both in C, share another. Sides are interleaved, so that a slow
 minute of the machine affects all of them. CPU and memory are read from /proc. The load generator checks the number of
 every token: one that is missing, doubled or out of order is an error. Everything listens on 127.0.0.1. Needs Linux and
 cc; sides that are not installed are named and left out.
+
+`--slow`: two processes that walk through memory share the relay's core, so that its caches are cold, and it may use
+60 % of that core, where control groups can be set.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -23,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +42,10 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 MOCK, RELAY, REDIS = 9470, 9471, 9472
 RELAY_CORE, LOAD_CORE = "0", "1"
+GROUPS = {  # 60 % of a core, with version 1 and version 2 of Linux's control groups
+    Path("/sys/fs/cgroup/cpu/ws_chat_bench"): {"cpu.cfs_period_us": "20000", "cpu.cfs_quota_us": "12000"},
+    Path("/sys/fs/cgroup/ws_chat_bench"): {"cpu.max": "12000 20000"},
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,9 @@ class Scenario:
     slow: int = 0
     messages: int = 1
     idle: bool = False
+    shared: bool = False  # all streams read one answer
+    kept: bool = False  # answers are named, and the memory of one that has ended counts
+    cold: bool = False  # the time from the start of the program to the end of its first answer
 
     @property
     def warmup(self) -> float:
@@ -64,20 +78,23 @@ SCENARIOS = {
     "requests": Scenario("50 clients, answers of one token", 50, 0, 1),
     "history": Scenario("the same, with 20 messages of history", 50, 0, 1, messages=20),
     "slow": Scenario("paced, with 20 slow readers", 120, 50, 500, slow=20),
+    "fan-out": Scenario("one answer at 4 tokens/s, 5,000 readers", 5000, 4, 40, shared=True),
     "idle": Scenario("10,000 open sockets", 10000, 1, 1, idle=True),
+    "kept": Scenario("50 streams, answers of 500 tokens that are kept", 50, 0, 500, kept=True),
+    "cold": Scenario("from the start of the program to the end of an answer of one token", 1, 0, 1, cold=True),
 }
 
 
 @dataclass(frozen=True)
 class Side:
-    """How to start a relay, and the `kind` of its clients: `ws`, `named`, `text` or `openai` (load.c).
+    """How to start a relay, and the `kind` of its clients: `ws`, `ws+named`, `text` or `openai` (load.c).
 
     `redis`: with a Redis server, on the core of the load.
     """
 
     kind: str
     command: Callable[[], list[str] | None]
-    scenarios: tuple[str, ...] = tuple(SCENARIOS)
+    scenarios: tuple[str, ...]
     pinned: bool = True
     redis: bool = False
 
@@ -101,6 +118,13 @@ def guarded() -> list[str]:
 def shared() -> list[str]:
     """Return the command of our server with its named generations in Redis."""
     return ["env", f"WS_CHAT_REDIS_URL=redis://127.0.0.1:{REDIS}/0", *ours()()]
+
+
+def floor() -> list[str] | None:
+    """Return the command of floor.py, where picows is installed."""
+    if importlib.util.find_spec("picows") is None:
+        return None
+    return [sys.executable, str(HERE / "floor.py"), str(RELAY), str(MOCK)]
 
 
 def tutorial(factory: str) -> Callable[[], list[str]]:
@@ -156,19 +180,21 @@ def litellm() -> list[str] | None:
 WORKER = f"http://127.0.0.1:{MOCK}"
 ROUTER = ("--host", "127.0.0.1", "--port", str(RELAY), "--log-level", "error", "--max-concurrent-requests", "20000")
 ALL = ("paced", "thousand", "crowd", "saturated", "requests", "slow")
-NAMED = ("paced", "thousand", "short", "saturated", "requests")
-FEW = ("paced", "saturated", "requests")
+NAMED = ("paced", "thousand", "short", "saturated", "requests", "kept")
+FEW = ("paced", "saturated", "requests", "cold")
+OURS = tuple(name for name in SCENARIOS if name != "kept")
 SIDES = {
-    "ours-ws": Side("ws", ours()),
-    "ours-named": Side("named", ours(), NAMED),
-    "ours-redis": Side("named", shared, NAMED, redis=True),
+    "ours-ws": Side("ws", ours(), OURS),
+    "ours-named": Side("ws+named", ours(), NAMED),
+    "ours-redis": Side("ws+named", shared, NAMED[:-1], redis=True),
     "ours-limits": Side("ws", guarded, ("paced", "thousand", "saturated", "requests")),
-    "ours-sse": Side("text", ours(), ALL),
+    "ours-sse": Side("text", ours(), (*ALL, "fan-out")),
+    "floor": Side("ws", floor, ("paced", "thousand", "crowd", "saturated", "requests")),
     "tutorial-async": Side("text", tutorial("create_async_app"), FEW),
     "tutorial-sync": Side("text", tutorial("create_sync_app"), ("requests",)),
-    "vllm-router": Side("openai", installed("vllm-router", "--worker-urls", WORKER, *ROUTER), ALL),
+    "vllm-router": Side("openai", installed("vllm-router", "--worker-urls", WORKER, *ROUTER), (*ALL, "cold")),
     "sglang-router": Side("openai", installed("sglang-router", "launch", "--worker-urls", WORKER, *ROUTER), FEW),
-    "litellm": Side("openai", litellm, ("paced", "requests")),
+    "litellm": Side("openai", litellm, ("paced", "requests", "cold")),
     "nginx": Side("openai", nginx, ALL[:-1]),
     "mock": Side("openai", list, ("saturated",)),
     # Not pinned: relay, mock and load share all cores.
@@ -184,16 +210,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
+    parser.add_argument("--slow", action="store_true", help="on a slow machine")
     parser.add_argument("--write", type=Path, help="the page whose table is replaced, and its chart beside it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        programs = {name: compile_program(name, Path(folder)) for name in ("mock", "load")}
+        programs = {name: compile_program(name, Path(folder)) for name in ("mock", "load", "neighbour")}
         results: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for scenario in options.scenarios.split(","):
             for _ in range(options.runs):
                 for side in options.sides.split(","):
                     if scenario in SIDES[side].scenarios:
-                        result = measure(programs, side, scenario, options.seconds)
+                        result = measure(programs, side, scenario, options.seconds, slow=options.slow)
                         if result:
                             results.setdefault((scenario, side), []).append(result)
     page = table(results, options)
@@ -219,7 +246,7 @@ def compile_program(name: str, folder: Path) -> str:
     return str(folder / name)
 
 
-def measure(programs: dict[str, str], side: str, scenario: str, seconds: float) -> dict[str, Any] | None:
+def measure(programs: dict[str, str], side: str, scenario: str, seconds: float, *, slow: bool) -> dict[str, Any] | None:
     """Run one side in one scenario. Return None when it is not installed or fails."""
     chosen, what = SIDES[side], SCENARIOS[scenario]
     command = chosen.command()
@@ -236,15 +263,23 @@ def measure(programs: dict[str, str], side: str, scenario: str, seconds: float) 
     processes = [start([*load_core, programs["mock"], str(MOCK), str(what.rate), str(what.count)], environ)]
     try:
         wait_for(MOCK)
+        if slow:
+            relay_core += quota()
+            limit = str(seconds + what.warmup + 90)
+            processes += [start(["taskset", "-c", RELAY_CORE, programs["neighbour"], limit], environ) for _ in range(2)]
         if redis:
             processes.append(start([*load_core, *redis], environ))
             wait_for(REDIS)
         if command:
+            started = time.monotonic()
             processes.append(start([*relay_core, *command], environ))
+            if what.cold:
+                return first_answer(processes[-1].pid, chosen.kind, started)
             wait_for(RELAY)
         port, pids = (RELAY, list(family(processes[-1].pid))) if command else (MOCK, [processes[0].pid])
+        kind = "idle" if what.idle else f"{chosen.kind}+shared" if what.shared else chosen.kind
         load = [
-            *(*load_core, programs["load"], str(port), "idle" if what.idle else chosen.kind),
+            *(*load_core, programs["load"], str(port), kind),
             *(str(what.streams), str(seconds), str(what.warmup), str(what.slow), str(what.messages), *map(str, pids)),
         ]
         done = subprocess.run(load, capture_output=True, text=True, timeout=seconds + 60, check=False)
@@ -258,6 +293,45 @@ def measure(programs: dict[str, str], side: str, scenario: str, seconds: float) 
         for process in reversed(processes):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        for folder in GROUPS:
+            with contextlib.suppress(OSError):  # there is none
+                folder.rmdir()
+
+
+def first_answer(pid: int, kind: str, started: float) -> dict[str, Any]:
+    """Ask until there is an answer; return the seconds since the start of the program, and its CPU time so far."""
+    path = "/v1/chat/completions" if kind == "openai" else "/v1/chat/stream"
+    body = json.dumps({"model": "mock", "stream": True, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{RELAY}{path}", body, {"Content-Type": "application/json"})
+    while time.monotonic() < started + 60:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                if b"[DONE]" in response.read():
+                    took = time.monotonic() - started
+                    return {"cold": took, "cpu": sum(map(cpu_of, family(pid))), "wrong": 0, "failed": 0}
+        except OSError:
+            time.sleep(0.01)
+    raise TimeoutError("no answer within 60 s")
+
+
+def cpu_of(pid: int) -> float:
+    """Return the CPU seconds of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def quota() -> list[str]:
+    """Return the words that start a command in a control group of 60 % of a core; none where that is not possible."""
+    for folder, setting in GROUPS.items():
+        try:
+            folder.mkdir(exist_ok=True)
+            for name, value in setting.items():
+                (folder / name).write_text(value)
+        except OSError:
+            continue
+        return ["sh", "-c", f'echo $$ > {folder}/cgroup.procs && exec "$@"', "sh"]
+    print("control groups cannot be set: the quota is left out", file=sys.stderr)
+    return []
 
 
 def start(command: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -291,7 +365,7 @@ def table(results: dict[tuple[str, str], list[dict[str, Any]]], options: argpars
         (
             f"Medians of {options.runs} interleaved runs of {options.seconds:g} s, {platform.machine()}, Python "
             f"{platform.python_version()}, one core for the relay: `python benchmarks/run.py --runs {options.runs} "
-            f"--seconds {options.seconds:g}`."
+            f"--seconds {options.seconds:g}{' --slow' * options.slow}`."
         ),
         "",
         "| scenario | side | CPU | ÷ ours-ws | per second | added latency p50 / p99 | first token p50 / p99 | memory |",
@@ -330,7 +404,7 @@ def redis_ratios(results: dict[tuple[str, str], list[dict[str, Any]]], scenario:
 def figure(runs: list[dict[str, Any]] | None, what: Scenario) -> float | None:
     """Return the median CPU per token, or per answer of one token, in microseconds. None where none was measured."""
     unit = "answers" if what.count == 1 else "tokens"
-    if not runs or what.idle or not all(run[unit] for run in runs):
+    if not runs or what.idle or what.kept or what.cold or not all(run[unit] for run in runs):
         return None
     return statistics.median(run["cpu"] / run[unit] * 1e6 for run in runs)
 
@@ -349,6 +423,11 @@ def row(runs: list[dict[str, Any]], what: Scenario, cpu: float | None, ratio: st
     if what.idle:
         each = (median("memory_after_kb") - median("memory_before_kb")) / what.streams
         return f" |  |  |  |  | {each:.1f} KB per socket"
+    if what.kept:
+        each = statistics.median((run["memory_after_kb"] - run["memory_warm_kb"]) / run["answers"] for run in runs)
+        return f" |  |  |  |  | {each:.1f} KB per answer"
+    if what.cold:
+        return f"{median('cpu'):.2f} s |  |  |  | {median('cold'):.2f} s | "
     if cpu is None:
         return "nothing came before an answer's end |  |  |  |  | "
     unit = "answers" if what.count == 1 else "tokens"
@@ -356,7 +435,10 @@ def row(runs: list[dict[str, Any]], what: Scenario, cpu: float | None, ratio: st
     cost = f"{cpu / 1000:.2f} ms per answer" if what.count == 1 else f"{cpu:.1f} µs per token"
     latency = milliseconds(median("p50_us"), median("p99_us")) if what.rate else ""
     first = milliseconds(median("first_p50_us"), median("first_p99_us"))
-    return f"{cost} | {ratio} | {rate:,.0f} {unit} | {latency} | {first} | {median('memory_after_kb') / 1024:.0f} MB"
+    memory = f"{median('memory_after_kb') / 1024:.0f} MB"
+    if what.rate and what.streams >= 1000:
+        memory += f", {(median('memory_after_kb') - median('memory_before_kb')) / what.streams:.0f} KB per stream"
+    return f"{cost} | {ratio} | {rate:,.0f} {unit} | {latency} | {first} | {memory}"
 
 
 if __name__ == "__main__":

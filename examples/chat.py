@@ -1,4 +1,4 @@
-"""Ask over the WebSocket and print the answer as it comes. Ctrl-C cancels the answer, not the connection.
+"""Ask, and print the answer as it arrives, complete even when the connection breaks. Ctrl-C cancels the answer.
 
 python examples/chat.py "Why is the sky blue?"
 """
@@ -7,56 +7,44 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import os
 import signal
 import sys
 
-from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from ws_chat.client import ClientError, connect
 
 
 async def ask(url: str, question: str, model: str | None) -> int:
     """Print one answer; return the exit status."""
-    request = {"messages": [{"role": "user", "content": question}]} | ({"model": model} if model else {})
-    async with connect(url, max_size=None, close_timeout=1) as websocket:
+    async with connect(url, patience=5) as chat:
+        reply = chat.ask(question, model=model)
         loop = asyncio.get_running_loop()
         cancels = []
 
         def cancel() -> None:
             loop.remove_signal_handler(signal.SIGINT)  # a second Ctrl-C ends the program
-            cancels.append(asyncio.create_task(websocket.send('{"type":"cancel"}')))
+            cancels.append(asyncio.create_task(reply.cancel()))
 
         loop.add_signal_handler(signal.SIGINT, cancel)
-        await websocket.send(json.dumps(request))
-        async for message in websocket:
-            frame = json.loads(message)
-            match frame["type"]:
-                case "token":
-                    print(frame.get("content", ""), end="", flush=True)
-                case "done":
-                    print()
-                    if frame["status"] == "cancelled":
-                        print(f"(cancelled after {frame['seq'] - 1} deltas)", file=sys.stderr)
-                    return 0
-                case "error":
-                    print(f"\n{frame['error']['code']}: {frame['error']['message']}", file=sys.stderr)
-                    return 1
-    return 1
+        async for text in reply.texts():
+            print(text, end="", flush=True)
+        print()
+        if reply.status == "cancelled":
+            print("(cancelled)", file=sys.stderr)
+    return 0
 
 
 def main() -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("question", nargs="?", default="やっほ")
-    parser.add_argument("--url", default="ws://127.0.0.1:8000/v1/chat/ws")
+    parser.add_argument("--url", default=os.environ.get("WS_CHAT_URL", "http://127.0.0.1:8000"))
     parser.add_argument("--model")
     options = parser.parse_args()
     try:
         return asyncio.run(ask(options.url, options.question, options.model))
-    except ConnectionClosed as error:
-        print(f"\nThe connection was closed before the answer was complete: {error}", file=sys.stderr)
-    except (OSError, InvalidStatus) as error:
-        print(f"{options.url}: {error}", file=sys.stderr)
+    except ClientError as error:
+        print(f"\n{error}", file=sys.stderr)
     except KeyboardInterrupt:
         print(file=sys.stderr)
     return 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import sys
 from urllib.parse import urlsplit
 
@@ -55,7 +56,7 @@ def main() -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("question", nargs="?", default="やっほ")
-    parser.add_argument("--url", default="ws://127.0.0.1:8000")
+    parser.add_argument("--url", default=os.environ.get("WS_CHAT_URL", "http://127.0.0.1:8000"))
     parser.add_argument("--model")
     options = parser.parse_args()
     try:

@@ -7,7 +7,7 @@ question=${question//\\/\\\\} question=${question//\"/\\\"}    # as JSON writes 
 curl -sSN \
   -H "Content-Type: application/json" \
   -d '{"messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"'"$question"'"}]}' \
-  "${URL:-http://127.0.0.1:8000/v1/chat/stream}" |
+  "${WS_CHAT_URL:-http://127.0.0.1:8000}/v1/chat/stream" |
 {
   event=none    # the name of the event being read; "text" once it has had a line of text
   ended=no

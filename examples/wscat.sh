@@ -2,12 +2,14 @@
 # Ask over the WebSocket with wscat, and see the frames as they come.
 # By hand: `wscat -c ws://127.0.0.1:8000/v1/chat/ws`, then type a frame and Enter.
 set -eo pipefail
+url=${WS_CHAT_URL:-http://127.0.0.1:8000}
+url=ws${url#http}/v1/chat/ws    # http becomes ws, and https wss
 question=${1:-やっほ}
 question=${question//\\/\\\\} question=${question//\"/\\\"}    # as JSON writes it
 
 # Its standard input stays open: when that ends, wscat closes the socket at once and prints nothing.
 coproc SOCKET {
-  exec wscat -c "${URL:-ws://127.0.0.1:8000/v1/chat/ws}" -x '{"messages":[{"role":"user","content":"'"$question"'"}]}' -w 600
+  exec wscat -c "$url" -x '{"messages":[{"role":"user","content":"'"$question"'"}]}' -w 600
 }
 exec {from}<&"${SOCKET[0]}"
 status=1

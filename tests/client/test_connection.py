@@ -254,3 +254,53 @@ async def test_goaway_is_honoured(word):
         assert (await first.end()).text == "old"
         await sockets[0].wait_closed()
         assert len(sockets) == 2
+
+
+async def test_with_move_what_runs_is_resumed_on_a_new_socket_as_soon_as_there_is_one():
+    sockets, resumed = [], []
+
+    async def answer(socket):
+        sockets.append(socket)
+        async for message in socket:
+            frame = json.loads(message)
+            if len(sockets) == 1:
+                await send_frames(socket, frame["id"], start() | {"epoch": "e1"}, token(1, "a"))
+                await send_frames(socket, None, {"type": "goaway", "deadline_ms": 600_000, "move": True})
+            else:
+                resumed.append(frame)
+                await send_frames(socket, frame["id"], start(1) | {"epoch": "e1"}, token(2, "b"), done(3))
+
+    async with scripted(answer) as url, connect(url) as chat:
+        reply = await chat.ask(HELLO)
+        await sockets[0].wait_closed()
+    assert reply.text == "ab"
+    assert resumed == [{"type": "resume", "id": reply.id, "after": 1, "epoch": "e1"}]
+    assert sockets[0].close_code == 1000
+
+
+async def test_with_move_and_no_other_server_what_runs_ends_where_it_is():
+    sockets, refused = [], asyncio.Event()
+
+    async def answer(socket):
+        sockets.append(socket)
+        frame = json.loads(await socket.recv())
+        await send_frames(socket, frame["id"], start(), token(1, "a"))
+        await send_frames(socket, None, {"type": "goaway", "deadline_ms": 600_000, "move": True})
+        await refused.wait()
+        await send_frames(socket, frame["id"], token(2, "b"), done(3))
+        await socket.wait_closed()
+
+    def admit(connection, _):
+        if sockets:
+            refused.set()
+            return connection.respond(503, "draining")
+        return None
+
+    reported = []
+    async with (
+        scripted(answer, process_request=admit) as url,
+        connect(url, on_retry=lambda *report: reported.append(report)) as chat,
+    ):
+        assert (await chat.ask(HELLO)).text == "ab"
+    assert len(sockets) == 1
+    assert reported == [], "nothing is wrong with the answer"

@@ -11,6 +11,8 @@ from server.test_access import MID_MINUTE
 from support.service import HELLO, both_paths, events, joined
 from support.waiting import until
 
+from ws_chat.protocol.frames import DIGEST_SIZE
+from ws_chat.stores.base import GenerationKey
 from ws_chat.testing import DONE, Cut, Hang, Reply, Wait, chunk, sse, text, usage_chunk
 
 pytestmark = [pytest.mark.anyio, both_paths]
@@ -449,12 +451,32 @@ async def test_continuing_one_that_runs_interrupts_it(service, fake):
 
 
 async def test_one_that_said_nothing_adds_nothing(service, fake):
-    fake.refuse(400, "no")
+    fake.reply([Hang()])
     async with service.socket() as socket:
-        await socket.chat(id="r1")
-        await socket.chat(previous_id="r1", messages=HELLO)
+        await socket.send({"id": "r1", "messages": HELLO})
+        await fake.request(1)
+        await socket.send({"previous_id": "r1", "messages": HELLO})
+        await socket.until_end("r1")
+        await socket.until_end()
 
     assert fake.requests[1].body["messages"] == [*HELLO, *HELLO]
+
+
+async def test_of_one_that_failed_before_its_first_delta_only_the_error_is_kept(service, fake):
+    fake.refuse(400, "no")
+    large = [{"role": "user", "content": "x" * 1_000_000}]
+    async with service.socket() as socket:
+        _, failed = await socket.chat(id="r1", messages=large)
+        refused = await socket.ask({"id": "r2", "previous_id": "r1", "messages": HELLO})
+        again = await socket.chat(id="r1", messages=large)
+        other = await socket.ask({"id": "r1", "messages": HELLO})
+
+    assert (refused["error"]["code"], refused["error"]["param"]) == ("not_found", "previous_id")
+    assert again[-1] == failed
+    assert other["error"]["code"] == "id_conflict"
+    assert len(fake.requests) == 1
+    log = await service.relay._store.get(GenerationKey("anonymous", "r1", named=True))
+    assert len(log.request) == DIGEST_SIZE
 
 
 async def test_a_tool_round_trip_needs_only_the_results(service, fake):

@@ -51,7 +51,7 @@ async def test_its_reading_script(exchange):
 async def test_our_reading_script(service, fake):
     need("curl")
     fake.default = Reply(text("one\n", "\n two", " \nthree\r\n", "四 ", "\\n %s"))
-    status, out, _ = await output(str(ROOT / "examples/typed.sh"), URL=service.stream_url)
+    status, out, _ = await output(str(ROOT / "examples/typed.sh"), WS_CHAT_URL=service.url)
 
     assert (status, out.decode()) == (0, "one\n\n two \nthree\n四 \\n %s\n")
 
@@ -59,11 +59,11 @@ async def test_our_reading_script(service, fake):
 async def test_our_reading_script_tells_errors(service, fake):
     need("curl")
     fake.default = Reply(text("a", finish_reason=None))
-    status, out, err = await output(str(ROOT / "examples/typed.sh"), URL=service.stream_url)
+    status, out, err = await output(str(ROOT / "examples/typed.sh"), WS_CHAT_URL=service.url)
     assert (status, out.decode()) == (1, "a\n")
     assert b"upstream_incomplete" in err
 
     fake.refuse(400, "no such thing")
-    status, out, err = await output(str(ROOT / "examples/typed.sh"), URL=service.stream_url)
+    status, out, err = await output(str(ROOT / "examples/typed.sh"), WS_CHAT_URL=service.url)
     assert status == 1
     assert b"no such thing" in err

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-import copy
+import json
+import math
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ws_chat.protocol.deltas import merge, strip_empty
+from ws_chat.protocol import deltas as deltas_module
+from ws_chat.protocol.deltas import MERGE_LIMIT, decode_delta, encode_delta, merge
 
 
 @pytest.mark.parametrize(
@@ -20,10 +22,12 @@ from ws_chat.protocol.deltas import merge, strip_empty
         ({"content": " ", "reasoning_content": "\n"}, {"content": " ", "reasoning_content": "\n"}),
         ({"type": "x", "id": "y", "seq": 4, "content": "a"}, {"content": "a"}),
         ({"count": 0, "flag": False}, {"count": 0, "flag": False}),
+        ({"logprobs": -math.inf}, {"logprobs": None}),
     ],
 )
 def test_only_what_is_worth_a_frame_is_left(delta, left):
-    assert strip_empty(delta) == left
+    encoded = encode_delta(delta)
+    assert (json.loads(encoded) if encoded else {}) == left
 
 
 def call(index: Any, arguments: str | None = None, **head: Any) -> dict[str, Any]:
@@ -66,17 +70,51 @@ MERGED = [
 
 @pytest.mark.parametrize(("deltas", "joined", "count"), MERGED)
 def test_neighbours_become_one(deltas, joined, count):
-    before = copy.deepcopy(deltas)
+    merged, merged_count = merge(raw(deltas))
+    assert (decode_delta(merged), merged_count) == (joined, count)
 
-    assert merge(deltas) == (joined, count)
-    assert deltas == before, "the log's own deltas are never changed"
+
+def raw(deltas: list[dict[str, Any]]) -> list[bytes]:
+    """Return deltas as bytes, empty ones too."""
+    return [json.dumps(delta, ensure_ascii=False, separators=(",", ":")).encode() for delta in deltas]
 
 
 def test_a_joined_delta_does_not_grow_to_any_size():
     for delta in ({"content": "x" * 1000}, {"logprobs": {"content": [{"token": "x" * 1000}]}}):
-        joined, count = merge([delta] * 512)
-        assert 256 <= count < 300
-        assert 255 * 1000 <= len(str(joined)) < 300 * 1024
+        joined, count = merge(raw([delta] * 512))
+        assert 250 <= count < 300
+        assert 255 * 1000 <= len(joined) < 300 * 1024
+    assert merge(raw([{"content": "x" * 300_000}] * 3))[1] == 1
+    assert merge(raw([{"content": "x"}] * 600))[1] == MERGE_LIMIT
+
+
+TRICKY = st.text(alphabet='a,":{}\\\n\u2028é😀', max_size=6)
+TEXT_DELTAS = st.lists(
+    st.one_of(
+        TRICKY.map(lambda text: {"content": text}),
+        st.dictionaries(
+            st.sampled_from(["content", "r", 'q":"', "b\\"]), TRICKY | st.just([":", ","]), min_size=1, max_size=2
+        ),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(TEXT_DELTAS, st.booleans())
+def test_texts_that_are_joined_as_bytes_are_joined_as_any_other(deltas, ascii_only):
+    encoded = [json.dumps(delta, ensure_ascii=ascii_only, separators=(",", ":")).encode() for delta in deltas]
+    joined, count = merge(encoded)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deltas_module, "_join_text", lambda _: None)
+        expected, expected_count = merge(encoded)
+    assert (decode_delta(joined), count) == (decode_delta(expected), expected_count)
+    assert b"\n" not in joined
+    if count == len(deltas) and all(
+        delta.keys() == {"content"} and isinstance(delta["content"], str) for delta in deltas
+    ):
+        assert deltas_module._join_text(encoded) == joined, "without decoding"
 
 
 VALUES = st.recursive(
@@ -127,9 +165,9 @@ def test_whatever_is_merged_the_same_is_told(deltas, data):
     at = 0
     while at < len(deltas):
         lag = data.draw(st.integers(1, len(deltas) - at))
-        delta, count = merge(deltas[at : at + lag])
+        delta, count = merge(raw(deltas[at : at + lag]))
         assert 1 <= count <= lag
-        frames.append(delta)
+        frames.append(decode_delta(delta))
         at += count
 
     assert whole(frames) == whole(deltas)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from msgspec import UNSET
 
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.frames import (
+    MAX_VALUES,
     Cancel,
     Chat,
     Done,
@@ -22,6 +24,7 @@ from ws_chat.protocol.frames import (
     Refused,
     Resume,
     Start,
+    Token,
     decode,
     encode,
 )
@@ -108,7 +111,7 @@ def test_a_chat_is_read():
         '"extra_headers":{"a":1},"timeout":5,"messages":[{"role":"user","content":[{"type":"text"}]}]}'
     )
 
-    assert frame == Chat(
+    assert frame == Chat.of(
         body={
             "n": 1,
             "temperature": 0.1,
@@ -124,7 +127,7 @@ def test_a_chat_is_read():
 
 @pytest.mark.parametrize("data", [json.dumps(HI), json.dumps({"messages": HI}), json.dumps({"messages": HI}).encode()])
 def test_a_bare_list_is_a_chat(data):
-    assert decode(data) == Chat(body={"messages": HI})
+    assert decode(data) == Chat.of(body={"messages": HI})
 
 
 def test_the_other_frames_are_read():
@@ -142,13 +145,65 @@ def test_of_a_key_given_twice_the_last_counts():
     assert decode('{"type":"cancel","id":"a","id":"b"}') == Cancel("b")
 
 
+@pytest.mark.parametrize(
+    ("given", "body"),
+    [
+        ('"model":"a","model":"b"', {}),
+        ('"tools":[1],"tools":[{"a":1,"a":[2,{"b":3,"b":4}]}]', {"tools": [{"a": [2, {"b": 4}]}]}),
+        ('"messages":[],"messages":[{"role":"x","role":"user"}]', {}),
+        ('"n":8,"n":1', {"n": 1}),
+    ],
+)
+def test_what_is_checked_is_what_is_passed_on(given, body):
+    frame = decode('{"messages":[{"role":"user"}],' + given + "}")
+
+    assert isinstance(frame, Chat)
+    assert frame.model in (None, "b")
+    sent = msgspec.json.encode(frame.body)
+    assert sent == msgspec.json.encode(json.loads(sent)), "no key is there twice"
+    assert json.loads(sent) == {"messages": [{"role": "user"}], **body}
+
+
+def many(value: bytes, count: int) -> bytes:
+    return b'{"id":"r1","messages":[{"role":"user","content":[' + b",".join([value] * count) + b"]}]}"
+
+
+# With the comma after each.
+COUNTED = {
+    b"[]": 2,
+    b"{}": 2,
+    b"1": 1,
+    b" null ": 1,
+    b'""': 1,
+    b'"\\","': 1,
+    b'"\\\\\\"[["': 1,
+    b'{"a":{"[":0}}': 3,
+    b"[[1]]": 3,
+}
+
+
+@pytest.mark.parametrize(("value", "counted"), COUNTED.items())
+def test_a_request_has_not_too_many_values(value, counted):
+    assert isinstance(decode(many(value, MAX_VALUES // counted - 5)), Chat)
+
+    with pytest.raises(InvalidFrameError) as caught:
+        decode(many(value, MAX_VALUES // counted))
+
+    assert caught.value.info.code == "too_large"
+
+
+def test_text_is_one_value_whatever_is_in_it():
+    text = json.dumps('[{"a": 1, "b": [2, "\\\\"]}], ' * 30_000).encode()
+    assert isinstance(decode(many(text, 1)), Chat)
+
+
 def test_numbers_are_passed_on_as_given():
     frame = decode('{"messages":[{"role":"user"}],"seed":123456789012345678901234567890,"top_p":1.0,"x":-0.5e-3}')
 
     assert isinstance(frame, Chat)
-    assert frame.body["seed"] == 123456789012345678901234567890
-    assert repr(frame.body["top_p"]) == "1.0"
-    assert frame.body["x"] == -0.0005
+    assert bytes(frame.body["seed"]) == b"123456789012345678901234567890"
+    assert bytes(frame.body["top_p"]) == b"1.0"
+    assert float(bytes(frame.body["x"])) == -0.0005
 
 
 @pytest.mark.parametrize("name", BAD_JSON)
@@ -229,7 +284,8 @@ def test_what_is_passed_on_is_what_was_given(value, text):
     except InvalidFrameError:
         return
     assert isinstance(frame, Chat)
-    assert frame.body == {"messages": [{"role": "user", "content": text}], "metadata": value}
+    body = {key: json.loads(bytes(raw)) for key, raw in frame.body.items()}
+    assert body == {"messages": [{"role": "user", "content": text}], "metadata": value}
 
 
 SERVER_FRAMES = [
@@ -294,8 +350,9 @@ def test_a_server_frame_is_one_line_of_json_type_first(frame, value):
     assert b"\n" not in data
 
 
-def test_infinity_from_an_upstream_is_sent_as_null():
-    assert encode({"type": "token", "logprobs": -math.inf}) == b'{"type":"token","logprobs":null}'
+def test_a_token_frame_is_its_delta_with_the_position_in_front():
+    frame = Token.of("r1", 7, b'{"content":"a","x":[1]}')
+    assert encode(frame) == b'{"type":"token","id":"r1","seq":7,"content":"a","x":[1]}'
 
 
 def test_a_terminal_frame_is_read_again_as_it_was():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,9 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ws_chat.protocol import deltas as deltas_module
-from ws_chat.protocol.deltas import ToolCalls, merge
+from ws_chat.protocol.deltas import ToolCalls
 
 HEAD = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
+
+
+def merge(deltas: list[dict[str, Any]]) -> tuple[dict[str, Any], int]:
+    merged, count = deltas_module.merge([json.dumps(delta).encode() for delta in deltas])
+    return json.loads(merged), count
 
 
 def arguments(text: str, index: Any = 0, **head: Any) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.frames import Chat, decode
-from ws_chat.relay.conversation import assistant_message, conversation, encode_request, is_same_request
+from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, messages_of
 
 HI = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
@@ -18,8 +19,15 @@ PIECES = [
 ]
 
 
+def assistant_message(deltas):
+    answer = Answer()
+    for delta in deltas:
+        answer.add([encode_delta(delta)])
+    return answer.message()
+
+
 def chat(**request) -> Chat:
-    frame = decode(json.dumps({"messages": [HI], **request}))
+    frame = decode(json.dumps({"messages": [HI], "id": "r1", **request}))
     assert isinstance(frame, Chat)
     return frame
 
@@ -50,20 +58,80 @@ def test_what_was_said_is_one_message(deltas, message):
 
 
 def test_a_conversation_goes_on_from_what_was_asked_and_said():
-    first = encode_request(chat(), [])
-    second_messages = [*conversation(first, [{"content": "Hello"}])]
-    second = encode_request(chat(messages=[{"role": "user", "content": "more"}], previous_id="r1"), second_messages)
+    first = encode_request(chat(), b"")
+    before = conversation(messages_of(first), assistant_message([{"content": "Hello"}]))
+    second = encode_request(chat(messages=[{"role": "user", "content": "more"}], previous_id="r1"), before)
 
-    assert second_messages == [HI, {"role": "assistant", "content": "Hello"}]
-    assert conversation(second, []) == [*second_messages, {"role": "user", "content": "more"}]
+    assert json.loads(before) == [HI, {"role": "assistant", "content": "Hello"}]
+    assert json.loads(messages_of(second)) == [*json.loads(before), {"role": "user", "content": "more"}]
+    assert conversation(messages_of(second), None) == messages_of(second)
 
 
 def test_the_same_request_is_known_again():
-    kept = encode_request(chat(temperature=1, tools=[{"x": [1, {"y": None}]}], model="m", previous_id="r1"), [])
+    fields = {"tools": [{"x": [1, {"y": None}]}], "previous_id": "r1", "model": "m"}
+    kept = encode_request(chat(temperature=1, **fields), b"")
 
-    assert is_same_request(kept, chat(tools=[{"x": [1, {"y": None}]}], previous_id="r1", model="m", temperature=1))
-    assert is_same_request(kept, chat(tools=[{"x": [1, {"y": None}]}], previous_id="r1", model="m", temperature=1.0))
-    assert is_same_request(kept, chat(type="chat", stream=True, **json.loads(kept)["request"]))
+    assert is_same_request(kept, chat(**fields, temperature=1))
+    assert is_same_request(kept, chat(**fields, temperature=1.0))
+    assert is_same_request(kept, chat(type="chat", stream=True, **fields, temperature=1))
+
+
+def test_a_stored_request_is_not_decoded():
+    frame = chat()
+
+    assert is_same_request(frame.digest + b"no JSON", frame)
+    assert conversation(b"[no JSON]", {"role": "assistant", "content": "a"}).startswith(b"[no JSON,{")
+
+
+SAME = [
+    ("1", "1.0"),
+    ("1", "1e0"),
+    ("100", "1E2"),
+    ("0", "-0.0"),
+    ("0", "-0"),
+    ("1e22", "10000000000000000000000"),
+    ("18446744073709551616", "18446744073709551616.0"),
+    ("0.1", "1e-1"),
+    ("0.1", "0.1000000000000000055"),
+    ('{"a":1,"b":2}', '{"b":2,"a":1}'),
+    ('{"a":1}', '{"a":2,"a":1}'),
+    ('"\\u00e9"', '"é"'),
+]
+OTHERS = [
+    ("1", "true"),
+    ("0", "false"),
+    ("0", "null"),
+    ("1", '"1"'),
+    ("1.5", "1"),
+    ("9007199254740993", "9007199254740992.0"),
+    ("1e23", "100000000000000000000000"),
+    ("[1,2]", "[2,1]"),
+    ("[[],[]]", "[[[]]]"),
+    ("{}", "[]"),
+    ('{"a":null}', "{}"),
+    ('"é"', '"e\\u0301"'),
+]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"), [*((*pair, True) for pair in SAME), *((*pair, False) for pair in OTHERS)]
+)
+def test_numbers_and_keys_are_compared_as_values(one, other, same):
+    kept, again = (decode(f'{{"id":"r1","messages":[{{"role":"user","x":{value}}}]}}') for value in (one, other))
+
+    assert is_same_request(encode_request(kept, b""), again) is same
+    assert same is (_equal(json.loads(one), json.loads(other)))
+
+
+def _equal(one, other):
+    """Compare two JSON values. (For Python's `==`, True is 1.)"""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one == other
 
 
 @pytest.mark.parametrize(
@@ -80,7 +148,7 @@ def test_the_same_request_is_known_again():
     ],
 )
 def test_another_request_is_told_apart(other):
-    assert not is_same_request(encode_request(chat(temperature=1), []), chat(**other))
+    assert not is_same_request(encode_request(chat(temperature=1), b""), chat(**other))
 
 
 JSON = st.recursive(
@@ -97,27 +165,10 @@ JSON = st.recursive(
 @given(JSON, JSON)
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_equal_as_json_means_equal_as_json(one, other):
-    kept = encode_request(chat(metadata=one), [])
+    kept = encode_request(chat(metadata=one), b"")
 
     assert is_same_request(kept, chat(metadata=one))
-    if json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True):
-        assert is_same_request(kept, chat(metadata=other))
-    elif not _numbers(one) and not _numbers(other):
-        assert not is_same_request(kept, chat(metadata=other))
-
-
-def _numbers(value) -> bool:
-    return any(isinstance(part, float) for part in _leaves(value))
-
-
-def _leaves(value):
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            yield from _leaves(part)
-    else:
-        yield value
+    assert is_same_request(kept, chat(metadata=other)) is _equal(one, other)
 
 
 def test_a_call_in_thousands_of_pieces_is_one_call():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import pytest
-from relay.test_reader import Tap, done, log_of, texts, token
+from relay.test_reader import Tap, content, done, log_of, texts, token
 from stores.test_stores import A, B, named
 
 from ws_chat.protocol.frames import Start
@@ -56,7 +56,7 @@ def test_many_readers_get_all_of_it():
     taps = [Tap() for _ in range(MANY)]
     for tap in taps:
         Reader(log, 0, tap, lambda: ended.append(None)).open()
-    log.append([{"content": "2 "}])
+    log.append([content("2 ")])
     log.end(done(2))
     for tap in taps:
         start, *tokens, terminal = tap.frames

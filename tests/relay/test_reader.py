@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ws_chat.protocol.frames import Done, Start
-from ws_chat.relay.reader import MERGE_LIMIT, Reader
+from ws_chat.protocol.deltas import MERGE_LIMIT, decode_delta, encode_delta
+from ws_chat.protocol.frames import Done, Start, Token
+from ws_chat.relay.reader import Reader
 from ws_chat.stores.memory import MemoryLog
 
 
@@ -39,7 +40,8 @@ class Tap:
 
 def log_of(count: int, *, ended: bool = True) -> MemoryLog:
     log = MemoryLog(Start("r1", 0, "m"))
-    log.append([{"content": f"{n} "} for n in range(1, count + 1)])
+    if count:
+        log.append([content(f"{n} ") for n in range(1, count + 1)])
     if ended:
         log.end(done(count))
     return log
@@ -49,12 +51,16 @@ def done(count: int) -> Done:
     return Done("r1", count + 1, "completed", "stop", "m", None, {"ttft_ms": None, "total_ms": 1.0})
 
 
-def token(seq: int, content: str) -> dict:
-    return {"type": "token", "id": "r1", "seq": seq, "content": content}
+def content(text: str) -> bytes:
+    return encode_delta({"content": text})
+
+
+def token(seq: int, text: str) -> Token:
+    return Token.of("r1", seq, content(text))
 
 
 def texts(frames) -> str:
-    return "".join(frame["content"] for frame in frames if isinstance(frame, dict))
+    return "".join(decode_delta(frame.delta)["content"] for frame in frames if isinstance(frame, Token))
 
 
 def test_a_reader_that_keeps_up_gets_one_frame_per_delta():
@@ -62,7 +68,7 @@ def test_a_reader_that_keeps_up_gets_one_frame_per_delta():
     Reader(log, 0, tap, lambda: ends.append(1)).open()
     assert tap.frames == [Start("r1", 0, "m")]
     for n in range(3):
-        log.append([{"content": str(n)}])
+        log.append([content(str(n))])
     assert ends == []
     log.end(done(3))
 
@@ -79,7 +85,7 @@ def test_a_reader_that_keeps_up_gets_one_frame_per_delta():
 def test_deltas_of_one_read_leave_in_one_frame():
     log, tap = log_of(0, ended=False), Tap()
     Reader(log, 0, tap, lambda: None).open()
-    log.append([{"content": "a"}, {"content": "b"}])
+    log.append([content("a"), content("b")])
 
     assert tap.frames[1:] == [token(2, "ab")]
 
@@ -106,10 +112,10 @@ def test_a_closed_reader_sends_nothing_more():
     log, tap = log_of(0, ended=False), Tap(room=1)
     reader = Reader(log, 0, tap, lambda: None)
     reader.open()
-    log.append([{"content": "a"}])
+    log.append([content("a")])
     reader.close()
     tap.open(10)
-    log.append([{"content": "b"}])
+    log.append([content("b")])
 
     assert tap.frames == [Start("r1", 0, "m")]
 
@@ -127,10 +133,10 @@ def test_any_pace_tells_the_same(steps, room, after):
     for number, step in enumerate(steps):
         match step:
             case "append":
-                log.append([{"content": f"<{number}>"}])
+                log.append([content(f"<{number}>")])
                 wanted += f"<{number}>"
             case "append two":
-                log.append([{"content": f"<{number}"}, {"content": ">"}])
+                log.append([content(f"<{number}"), content(">")])
                 wanted += f"<{number}>"
             case "open":
                 tap.open(1)
@@ -142,7 +148,7 @@ def test_any_pace_tells_the_same(steps, room, after):
     start, *tokens, last = tap.frames
     assert start == Start("r1", after, "m")
     assert texts(tokens) == wanted
-    assert [token["seq"] for token in tokens] == sorted({token["seq"] for token in tokens})
-    assert not tokens or tokens[-1]["seq"] == log.last
+    assert [token.seq for token in tokens] == sorted({token.seq for token in tokens})
+    assert not tokens or tokens[-1].seq == log.last
     assert last == done(log.last)
     assert ends == [1]

@@ -23,7 +23,7 @@ from ws_chat.stores.redis.store import RedisStore
 pytestmark = pytest.mark.anyio
 
 R1 = ONE.key("r1", named=True)
-LONG = [{"role": "user", "content": "x" * 900}]
+LONG = [{"role": "user", "content": "x" * 1000}]
 DONE = Done("r1", 1, "cancelled", None, "m", None, {"ttft_ms": None, "total_ms": 1.0})
 
 
@@ -44,7 +44,7 @@ class SharedStore(MemoryStore):
         return await super().create(key, start, request)
 
     async def create_elsewhere(self, chat: Chat) -> None:
-        await super().create(ONE.key(chat.id, named=True), Start(chat.id, 0, "m"), encode_request(chat, []))
+        await super().create(ONE.key(chat.id, named=True), Start(chat.id, 0, "m"), encode_request(chat, b""))
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def store():
 
 def chat(generation_id: str | None = None, *, previous: bool = False, messages=HELLO, **fields) -> Chat:
     """Return a chat that interrupts r1, if it has to follow a `previous` one."""
-    return Chat({"messages": messages}, id=generation_id, previous_id="r1" if previous else None, **fields)
+    return Chat.of({"messages": messages}, id=generation_id, previous_id="r1" if previous else None, **fields)
 
 
 def nothing_is_reserved(relay) -> bool:
@@ -110,7 +110,7 @@ async def test_what_a_refused_request_would_have_interrupted_runs_on(code, where
         case "id_conflict":
             await store.create_elsewhere(chat("r2", messages=LONG))
         case "not_found":
-            refused = Chat({"messages": HELLO}, id="r2", previous_id="r9")
+            refused = Chat.of({"messages": HELLO}, id="r2", previous_id="r9")
 
     assert await code_of(relay.start(ONE, refused.id or "r2", refused)) == code
 
@@ -129,7 +129,7 @@ async def test_a_refused_request_counts_towards_no_quota(upstream, store):
     for refused, code in [
         (chat("r2", previous=True, messages=LONG), "too_large"),
         (chat("r2", model="n-1"), "model_not_allowed"),
-        (Chat({"messages": HELLO}, previous_id="r9"), "not_found"),
+        (Chat.of({"messages": HELLO}, previous_id="r9"), "not_found"),
         (chat("r1", messages=LONG), "id_conflict"),
     ]:
         assert await code_of(relay.start(ONE, refused.id or "r2", refused)) == code
@@ -141,6 +141,19 @@ async def test_a_refused_request_counts_towards_no_quota(upstream, store):
     await relay.start(ONE, "r3", chat())
     assert await code_of(relay.start(ONE, "r4", chat())) == "rate_limited"
     await relay.start(ONE, "r2", chat("r2"))  # sent again
+    await relay.close()
+
+
+async def test_other_models_and_servers_are_refused_beside_a_list_of_models(upstream, store):
+    relay = Relay(upstream, store, models=["m-*"])
+    for field in ("models", "fallbacks", "api_base", "extra_body"):
+        with pytest.raises(ChatError, match=f'"{field}"') as caught:
+            await relay.start(ONE, "r1", Chat.of({"messages": HELLO, field: ["n-1"]}, model="m-1"))
+        assert (caught.value.info.code, caught.value.info.param) == ("model_not_allowed", field)
+    await relay.close()
+
+    relay = Relay(upstream, store)
+    await relay.start(ONE, "r1", Chat.of({"messages": HELLO, "models": ["n-1"]}))
     await relay.close()
 
 
@@ -181,7 +194,7 @@ async def test_one_that_another_process_runs_is_interrupted(upstream, store):
     log = await store.get(R1)
     start = asyncio.create_task(relay.start(ONE, "r2", chat("r2", previous=True)))
     await until(lambda: store.cancelled, "r1 to be cancelled")
-    log.append([{"content": "late"}])
+    log.append([b'{"content":"late"}'])
     log.end(DONE)
     await start
     await until(lambda: upstream.requests, "r2 to run")

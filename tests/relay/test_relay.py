@@ -11,7 +11,7 @@ from ws_chat import ChatError
 from ws_chat.protocol.frames import Chat, Done, Failed
 from ws_chat.relay.access import ANONYMOUS, Caller
 from ws_chat.relay.reader import Reader
-from ws_chat.relay.relay import Relay
+from ws_chat.relay.relay import JOINED_AT_ONCE, Relay
 from ws_chat.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
@@ -80,7 +80,7 @@ async def code_of(coroutine) -> str:
 
 async def test_two_that_send_the_same_at_the_same_instant_share_one(upstream):
     relay = Relay(upstream, DistantStore())
-    chat = Chat({"messages": HELLO}, id="r1")
+    chat = Chat.of({"messages": HELLO}, id="r1")
     one, other = await asyncio.gather(relay.start(ONE, "r1", chat), relay.start(OTHER, "r1", chat))
     assert one is other
     upstream.go.set()
@@ -91,7 +91,7 @@ async def test_two_that_send_the_same_at_the_same_instant_share_one(upstream):
 
 async def test_of_two_that_send_different_things_at_the_same_instant_one_is_refused(upstream):
     relay = Relay(upstream, DistantStore())
-    chats = [Chat({"messages": HELLO, "seed": seed}, id="r1") for seed in (1, 2)]
+    chats = [Chat.of({"messages": HELLO, "seed": seed}, id="r1") for seed in (1, 2)]
     outcomes = await asyncio.gather(
         *(relay.start(caller, "r1", chat) for caller, chat in zip((ONE, OTHER), chats, strict=True)),
         return_exceptions=True,
@@ -103,10 +103,10 @@ async def test_of_two_that_send_different_things_at_the_same_instant_one_is_refu
 
 async def interrupting(relay, upstream) -> asyncio.Task:
     """Start r1, and r2 that interrupts it; return the start of r2, which waits for the end of r1."""
-    log = await relay.start(ONE, "r1", Chat({"messages": HELLO}, id="r1"))
+    log = await relay.start(ONE, "r1", Chat.of({"messages": HELLO}, id="r1"))
     await until(lambda: log.last, "r1 to run")
     upstream.closing.clear()
-    task = asyncio.create_task(relay.start(ONE, "r2", Chat({"messages": HELLO}, id="r2", previous_id="r1")))
+    task = asyncio.create_task(relay.start(ONE, "r2", Chat.of({"messages": HELLO}, id="r2", previous_id="r1")))
     await until(lambda: relay._runner._running[ONE.key("r1", named=True)].task.cancelling(), "r1 to be cancelled")
     return task
 
@@ -114,7 +114,7 @@ async def interrupting(relay, upstream) -> asyncio.Task:
 async def test_the_place_of_the_interrupted_one_goes_to_no_other(upstream):
     relay = Relay(upstream, MemoryStore(), max_generations=1)
     start = await interrupting(relay, upstream)
-    assert await code_of(relay.start(OTHER, "r3", Chat({"messages": HELLO}))) == "overloaded"
+    assert await code_of(relay.start(OTHER, "r3", Chat.of({"messages": HELLO}))) == "overloaded"
     upstream.closing.set()
     upstream.go.set()
     assert (await ended(await start)).status == "completed"
@@ -148,9 +148,9 @@ async def test_a_drain_waits_for_what_is_being_started(upstream):
 
 async def test_who_interrupts_needs_no_room_of_its_own(upstream):
     relay = Relay(upstream, MemoryStore(), max_generations=1)
-    await relay.start(ONE, "r1", Chat({"messages": HELLO}, id="r1"))
-    assert await code_of(relay.start(ONE, "r2", Chat({"messages": HELLO}))) == "overloaded"
-    log = await relay.start(ONE, "r2", Chat({"messages": HELLO}, previous_id="r1"))
+    await relay.start(ONE, "r1", Chat.of({"messages": HELLO}, id="r1"))
+    assert await code_of(relay.start(ONE, "r2", Chat.of({"messages": HELLO}))) == "overloaded"
+    log = await relay.start(ONE, "r2", Chat.of({"messages": HELLO}, previous_id="r1"))
     upstream.go.set()
     assert (await ended(log)).status == "completed"
     await relay.close()
@@ -160,9 +160,9 @@ async def test_a_history_has_a_size(upstream):
     relay = Relay(upstream, MemoryStore(), max_bytes=1000)
     upstream.go.set()
     long = [{"role": "user", "content": "x" * 600}]
-    await ended(await relay.start(ONE, "r1", Chat({"messages": long}, id="r1")))
-    assert await code_of(relay.start(ONE, "r2", Chat({"messages": long}, id="r2", previous_id="r1"))) == "too_large"
-    await ended(await relay.start(ONE, "r2", Chat({"messages": HELLO}, id="r2", previous_id="r1")))
+    await ended(await relay.start(ONE, "r1", Chat.of({"messages": long}, id="r1")))
+    assert await code_of(relay.start(ONE, "r2", Chat.of({"messages": long}, id="r2", previous_id="r1"))) == "too_large"
+    await ended(await relay.start(ONE, "r2", Chat.of({"messages": HELLO}, id="r2", previous_id="r1")))
     assert len(upstream.requests) == 2
     await relay.close()
 
@@ -170,7 +170,7 @@ async def test_a_history_has_a_size(upstream):
 async def test_a_reader_of_what_is_forgotten_counts_nowhere_else(upstream):
     store = MemoryStore()
     relay = Relay(upstream, store, resume_window=0)
-    chat = Chat({"messages": HELLO}, id="r1")
+    chat = Chat.of({"messages": HELLO}, id="r1")
     upstream.go.set()
     old = Reader(await relay.start(ONE, "r1", chat), 0, None, None)
     await ended(old.log)
@@ -181,7 +181,7 @@ async def test_a_reader_of_what_is_forgotten_counts_nowhere_else(upstream):
     relay.attach(key, new)
     relay.attach(key, old)
     relay.detach(ONE, key, old)
-    later = Reader(await relay.start(ONE, "r2", Chat({"messages": HELLO}, id="r2")), 0, None, None)
+    later = Reader(await relay.start(ONE, "r2", Chat.of({"messages": HELLO}, id="r2")), 0, None, None)
     relay.attach(ONE.key("r2", named=True), later)
     relay.detach(ONE, ONE.key("r2", named=True), later)
     assert (await ended(later.log)).status == "cancelled", "its window was opened later"
@@ -193,8 +193,97 @@ async def test_a_reader_of_what_is_forgotten_counts_nowhere_else(upstream):
 
 async def test_two_that_interrupt_the_same_way_at_the_same_instant_share_one(upstream):
     relay = Relay(upstream, DistantStore(), max_generations=1)
-    await relay.start(ONE, "r1", Chat({"messages": HELLO}, id="r1"))
-    chat = Chat({"messages": HELLO}, id="r2", previous_id="r1")
+    await relay.start(ONE, "r1", Chat.of({"messages": HELLO}, id="r1"))
+    chat = Chat.of({"messages": HELLO}, id="r2", previous_id="r1")
     one, other = await asyncio.gather(relay.start(ONE, "r2", chat), relay.start(OTHER, "r2", chat))
     assert one is other
+    await relay.close()
+
+
+class Verbose(Upstream):
+    """Emits 20,000 deltas."""
+
+    async def generate(self, request, emit, outcome) -> None:
+        self.requests.append(request)
+        emit([{"content": "ab"}] * 20_000)
+        outcome.finish_reason = "stop"
+
+
+async def test_to_continue_from_a_long_answer_takes_many_turns_of_the_event_loop():
+    upstream = Verbose()
+    relay = Relay(upstream, MemoryStore())
+    await ended(await relay.start(ONE, "r1", Chat.of({"messages": HELLO}, id="r1")))
+    turns = 0
+    chat = Chat.of({"messages": HELLO}, previous_id="r1")
+    task = asyncio.create_task(relay.start(ONE, "r2", chat))
+    while not task.done():
+        turns += 1
+        await asyncio.sleep(0)
+    await ended(task.result())
+
+    assert upstream.requests[1]["messages"] == [*HELLO, {"role": "assistant", "content": "ab" * 20_000}, *HELLO]
+    assert turns > 20_000 / JOINED_AT_ONCE
+    await relay.close()
+
+
+async def test_an_answer_that_is_too_long_to_continue_from_is_not_joined_to_its_end():
+    relay = Relay(Verbose(), MemoryStore(), max_bytes=1000)
+    log = await relay.start(ONE, "r1", Chat.of({"messages": HELLO}, id="r1"))
+    await ended(log)
+    read, after = [], log.after
+    relay._store._logs[ONE.key("r1", named=True)] = log = Log(log, lambda *given: read.append(given) or after(*given))
+
+    assert await code_of(relay.start(ONE, "r2", Chat.of({"messages": HELLO}, previous_id="r1"))) == "too_large"
+    assert len(read) == 1
+    await relay.close()
+
+
+class Log:
+    """A log whose `after` is another one."""
+
+    def __init__(self, log, after) -> None:
+        self._log = log
+        self.after = after
+
+    def __getattr__(self, name):
+        return getattr(self._log, name)
+
+
+async def test_a_request_is_decoded_field_by_field(upstream):
+    relay = Relay(upstream, MemoryStore())
+    await relay.start(ONE, "r1", Chat.of({"messages": HELLO, "temperature": 1.0}, id="r1"))
+    await upstream.started.wait()
+    (request,) = upstream.requests
+
+    assert request == {"messages": HELLO, "temperature": 1.0, "model": "m"}
+    assert dict(request) == {**request}
+    assert bytes(request.raw["messages"]) == b'[{"role":"user","content":"hi"}]'
+    assert request["messages"] is request["messages"]
+    await relay.close()
+
+
+class Endless(Upstream):
+    """Answers without an end."""
+
+    async def generate(self, request, emit, outcome) -> None:
+        try:
+            while True:
+                emit([{"content": "x" * 90}, b'{"content":"y"}', {"role": "assistant"}])
+                await asyncio.sleep(0)
+        finally:
+            self.ending.set()
+
+
+async def test_an_answer_has_a_size():
+    upstream = Endless()
+    relay = Relay(upstream, MemoryStore(), max_answer_bytes=1000)
+    log = await relay.start(ONE, "r1", Chat.of({"messages": HELLO}, id="r1"))
+    terminal = await ended(log)
+
+    assert isinstance(terminal, Failed)
+    assert (terminal.error.code, terminal.seq) == ("upstream_malformed", log.last + 1)
+    assert "1000 bytes" in terminal.error.message
+    assert 800 < log.size <= 1000
+    assert log.last % 2 == 0, "what is empty makes no delta"
+    assert upstream.ending.is_set()
     await relay.close()

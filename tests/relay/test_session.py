@@ -8,7 +8,7 @@ from ws_chat import ChatError
 from ws_chat.protocol.frames import Cancel, Chat, Ping, Pong, Position, Resume
 from ws_chat.relay.session import CancelGeneration, FollowGeneration, SendFrame, Session, StartGeneration
 
-CHAT = Chat({"messages": [{"role": "user"}]})
+CHAT = Chat.of({"messages": [{"role": "user"}]})
 
 
 @pytest.fixture

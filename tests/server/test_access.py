@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 
 import httpx
 import pytest
@@ -13,7 +14,21 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from ws_chat import ChatError
-from ws_chat.relay.access import ANONYMOUS, Hosts, Keys, Origins, Quota, bearer, name_of
+from ws_chat.relay import access
+from ws_chat.relay.access import (
+    ANONYMOUS,
+    COUNTED_SIZE,
+    Caller,
+    Hosts,
+    Keys,
+    Origins,
+    Quota,
+    Throttle,
+    ThrottledError,
+    bearer,
+    name_of,
+    network,
+)
 from ws_chat.server.connections import Connections
 from ws_chat.testing import Hang, Reply, text
 
@@ -397,6 +412,91 @@ async def test_requests_per_minute(serve, fake, monkeypatch):
     assert 1 <= int(response.headers["retry-after"]) <= 60
     assert (await service.post(**BOB)).status_code == 200
     assert len(fake.requests) == 3
+
+
+RESUME = {"type": "resume", "id": "none"}
+
+
+def reached(scraped: str, limit: str) -> float:
+    """Return how often a limit was reached, from the metrics."""
+    return float(re.search(rf'^ws_chat_limits_reached_total{{limit="{limit}"}} (\S+)$', scraped, re.MULTILINE)[1])
+
+
+@both_paths
+async def test_requests_that_start_nothing_are_limited(serve, fake, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: MID_MINUTE)
+    monkeypatch.setattr(access, "BLOCK_TIME", 600.0)
+    service = await serve(free_requests_per_minute=6, api_keys=BOTH)
+    limited = ("rate_limited", 600.0, True)
+    async with service.socket(additional_headers=ALICE) as alice, service.socket(additional_headers=BOB) as bob:
+
+        async def refused(frame, socket=alice):
+            answer = await socket.ask(frame)
+            return answer.get("id"), *(answer["error"][key] for key in ("code", "retry_after", "retryable"))
+
+        await alice.chat(id="r1")
+        await alice.chat(id="r1")  # one
+        assert (await refused(RESUME))[1] == "not_found"
+        assert (await refused({"id": "r1", "messages": [HELLO[0]] * 2}))[
+            1
+        ] == "id_conflict"  # both repeated and refused
+        assert (await refused("{"))[1] == "invalid_json"
+        assert (await service.post(b"{", **ALICE)).status_code == 400
+        assert await refused(RESUME) == ("none", *limited)
+        assert await refused("{") == (None, *limited)
+        assert await refused({"id": "r1", "messages": HELLO}) == ("r1", *limited)
+        large = json.dumps({"id": "r9", "messages": [{"role": 1, "content": "x" * 70_000}]})
+        assert await refused(large) == (None, *limited), "it is not even read"
+        for response in (await service.post(b"{", **ALICE), await service.post(large.encode(), **ALICE)):
+            assert (response.status_code, response.headers["retry-after"]) == (429, "600")
+
+        assert (await alice.ask({"type": "ping"}))["type"] == "pong"
+        assert joined(await alice.chat(id="r2")) == "Hello", "what starts a generation has another limit"
+        assert (await refused(RESUME, bob))[1] == "not_found"
+    async with httpx.AsyncClient() as client:
+        scraped = (await client.get(service.url + "/metrics")).text
+    assert reached(scraped, "free_requests_per_minute") == 6
+    assert len(fake.requests) == 2
+
+
+async def test_after_a_moment_free_requests_are_counted_again(monkeypatch):
+    now = MID_MINUTE
+    monkeypatch.setattr("time.time", lambda: now)
+    monkeypatch.setattr(access, "BLOCK_TIME", 0.0)
+    throttle = Throttle(10)
+    one, other = Caller("a", "x", "sse"), Caller("b", "x", "sse")
+    await throttle.count(one, 9 * COUNTED_SIZE)
+    with pytest.raises(ThrottledError):
+        await throttle.count(one)
+    with pytest.raises(ThrottledError):
+        throttle.check(one)
+    await throttle.count(other, 1000 * COUNTED_SIZE)
+    await until(lambda: not throttle._blocked, "it to be counted again")
+    now += 120
+    await throttle.count(one)
+
+
+def test_without_keys_clients_are_distinguished_by_their_address():
+    addresses = [
+        "192.0.2.1",
+        "192.0.2.2",
+        "2001:db8::1:1",
+        "2001:db8::2:1",
+        "2001:db8:0:1::1",
+        "::ffff:192.0.2.1",
+        None,
+    ]
+    callers = [Caller(ANONYMOUS, "x", "sse", network(address)) for address in addresses]
+    assert [caller.neighbour.removeprefix(f"{ANONYMOUS}/") for caller in callers] == [
+        "192.0.2.1",
+        "192.0.2.2",
+        "2001:db8::/64",
+        "2001:db8::/64",
+        "2001:db8:0:1::/64",
+        "192.0.2.1",
+        "",
+    ]
+    assert Caller("key-1", "x", "sse", "192.0.2.1").neighbour == "key-1"
 
 
 async def test_generations_of_a_principal_at_once(serve, fake):

@@ -10,15 +10,17 @@ from support.processes import redis_cluster, redis_server
 from support.service import Nothing
 from support.waiting import until
 
-from ws_chat.protocol.frames import Done, Start
+from ws_chat.protocol.deltas import encode_delta
+from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.protocol.frames import DIGEST_SIZE, Done, Failed, Start
 from ws_chat.stores.base import GenerationKey, LogEndedError, LogExistsError
-from ws_chat.stores.memory import MemoryStore
+from ws_chat.stores.memory import PART_SIZE, MemoryStore
 from ws_chat.stores.redis.store import RedisStore
 
 pytestmark = pytest.mark.anyio
 
 DONE = Done("r1", 4, "completed", "stop", "m", None, {"ttft_ms": None, "total_ms": 1.0})
-A, B, C = ({"content": letter} for letter in "abc")
+A, B, C = (encode_delta({"content": letter}) for letter in "abc")
 
 
 def named(generation_id: str) -> GenerationKey:
@@ -131,18 +133,35 @@ async def test_nothing_is_written_after_the_end(store):
     assert (list(log.after(0, 10)), log.last) == ([A], 1)
 
 
-async def test_a_long_log_is_read_part_by_part_after_its_end(store):
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_long_log_is_read_part_by_part(store, ended):
     log = await store.create(K1, Start("r1", 0, "m"), b"{}")
-    deltas = [{"content": f"{number} ", "x": [None, {"y": number}]} for number in range(1200)]
-    log.append(deltas)
-    await end(log)
+    deltas = [encode_delta({"content": f"{number} ", "x": [None, {"y": number}]}) for number in range(1600)]
+    for at in range(0, 1600, 300):
+        log.append(deltas[at : at + 300])
+    if ended:
+        await end(log)
 
-    for seq in (0, 1, 511, 512, 513, 1024, 1199, 1200, 2000):
+    assert log.size >= sum(map(len, deltas))
+    for seq in (0, 1, 511, 512, 513, 1024, 1088, 1599, 1600, 2000):
         read = []
         while part := log.after(seq + len(read), 100):
             assert len(part) <= 100
             read += part
         assert read == deltas[seq:]
+
+
+async def test_few_large_deltas_are_packed_together(store):
+    log = await store.create(K1, Start("r1", 0, "m"), b"{}")
+    deltas = [encode_delta({"content": "x" * (number * 40 % 9000)}) for number in range(1, 700)]
+    log.append(deltas)
+    await end(log)
+
+    assert max(map(len, log._parts)) < PART_SIZE + 9100
+    read = []
+    while part := log.after(len(read), 1000):
+        read += part
+    assert read == deltas
 
 
 async def test_logs_are_found_by_key_until_removed(store):
@@ -206,3 +225,43 @@ async def test_a_log_that_was_forgotten_while_it_ran_is_not_kept():
 
     assert await store.get(K1) is None
     assert store.kept_bytes == 0
+
+
+async def keep(
+    store: MemoryStore, owner: str, generation_id: str, size: int, *, is_named: bool = True
+) -> GenerationKey:
+    key = GenerationKey(owner, generation_id, named=is_named)
+    (await store.create(key, Start(generation_id, 0, "m"), b"x" * size)).end(DONE)
+    return key
+
+
+async def test_what_one_principal_keeps_evicts_nothing_of_another():
+    evicted = []
+    store = MemoryStore(limit=100_000)
+    store.on_evict = lambda: evicted.append(store.kept_bytes)
+    alice = [await keep(store, "alice", f"r{number}", 10_000) for number in range(2)]
+    bob = [await keep(store, "bob", f"r{number}", 10_000) for number in range(40)]
+    over = [await keep(store, f"eve/{number}", "r1", 10_000, is_named=False) for number in range(40)]
+
+    assert [await store.get(key) is not None for key in alice] == [True, True]
+    assert [await store.get(key) is not None for key in (*bob, *over)].count(True) < 8
+    assert await store.get(bob[-1])
+    assert await store.get(over[-1])
+    assert len(evicted) == store.evicted > 70
+    for key in (*alice, *bob, *over):
+        store.remove(key)
+    assert (store.kept_bytes, store._shares) == (0, {})
+
+
+async def test_only_the_error_is_kept_of_what_failed_before_its_first_delta():
+    store = MemoryStore(limit=100_000)
+    paid = await keep(store, "alice", "r0", 50_000)
+    failed = Failed("r1", 1, ErrorInfo.of("upstream_rejected", "no"))
+    for number in range(20):
+        key = GenerationKey("alice", f"f{number}", named=True)
+        log = await store.create(key, Start(key.id, 0, "m"), b"d" * DIGEST_SIZE + b"x" * 50_000)
+        log.end(failed)
+
+    assert await store.get(paid)
+    assert (log.request, log.terminal) == (b"d" * DIGEST_SIZE, failed)
+    assert store.evicted == 0

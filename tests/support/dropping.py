@@ -127,9 +127,11 @@ class DroppingProxy:
 
 
 @contextlib.asynccontextmanager
-async def dropping(port: int | str, budget: Callable[[], int | None] = lambda: None) -> AsyncIterator[DroppingProxy]:
-    """Run a proxy before a port, or the server of a URL, until the block ends."""
-    proxy = DroppingProxy(port if isinstance(port, int) else port_of(port), budget)
+async def dropping(
+    target: int | str | Sequence[int], budget: Callable[[], int | None] = lambda: None
+) -> AsyncIterator[DroppingProxy]:
+    """Run a proxy before a port, several in turn, or the server of a URL, until the block ends."""
+    proxy = DroppingProxy(port_of(target) if isinstance(target, str) else target, budget)
     await proxy.start()
     try:
         yield proxy

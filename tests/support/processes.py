@@ -121,7 +121,7 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """A Redis of its own, which keeps nothing on disk."""
+    """A Redis of its own, which keeps nothing on disk unless an option says so."""
 
     def __init__(self, *options: str) -> None:
         self._program = need("redis-server")
@@ -130,12 +130,16 @@ class RedisServer:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: asyncio.subprocess.Process | None = None
+        self.environment: dict[str, str] = {}
+        """Variables that it gets besides those of this process."""
 
     async def start(self) -> None:
-        """Start it, empty and on the same port; wait until it answers."""
+        """Start it on the same port, with what is on its disk; wait until it answers."""
         command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--dir", self._folder.name, "--repl-diskless-sync-delay", "0"]
-        process = await asyncio.create_subprocess_exec(*command, *self._options, stdout=asyncio.subprocess.DEVNULL)
+        process = await asyncio.create_subprocess_exec(
+            *command, *self._options, env={**os.environ, **self.environment}, stdout=asyncio.subprocess.DEVNULL
+        )
         self.process = process
 
         async def started() -> bool:
@@ -155,6 +159,11 @@ class RedisServer:
             self.process.kill()
             await self.process.wait()
             self.process = None
+
+    def empty(self) -> None:
+        """Remove what is on its disk, while it does not run."""
+        for entry in Path(self._folder.name).iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     async def remove(self) -> None:
         """Stop it for good."""

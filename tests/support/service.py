@@ -134,9 +134,10 @@ def joined(frames: list[dict[str, Any]], key: str = "content") -> str:
 
 
 @contextlib.asynccontextmanager
-async def running(app: FastAPI, settings: Settings, **config: Any) -> AsyncIterator[Service]:
+async def running(app: FastAPI, settings: Settings, *, port: int = 0, **config: Any) -> AsyncIterator[Service]:
     sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server may be started again on its port
+    sock.bind(("127.0.0.1", port))
     sock.listen(8192)
     chosen = uvicorn_config(settings, ServeOptions(log_level="warning"))
     for name in ("host", "port"):

@@ -173,6 +173,16 @@ FAULTS = {
     "invalid UTF-8": Fault(
         stream(A, b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n'), "upstream_malformed", said="a"
     ),
+    "a lone surrogate": Fault(
+        stream(A, b'data: {"choices":[{"delta":{"content":"\\ud800"}}]}\n\n'), "upstream_malformed", said="a"
+    ),
+    "an answer above the limit": Fault(
+        stream(A, sse(chunk({"content": "b" * 100})), Hang()),
+        "upstream_malformed",
+        message="more than 100 bytes",
+        said="a",
+        settings={"max_answer_bytes": 100},
+    ),
     "broken transfer coding": Fault(stream(A, Garbage()), "upstream_malformed", said="a"),
     "broken gzip": Fault(
         Reply([b"no gzip"], headers={"Content-Type": "text/event-stream", "Content-Encoding": "gzip"}),
@@ -215,6 +225,8 @@ async def test_becomes_its_error_at_every_door(name, serve, fake):
     assert joined(tokens) == fault.said
     assert failed["seq"] == len(fault.said) + 1
     check(fault, failed["error"])
+    if any(isinstance(step, Hang) for step in fault.reply.steps):
+        await asyncio.gather(*(request.closed.wait() for request in fake.requests))
     if fault.said:
         assert over_sse.status_code == as_text.status_code == 200
         assert [event["event"] for event in events(over_sse.content)][-1] == "error"

@@ -199,7 +199,7 @@ class ChatCore(Generic[R]):
                 return
             if reply._cancelling:
                 reply._end_unsent()  # a refused request that was cancelled is not sent again
-            if reply.seq > seq or (connection.lost and backoff.counts_as_held(connection.alive - start)):
+            if reply.seq > seq or (not refusal and backoff.counts_as_held(connection.alive - start)):
                 backoff.renew(connection.alive)
                 continue
             # Back off from a server that accepts connections and breaks them.
@@ -210,7 +210,18 @@ class ChatCore(Generic[R]):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(reply._over.wait(), pause)
 
-    async def _connect(self, backoff: Backoff) -> ChatConnection:
+    def _move(self, old: ChatConnection, deadline: float) -> None:
+        """Resume the answers of a connection on another one, as soon as that is open; until then they continue here."""
+
+        async def move() -> None:
+            # Without another server within the deadline, they end where they are.
+            with contextlib.suppress(ClientError):
+                await self._connect(Backoff(min(self._patience, deadline)), report=False)
+                old.hand_over()
+
+        self._create_task(move())
+
+    async def _connect(self, backoff: Backoff, *, report: bool = True) -> ChatConnection:
         """Return the connection for new requests; open one if there is none. Raises ClientError, ValueError."""
         while True:
             async with self._connecting:  # for one attempt: a request that waits may have less of its budget left
@@ -226,7 +237,8 @@ class ChatCore(Generic[R]):
                 except ClientError as error:
                     self._unreachable = error
                     pause = backoff.pause(error)
-                    self._report(error, pause)
+                    if report:
+                        self._report(error, pause)
                     await asyncio.sleep(pause)
 
     async def _open(self, timeout: float) -> ChatConnection:
@@ -235,7 +247,8 @@ class ChatCore(Generic[R]):
         if self._closed:
             await socket.close()
             self._check_open()
-        connection = ChatConnection(socket, heartbeat=min(longest, max(shortest, self._patience / 4)))
+        heartbeat = min(longest, max(shortest, self._patience / 4))
+        connection = ChatConnection(socket, heartbeat=heartbeat, on_move=self._move)
         self._connections.add(connection)
         self._create_task(connection.run()).add_done_callback(lambda _: self._connections.discard(connection))
         return connection

@@ -23,6 +23,8 @@ from ws_chat.client.errors import (
 from ws_chat.client.request import PING, cancel_frame
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from websockets.asyncio.client import ClientConnection
 
     from ws_chat.client.reply import ReplyState
@@ -36,16 +38,21 @@ _MESSAGE_TOO_BIG: Final = 1009
 
 
 class _Carried(NamedTuple):
-    """A reply, and how its stay on the connection ends: a retryable refusal, or None (it ended, or the socket is lost)."""
+    """A reply, and how its stay on the connection ends: a retryable refusal, or None (it ended, is handed over or lost)."""
 
     reply: ReplyState
     outcome: asyncio.Future[ClientError | None]
 
 
 class ChatConnection:
-    """A WebSocket. A peer that answers no ping for twice `heartbeat` seconds counts as lost."""
+    """A WebSocket. A peer that answers no ping for twice `heartbeat` seconds counts as lost.
 
-    def __init__(self, socket: ClientConnection, *, heartbeat: float) -> None:
+    `on_move` is called when the server says that running answers can be resumed elsewhere, with the seconds that are left.
+    """
+
+    def __init__(
+        self, socket: ClientConnection, *, heartbeat: float, on_move: Callable[[ChatConnection, float], None]
+    ) -> None:
         self.leaving = False
         """Got goaway: running answers finish here, new requests go elsewhere."""
         self.lost = False
@@ -53,6 +60,7 @@ class ChatConnection:
         """When the peer last answered a ping."""
         self._socket = socket
         self._heartbeat = heartbeat
+        self._on_move = on_move
         self._carried: dict[str, _Carried] = {}
         self._unanswered: dict[str, int] = {}  # by id: the size of each request without an answer so far
         self._cancels: deque[tuple[str, asyncio.Future[None]]] = deque()
@@ -63,7 +71,7 @@ class ChatConnection:
         return f"code {self._socket.close_code} {self._socket.close_reason or ''}".strip()
 
     async def carry(self, reply: ReplyState) -> ClientError | None:
-        """Request an answer, or the rest of it; return when it has ended or the socket is lost.
+        """Request an answer, or the rest of it; return when it has ended or is handed over, or the socket is lost.
 
         Returns the refusal when the server asks to try again later.
         """
@@ -87,6 +95,13 @@ class ChatConnection:
                 self._unanswered.pop(reply.id, None)
             if self.leaving and not self._carried:
                 await self._socket.close()
+
+    def hand_over(self) -> None:
+        """Stop carrying replies: they are resumed on another connection."""
+        if not self.lost:
+            self.alive = time.monotonic()
+        for carried in self._carried.values():
+            _settle(carried.outcome, None)
 
     async def cancel(self, reply: ReplyState) -> None:
         await self._send(cancel_frame(reply.id))
@@ -131,6 +146,8 @@ class ChatConnection:
         kind, request_id = frame["type"], frame.get("id")
         if kind == "goaway":
             self.leaving = True
+            if frame.get("move"):
+                self._on_move(self, frame["deadline_ms"] / 1000)
         elif kind == "pong":
             if self._cancels:
                 _settle(self._cancels.popleft()[1], None)

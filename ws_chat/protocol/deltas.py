@@ -1,7 +1,8 @@
 """Deltas: which of their fields are sent, and how neighbouring deltas are joined without loss.
 
-A delta is the `delta` object of an OpenAI chat completion chunk (its streaming reference), as parsed JSON. Text is joined
-by concatenation, lists by appending, tool calls by their `index`. Pure functions over JSON values.
+A delta is the `delta` object of an OpenAI chat completion chunk (its streaming reference). It is kept as the bytes of its
+JSON, and decoded (`Fields`) only where its fields matter. Text is joined by concatenation, lists by appending, tool calls
+by their `index`. Pure functions.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-Delta: TypeAlias = dict[str, Any]
+Delta: TypeAlias = bytes
+"""One JSON object in UTF-8 with at least one field, without whitespace between its tokens. It contains no line break."""
+Fields: TypeAlias = dict[str, Any]
+"""A decoded delta."""
 
+MERGE_LIMIT: Final = 512
+"""Deltas that are joined to one at most, so that a long replay does not become one huge frame."""
 MERGE_SIZE: Final = 256 * 1024
-"""Characters, roughly, above which nothing more is joined to a delta."""
+"""Bytes above which nothing more is joined to a delta."""
 
 # `role` is always the assistant's, and some servers repeat it in each delta; the others are a frame's own keys.
 _NEVER_SENT: Final = frozenset({"role", "type", "id", "seq"})
@@ -33,56 +39,66 @@ class Outcome(msgspec.Struct):
     model: str | None = None
 
 
-def strip_empty(delta: Delta) -> Delta:
-    """Return a delta without the role, null and empty fields. `{}` makes no frame."""
-    return {key: value for key, value in delta.items() if value not in _EMPTY and key not in _NEVER_SENT}
+decode_delta: Final[Callable[[Delta], Fields]] = msgspec.json.Decoder(Fields).decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def encode_delta(fields: Mapping[str, Any]) -> Delta:
+    """Encode a delta without the role, null and empty fields. Returns no bytes if nothing is left: that is no delta."""
+    left = {key: value for key, value in fields.items() if value not in _EMPTY and key not in _NEVER_SENT}
+    return _encode(left) if left else b""
 
 
 def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
-    """Join as many leading deltas as can be joined without loss.
+    """Join as many leading deltas as can be joined without loss, at most MERGE_LIMIT.
 
     Returns the joined delta and how many went into it (at least one; `deltas` must not be empty). It stops when the
     joined delta is larger than MERGE_SIZE, and before a delta whose fields cannot be joined exactly, such as another
     number under the same key. So joining the fields of all frames gives the same result at any pace.
     """
-    if texts := _texts(deltas):
-        key, parts = texts
-        return {key: "".join(parts)}, len(parts)
-    joined = _Object(deltas[0])
-    size = _size(deltas[0])
+    deltas = _leading(deltas)
+    if len(deltas) == 1:
+        return deltas[0], 1
+    if text := _join_text(deltas):
+        return text, len(deltas)
+    joined = _Object(decode_delta(deltas[0]))
     count = 1
     for delta in deltas[1:]:
-        if size > MERGE_SIZE or not joined.fits(delta):
+        fields = decode_delta(delta)
+        if not joined.fits(fields):
             break
-        joined.add(delta)
-        size += _size(delta)
+        joined.add(fields)
         count += 1
-    return (joined.result() if count > 1 else deltas[0]), count
+    return (_encode(joined.result()) if count > 1 else deltas[0]), count
 
 
-def _texts(deltas: Sequence[Delta]) -> tuple[str, list[str]] | None:
-    """Return the key and the texts of deltas with one text field, the same in all (nearly always), up to MERGE_SIZE."""
-    key, *more = deltas[0]
-    parts: list[str] = []
+def _leading(deltas: Sequence[Delta]) -> Sequence[Delta]:
+    """Return the leading deltas that may be joined: not more than MERGE_LIMIT, nor any after MERGE_SIZE bytes."""
+    deltas = deltas[:MERGE_LIMIT]
+    if sum(map(len, deltas)) <= MERGE_SIZE:
+        return deltas
     size = 0
-    if not more:
-        for delta in deltas:
-            text = delta.get(key)
-            if type(text) is not str or len(delta) != 1 or size > MERGE_SIZE:
-                break
-            parts.append(text)
-            size += len(text)
-    return (key, parts) if len(parts) == len(deltas) or size > MERGE_SIZE else None
+    for count, delta in enumerate(deltas):
+        if size > MERGE_SIZE:
+            return deltas[:count]
+        size += len(delta)
+    return deltas
 
 
-def _size(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_size, value.values())) + 8 * len(value)
-    if isinstance(value, list):
-        return sum(map(_size, value))
-    return 8
+def _join_text(deltas: Sequence[Delta]) -> Delta | None:
+    """Join deltas with one text field, the same in all (nearly always), without decoding them; None for others.
+
+    A quote inside of a text is escaped. So `","` in what follows the first text's opening quote belongs to a delta with
+    another field, and a line break, which no delta contains, to a pair of deltas that do not have the same text field.
+    """
+    opening = deltas[0].find(b':"') + 2
+    head = deltas[0][:opening]
+    if head.count(b'"') != 3 or b"\\" in head:
+        return None
+    text = b"\n".join(deltas).replace(b'"}\n' + head, b"")
+    if b"\n" in text or not text.endswith(b'"}') or b'","' in text[opening:-2]:
+        return None
+    return text
 
 
 class _Text:

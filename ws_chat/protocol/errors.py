@@ -101,11 +101,16 @@ class ChatError(Exception):
         param: str | None = None,
         status: int | None = None,
         retry_after: float | None = None,
+        limit: str | None = None,
     ) -> None:
+        """Build the error for a code. `limit` names the limit that was reached, for the metrics."""
         super().__init__(message)
+        self.limit = limit
         self.info = ErrorInfo.of(code, message, param=param, status=status, retry_after=retry_after)
 
     @classmethod
-    def of(cls, info: ErrorInfo) -> Self:
+    def of(cls, info: ErrorInfo, *, limit: str | None = None) -> Self:
         """Build the exception for `info`."""
-        return cls(info.code, info.message, param=info.param, status=info.status, retry_after=info.retry_after)
+        error = cls(info.code, info.message, param=info.param, status=info.status, limit=limit)
+        error.info = info
+        return error

@@ -1,7 +1,7 @@
 """The wire: client frames and server frames, decoded and encoded (docs/protocol.md).
 
 A frame is one JSON object, and one struct from which it is decoded, checked, encoded and described. The exception is the
-token frame, which is made once per token and stays a dict.
+token frame, whose JSON is put together from bytes.
 """
 
 from __future__ import annotations
@@ -9,17 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from hashlib import blake2b
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pydantic_core import from_json
 
+from ws_chat.protocol.deltas import Delta
 from ws_chat.protocol.errors import ChatError, ErrorInfo
 from ws_chat.protocol.types import EPOCH_PATTERN, ID_PATTERN, MAX_MODEL, Epoch, Id, Message, Model, Seq, Timing
 
 DEEP: Final = 150
 """JSON with more opening brackets than this may be nested too deeply to be encoded again."""
+MAX_VALUES: Final = 100_000
+"""Values in the JSON of a request: its commas and opening brackets. Decoded, each takes a hundred bytes or more."""
+DIGEST_SIZE: Final = 16
 
 
 class Position(NamedTuple):
@@ -77,12 +82,26 @@ class Ping(Struct, frozen=True, tag_field="type", tag="ping"):
 
 
 class Chat(Struct, frozen=True):
-    """A ChatRequest as it is handled. `body` is the chat-completions request as given: `messages` and parameters."""
+    """A ChatRequest as it is handled. `body` is the chat-completions request: `messages` and parameters, each as JSON."""
 
-    body: Mapping[str, Any]
+    body: Mapping[str, Raw]
     model: str | None = None
     id: str | None = None
     previous_id: str | None = None
+    digest: bytes = b""
+    """Of a named request: the same for requests that are equal as JSON values, `type` and `stream` left aside."""
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any], **names: Any) -> Self:
+        """Encode `body`. `names`: `model`, `id` and `previous_id`."""
+        # Encoded again, not cut out of the frame: an upstream must not find another value under a key that is given twice.
+        raw = {key: Raw(_encode_json(value)) for key, value in body.items()}
+        chat = cls(raw, **names)
+        if chat.id is None:
+            return chat
+        ours = {"model": chat.model, "previous_id": chat.previous_id}
+        request = raw | {key: Raw(_encode_json(value)) for key, value in ours.items() if value is not None}
+        return msgspec.structs.replace(chat, digest=_digest(_encode_json(request)))
 
 
 ClientFrame: TypeAlias = Chat | Cancel | Resume | Ping
@@ -100,6 +119,7 @@ def decode(data: str | bytes) -> ClientFrame:
     Raises InvalidFrameError (`invalid_json` or `invalid_request`).
     """
     value = _decode_json(data)
+    del data  # a large one need not stay while its values are encoded again
     if isinstance(value, list):
         value = {"messages": value}
     if not isinstance(value, dict):
@@ -120,6 +140,8 @@ def _decode_json(data: str | bytes) -> Any:
     try:
         if isinstance(data, str):
             data = data.encode()
+        if has_too_many_values(data):
+            raise InvalidFrameError("too_large", f"A request has at most {MAX_VALUES} JSON values.", limit="values")
         value = _decoder.decode(data)
         if len(data) > 2 * DEEP:
             check_depth(data)
@@ -132,6 +154,31 @@ def _decode_json(data: str | bytes) -> Any:
             refusal.id = _valid_id(from_json(data))  # it accepts NaN, and numbers that overflow
         raise refusal from None
     return value
+
+
+def has_too_many_values(data: bytes) -> bool:
+    """Whether JSON has more than MAX_VALUES values. Does not decode them."""
+    if len(data) <= MAX_VALUES or _openings(data) <= MAX_VALUES:
+        return False
+    # Only those outside of strings count. Without its escapes, every quote starts or ends a string.
+    data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if data.count(b'"') > 4 * MAX_VALUES:  # more than a key and a string for each
+        return True
+    return _openings(b"".join(data.split(b'"')[::2])) > MAX_VALUES
+
+
+def _openings(data: bytes) -> int:
+    return sum(map(data.count, (b",", b"[", b"{")))
+
+
+def _digest(request: bytes) -> bytes:
+    return blake2b(_encode_sorted(_with_whole_numbers.decode(request)), digest_size=DIGEST_SIZE).digest()
+
+
+def _number(literal: str) -> int | float:
+    """Read a number with a fraction or an exponent: 1.0 is the same JSON value as 1."""
+    value = float(literal)
+    return int(value) if value.is_integer() else value
 
 
 def check_depth(data: bytes) -> None:
@@ -165,8 +212,8 @@ def _chat(value: dict[str, Any]) -> Chat:
     request = msgspec.convert(value, ChatRequest)
     if not request.stream:
         raise _invalid("stream")
-    return Chat(
-        body={key: given for key, given in value.items() if key not in _OURS},
+    return Chat.of(
+        {key: given for key, given in value.items() if key not in _OURS},
         model=request.model or None,
         id=request.id or None,
         previous_id=request.previous_id or None,
@@ -186,6 +233,9 @@ def _invalid(field: str, path: str = "") -> InvalidFrameError:
 
 
 _decoder: Final = msgspec.json.Decoder()
+_with_whole_numbers: Final = msgspec.json.Decoder(float_hook=_number)
+_encode_json: Final = msgspec.json.Encoder().encode
+_encode_sorted: Final = msgspec.json.Encoder(order="deterministic").encode
 _ID: Final = re.compile(ID_PATTERN)
 _EVENT_ID: Final = re.compile(f"0*([0-9]{{1,18}})(?:-({EPOCH_PATTERN}))?")
 _OURS: Final = frozenset({"type", "id", "previous_id", "model", "stream"})
@@ -216,9 +266,27 @@ class Start(Struct, frozen=True, tag_field="type", tag="start"):
     epoch: Epoch | UnsetType = UNSET
 
 
-Token: TypeAlias = dict[str, Any]
-"""All deltas after the previous frame's seq, up to and including `seq`, joined: `type`, `id`, `seq`, and the fields of
-the delta. `types.TokenFrame` is its type."""
+class Token(Struct, gc=False):
+    """All deltas after the previous frame's seq, up to and including `seq`, joined to `delta`.
+
+    Its JSON has `type`, `id`, `seq`, and the fields of the delta; `types.TokenFrame` is its type. It is encoded once, for
+    all readers at the same position.
+    """
+
+    id: Id
+    seq: Seq
+    delta: Delta
+    json: bytes
+
+    @classmethod
+    def of(cls, generation_id: str, seq: int, delta: Delta) -> Self:
+        # No id contains a character that JSON escapes.
+        return cls(
+            generation_id,
+            seq,
+            delta,
+            b'{"type":"token","id":"%b","seq":%d,%b' % (generation_id.encode(), seq, delta[1:]),
+        )
 
 
 class Done(Struct, frozen=True, tag_field="type", tag="done"):
@@ -252,10 +320,14 @@ class Pong(Struct, frozen=True, tag_field="type", tag="pong"):
     """The answer to a ping."""
 
 
-class GoAway(Struct, frozen=True, tag_field="type", tag="goaway"):
-    """The server is shutting down in `deadline_ms`: finish running answers here, send new requests elsewhere."""
+class GoAway(Struct, frozen=True, tag_field="type", tag="goaway", omit_defaults=True):
+    """The server is shutting down in `deadline_ms`: finish running answers here, send new requests elsewhere.
+
+    With `move`, other replicas serve this server's named generations: resume them on a new connection now.
+    """
 
     deadline_ms: int
+    move: bool = False
 
 
 Terminal: TypeAlias = Done | Failed
@@ -263,5 +335,9 @@ ServerFrame: TypeAlias = Start | Done | Failed | Refused | Pong | GoAway
 """Any frame but a token."""
 Frame: TypeAlias = ServerFrame | Token
 
-encode: Final[Callable[[Frame], bytes]] = msgspec.json.Encoder().encode
-"""Encode a frame as single-line JSON in UTF-8, `type` first."""
+_encode: Final[Callable[[ServerFrame], bytes]] = msgspec.json.Encoder().encode
+
+
+def encode(frame: Frame) -> bytes:
+    """Encode a frame as single-line JSON in UTF-8, `type` first."""
+    return frame.json if isinstance(frame, Token) else _encode(frame)

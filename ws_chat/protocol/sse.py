@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 from typing import Final
 
-MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
+MAX_EVENT_BYTES: Final = 8 * 1024 * 1024  # an event may hold an image
+MAX_EVENT_LINES: Final = 1000
 PING: Final = b": ping\n\n"
+RETRY: Final = b"retry: 500\n\n"
 
 _TEXT_LINE_END: Final = re.compile(r"\r\n|\n|\r")
 _FIELDS: Final = frozenset({b"data", b"event", b"id", b"retry", b""})  # the last: a comment, ": …"
 
 
 class NotAnEventStreamError(ValueError):
-    """The bytes are not an event stream: they end without any of its fields, or an event exceeds MAX_EVENT_BYTES."""
+    """The bytes are not an event stream: they end without any of its fields, or an event exceeds a limit."""
 
 
 class SSEDecoder:
@@ -60,7 +62,7 @@ class SSEDecoder:
         for block in blocks:
             if block.startswith(b"data: ") and b"\n" not in block:
                 events.append(block[6:])  # nearly always
-            elif (data := self._data(block)) is not None:
+            elif block and (data := self._data(block)) is not None:
                 events.append(data)
         self._started = self._started or bool(events)
         self.between = self._started and not (rest or self._after_cr)
@@ -79,6 +81,8 @@ class SSEDecoder:
     def _data(self, block: bytes) -> bytes | None:
         """Return the data of a block of lines, None when it has none."""
         found = []
+        if block.count(b"\n") >= MAX_EVENT_LINES:
+            raise NotAnEventStreamError(f"an event has more than {MAX_EVENT_LINES} lines")
         for line in block.split(b"\n"):
             field, _, value = line.partition(b":")
             if not self._started and line:

@@ -6,6 +6,7 @@ replica. Without configured keys there is one anonymous principal.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -13,7 +14,7 @@ import time
 from contextlib import asynccontextmanager, suppress
 from fnmatch import fnmatchcase
 from hashlib import sha256
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from limits import RateLimitItemPerMinute
@@ -39,6 +40,11 @@ SUBPROTOCOL: Final = "ws_chat.v1"
 _KEY_SUBPROTOCOL: Final = "bearer."
 
 
+BLOCK_TIME: Final = 1.0
+"""Seconds in which requests are refused without counting them, once a Throttle's limit is reached."""
+COUNTED_SIZE: Final = 64 * 1024
+
+
 def name_of(key: str) -> str:
     """Return the principal of a key: enough of its SHA-256 to distinguish keys, too little to find a key with."""
     return f"key-{sha256(key.encode()).hexdigest()[:12]}"
@@ -50,9 +56,17 @@ class Caller(NamedTuple):
     principal: str
     connection: str
     transport: str
+    address: str = ""
+    """That of the client, or its network."""
 
     def key(self, generation_id: str, *, named: bool) -> GenerationKey:
-        return GenerationKey(self.principal if named else self.connection, generation_id, named)
+        owner = self.principal if named else f"{self.principal}/{self.connection}"
+        return GenerationKey(owner, generation_id, named)
+
+    @property
+    def neighbour(self) -> str:
+        """What distinguishes this client from others: its principal, or its address if all have the same principal."""
+        return f"{ANONYMOUS}/{self.address}" if self.principal == ANONYMOUS else self.principal
 
 
 class Keys:
@@ -91,6 +105,17 @@ def bearer(authorization: str | None, subprotocols: Sequence[str] = ()) -> str |
             except (binascii.Error, ValueError):
                 return ""
     return None
+
+
+def network(host: str | None) -> str:
+    """Return the network of one client: the address, or the first 64 bits of an IPv6 address (RFC 6177)."""
+    try:
+        address = ip_address(host or "")
+    except ValueError:
+        return host or ""
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
 
 
 class Hosts:
@@ -208,4 +233,45 @@ async def _hit(limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, pr
     if not await limiter.hit(item, principal):
         window = await limiter.get_window_stats(item, principal)
         wait = max(1.0, window.reset_time - time.time())
-        raise ChatError("rate_limited", "Too many requests in a minute.", retry_after=wait)
+        raise ChatError("rate_limited", "Too many requests in a minute.", retry_after=wait, limit="requests_per_minute")
+
+
+class Throttle:
+    """The rate limit of requests that start no generation: they follow one, repeat its request, or are refused.
+
+    They cost nothing at the upstream, so it only has to keep a client from using up this process.
+    """
+
+    def __init__(self, per_minute: int | None) -> None:
+        self._item = RateLimitItemPerMinute(per_minute) if per_minute else None
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._blocked: set[str] = set()
+
+    def check(self, caller: Caller) -> None:
+        """Raise ThrottledError for BLOCK_TIME after the limit was reached: that must cost nearly nothing."""
+        if caller.neighbour in self._blocked:
+            raise ThrottledError
+
+    async def count(self, caller: Caller, size: int = 0) -> None:
+        """Count a request of `size` bytes: each COUNTED_SIZE of them counts as one request more. Raises ThrottledError."""
+        if self._item is None:
+            return
+        self.check(caller)
+        neighbour = caller.neighbour
+        cost = min(1 + size // COUNTED_SIZE, self._item.amount)
+        if not await self._limiter.hit(self._item, neighbour, cost=cost):
+            self._blocked.add(neighbour)
+            asyncio.get_running_loop().call_later(BLOCK_TIME, self._blocked.discard, neighbour)
+            raise ThrottledError
+
+
+class ThrottledError(ChatError):
+    """Raised where a Throttle's limit is reached."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "rate_limited",
+            "Too many requests that start no generation in a minute.",
+            retry_after=BLOCK_TIME,
+            limit="free_requests_per_minute",
+        )

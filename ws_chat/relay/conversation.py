@@ -1,6 +1,7 @@
 """Stored requests, beside the logs of their answers: to recognise an equal request, and to continue a conversation.
 
-Pure functions over JSON values.
+A stored request is the digest of its chat, and the messages of its conversation as JSON: those that `previous_id` put in
+front, and its own. Nothing here decodes messages. Pure functions over JSON.
 """
 
 from __future__ import annotations
@@ -9,81 +10,57 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ws_chat.protocol.deltas import ToolCalls
+from ws_chat.protocol.deltas import ToolCalls, decode_delta
+from ws_chat.protocol.frames import DIGEST_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ws_chat.protocol.deltas import Delta
     from ws_chat.protocol.frames import Chat
-    from ws_chat.stores.base import Log
 
 
-class StoredRequest(msgspec.Struct):
-    """A request as the client sent it, and the messages that its `previous_id` put in front."""
-
-    request: dict[str, Any]
-    before: list[Any]
-
-
-def encode_request(chat: Chat, before: Sequence[Any]) -> bytes:
-    return msgspec.json.encode({"request": _request(chat), "before": before})
+def encode_request(chat: Chat, before: bytes) -> bytes:
+    """Return a stored request. `before`: the messages to put in front, as `conversation` returns them."""
+    own = bytes(chat.body["messages"])
+    return chat.digest.ljust(DIGEST_SIZE, b"\0") + (before[:-1] + b"," + own[1:] if before else own)
 
 
 def is_same_request(stored: bytes, chat: Chat) -> bool:
-    """Return whether a chat equals a stored request as JSON values."""
-    return _equal(_decode(stored).request, msgspec.json.decode(msgspec.json.encode(_request(chat))))
+    """Return whether a named chat equals a stored request as JSON values."""
+    return stored[:DIGEST_SIZE] == chat.digest
 
 
-def conversation(stored: bytes, deltas: Sequence[Delta]) -> list[Any]:
-    """Return the messages before a stored request, its own, and its answer, joined from `deltas`."""
-    request = _decode(stored)
-    answer = assistant_message(deltas)
-    return [*request.before, *request.request["messages"], *([answer] if answer else [])]
+def messages_of(stored: bytes) -> bytes:
+    """Return the messages of a stored request, a JSON list. Empty if they were not kept: its answer never began."""
+    return stored[DIGEST_SIZE:]
 
 
-def conversation_of(log: Log) -> list[Any]:
-    """Return the messages of a log's conversation, with its answer so far."""
-    deltas: list[Delta] = []
-    while part := log.after(len(deltas), log.last):
-        deltas += part
-    return conversation(log.request, deltas)
+def conversation(messages: bytes, answer: dict[str, Any] | None) -> bytes:
+    """Return messages and the answer to them, a JSON list."""
+    return messages[:-1] + b"," + msgspec.json.encode(answer) + b"]" if answer else messages
 
 
-def assistant_message(deltas: Sequence[Delta]) -> dict[str, Any] | None:
-    """Join deltas to one message (text and tool calls); None if it would be empty."""
-    texts: list[str] = []
-    calls = ToolCalls()
-    for delta in deltas:
-        if isinstance(content := delta.get("content"), str):
-            texts.append(content)
-        if isinstance(pieces := delta.get("tool_calls"), list):
-            calls.add(pieces)
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(texts) or None}
-    if tool_calls := [{key: call[key] for key in call if key != "index"} for call in calls.result()]:
-        message["tool_calls"] = tool_calls
-    return message if message["content"] or tool_calls else None
+class Answer:
+    """The message of an answer, joined from its deltas in any number of steps."""
 
+    def __init__(self) -> None:
+        self.size = 0
+        """Characters of its text."""
+        self._texts: list[str] = []
+        self._calls = ToolCalls()
 
-def _request(chat: Chat) -> dict[str, Any]:
-    request = dict(chat.body)
-    if chat.model is not None:
-        request["model"] = chat.model
-    if chat.previous_id is not None:
-        request["previous_id"] = chat.previous_id
-    return request
+    def add(self, deltas: Sequence[Delta]) -> None:
+        for delta in map(decode_delta, deltas):
+            if isinstance(content := delta.get("content"), str):
+                self._texts.append(content)
+                self.size += len(content)
+            if isinstance(pieces := delta.get("tool_calls"), list):
+                self._calls.add(pieces)
 
-
-def _decode(stored: bytes) -> StoredRequest:
-    return msgspec.json.decode(stored, type=StoredRequest)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Return whether two JSON values are equal. (For Python's `==`, True is 1.)"""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return bool(one == other)
+    def message(self) -> dict[str, Any] | None:
+        """Return the message (text and tool calls); None if it would be empty."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._texts) or None}
+        if tool_calls := [{key: call[key] for key in call if key != "index"} for call in self._calls.result()]:
+            message["tool_calls"] = tool_calls
+        return message if message["content"] or tool_calls else None

@@ -6,7 +6,7 @@ None per token: tokens are counted when a reader or a generation ends.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -35,6 +35,29 @@ class RequestRefused(msgspec.Struct, frozen=True):
 
     transport: str
     code: str
+
+
+class LimitReached(msgspec.Struct, frozen=True):
+    """A limit had an effect: one of LIMITS."""
+
+    limit: str
+
+
+LIMITS: Final = (
+    "max_frame_bytes",
+    "max_connections",
+    "max_generations",
+    "max_generations_per_connection",
+    "max_generations_per_principal",
+    "requests_per_minute",
+    "free_requests_per_minute",
+    "max_answer_bytes",
+    "values",
+    "kept_bytes",
+    "head_bytes",
+    "request_seconds",
+    "open_files",
+)
 
 
 class GenerationStarted(msgspec.Struct, frozen=True):
@@ -83,7 +106,14 @@ class ReadingEnded(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    ConnectionOpened | ConnectionClosed | RequestRefused | GenerationStarted | GenerationEnded | Followed | ReadingEnded
+    ConnectionOpened
+    | ConnectionClosed
+    | RequestRefused
+    | LimitReached
+    | GenerationStarted
+    | GenerationEnded
+    | Followed
+    | ReadingEnded
 )
 
 

@@ -10,10 +10,10 @@ The first read, live frames and a replay are the same pump.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ws_chat.protocol.deltas import merge
-from ws_chat.protocol.frames import Start
+from ws_chat.protocol.deltas import MERGE_LIMIT, merge
+from ws_chat.protocol.frames import Start, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from ws_chat.protocol.deltas import Delta
     from ws_chat.protocol.frames import Frame
     from ws_chat.stores.base import Log
-
-MERGE_LIMIT: Final = 512
-"""Deltas that are joined to one frame at most, so that a long replay does not become one huge frame."""
 
 
 class Sender(Protocol):
@@ -86,11 +83,7 @@ class Reader:
                 self._started = True
                 sender.write(Start(self._id, seq, log.start.model, log.start.epoch))
             elif seq < log.last:
-                deltas = log.after(seq, MERGE_LIMIT)
-                delta, count = merge(deltas) if len(deltas) > 1 else (deltas[0], 1)
-                self._seq = seq = seq + count
-                self.frames += 1
-                sender.write({"type": "token", "id": self._id, "seq": seq, **delta})
+                self._write_deltas(log.after(seq, MERGE_LIMIT))
             elif log.terminal:
                 self.close()
                 sender.write(log.terminal)
@@ -99,8 +92,13 @@ class Reader:
     def _wake(self, last: int, deltas: Sequence[Delta]) -> None:
         # Called after each append. A single delta that is next in line (nearly every token) is sent directly.
         if self._started and len(deltas) == 1 and last == self._seq + 1 and self._sender.writable:
-            self._seq = last
-            self.frames += 1
-            self._sender.write({"type": "token", "id": self._id, "seq": last, **deltas[0]})
+            self._write_deltas(deltas)
         else:
             self.pump()
+
+    def _write_deltas(self, deltas: Sequence[Delta]) -> None:
+        """Send the leading ones of the deltas after the position as one frame."""
+        delta, count = merge(deltas)
+        self._seq += count
+        self.frames += 1
+        self._sender.write(Token.of(self._id, self._seq, delta))

@@ -9,15 +9,16 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from ws_chat.protocol.errors import DRAINING, GONE, UNREACHABLE, ChatError
-from ws_chat.protocol.frames import FROM_START, Failed, Start
-from ws_chat.relay.access import Quota
-from ws_chat.relay.conversation import conversation_of, encode_request, is_same_request
+from ws_chat.protocol.frames import FROM_START, MAX_VALUES, Failed, Start, has_too_many_values
+from ws_chat.relay.access import Quota, Throttle, ThrottledError
+from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, messages_of
 from ws_chat.relay.events import Followed, Observers, ReadingEnded
 from ws_chat.relay.runner import Runner
 from ws_chat.stores.base import LogExistsError
+from ws_chat.upstreams.base import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
 START_TIMEOUT: Final = 8.5
 """Seconds in which a request is started or refused: clients are promised an answer within ten."""
 EPOCH_BYTES: Final = 6
+ROUTING_FIELDS: Final = frozenset(
+    {
+        *("models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "route", "preset", "plugins"),
+        *("engine", "deployment_id", "model_list", "user_config", "custom_llm_provider", "extra_body"),
+        *("api_base", "base_url", "api_key", "api_version"),
+    }
+)
+"""What routers (OpenRouter, LiteLLM) read beside `model`: other models, servers and keys. With an allow-list, refused."""
+JOINED_AT_ONCE: Final = 512
+"""Deltas of an answer that are joined in one turn of the event loop, to continue from it."""
 
 
 class _Found(NamedTuple):
@@ -51,20 +62,23 @@ class Relay:
         max_generations: int = 10_000,
         max_generations_per_principal: int | None = None,
         quota: Quota | None = None,
+        throttle: Throttle | None = None,
         max_bytes: int = 4 * 1024 * 1024,
+        max_answer_bytes: int = 64 * 1024 * 1024,
         resume_window: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         observe: Observer | None = None,
     ) -> None:
         """Allow the models that match one of the shell patterns `models` (none: any). `clock` returns seconds.
 
-        `max_bytes` limits a conversation, including the messages that `previous_id` adds. A named generation without a
-        reader for `resume_window` seconds is cancelled.
+        `max_bytes` limits a conversation, including the messages that `previous_id` adds, and `max_answer_bytes` the
+        deltas of an answer. A named generation without a reader for `resume_window` seconds is cancelled.
         """
         self._upstream = upstream
         self._store = store
         self._models = models
         self._quota = quota or Quota(None)
+        self.throttle = throttle or Throttle(None)
         self._max_bytes = max_bytes
         self._observe = observe or Observers()
         self._runner = Runner(
@@ -72,15 +86,21 @@ class Relay:
             self._observe,
             max_generations=max_generations,
             max_generations_per_principal=max_generations_per_principal,
+            max_answer_bytes=max_answer_bytes,
             resume_window=resume_window,
             clock=clock,
+            shared=store.shared,
         )
+        self._joining = asyncio.Lock()
         self._starting: WeakValueDictionary[GenerationKey, asyncio.Lock] = WeakValueDictionary()
+        self.leaving = False
+        """Whether a drain is about to begin: requests are still served, but should go elsewhere."""
         self.draining = False
 
     def check_ready(self) -> None:
         """Raise ChatError while new requests should go elsewhere: `draining`, or `overloaded` if the store is away."""
-        self._check_drain()
+        if self.leaving or self.draining:
+            raise ChatError.of(DRAINING)
         if not self._store.available:
             raise ChatError.of(UNREACHABLE)
 
@@ -115,6 +135,7 @@ class Relay:
             log = None
         if log is None:
             raise ChatError("overloaded", "The generation could not be started in time.", retry_after=1)
+        await self.throttle.count(caller, sum(memoryview(value).nbytes for value in chat.body.values()))
         if not is_same_request(log.request, chat):
             raise ChatError("id_conflict", "This id is already used by a different request.", param="id")
         _check(log, position)
@@ -127,41 +148,53 @@ class Relay:
         Every check comes before the first change, and a reservation is released when a later step fails.
         """
         self._check_drain()
+        if self._models and (field := next(filter(ROUTING_FIELDS.__contains__, chat.body), None)):
+            message = f'"{field}" could choose another model or server, and this server allows only some models.'
+            raise ChatError("model_not_allowed", message, param=field)
         # The operator's own default is always allowed: the list limits what a client may name.
         if chat.model and self._models and not any(fnmatchcase(chat.model, pattern) for pattern in self._models):
             raise ChatError("model_not_allowed", "This model is not allowed.", param="model")
         previous = await self._find_any(caller, chat.previous_id, "previous_id") if chat.previous_id else None
-        before = conversation_of(previous.log) if previous else []
-        request = encode_request(chat, before)
-        # Deltas that the previous generation still gets while it is being interrupted are not counted.
-        if len(request) > self._max_bytes:
-            raise ChatError("too_large", f"A conversation has at most {self._max_bytes} bytes.", param="previous_id")
+        joined = previous.log.last if previous else 0
+        request = encode_request(chat, await self._conversation(previous.log) if previous else b"")
+        if previous:
+            self._check_size(messages_of(request))
         model = self._upstream.resolve(chat.model or (previous.log.start.model if previous else None))
         with self._runner.reserve(caller.principal, replacing=previous and previous.key):
             async with self._quota.counted(caller.principal):
                 if previous and previous.log.terminal is None:
                     await self._interrupt(previous)
-                    before = conversation_of(previous.log)
-                    request = encode_request(chat, before)
+                if previous and previous.log.last > joined:
+                    request = encode_request(chat, await self._conversation(previous.log))
                 # Whatever has had this id before, no position in it is one in this log.
                 epoch = secrets.token_hex(EPOCH_BYTES) if key.named else UNSET
                 log = await self._store.create(key, Start(key.id, 0, model, epoch), request)
-                messages = [*before, *chat.body["messages"]]
-                self._runner.run(caller, key, log, {**chat.body, "model": model, "messages": messages})
+                body = {**chat.body, "model": model, "messages": Raw(messages_of(request))}
+                self._runner.run(caller, key, log, Request(body))
                 return log
 
     async def find(self, caller: Caller, generation_id: str, position: Position = FROM_START) -> Log:
         """Return the log of a named generation, to be read after a position.
 
         Raises ChatError: `not_found`; `generation_gone` for the epoch of another generation; `invalid_request` past the
-        last seq, unless the generation was lost: its replica may have sent more than it had logged.
+        last seq, unless the generation was lost: its replica may have sent more than it had logged; `rate_limited`.
         """
+        await self.throttle.count(caller)
         log = await self._store.get(caller.key(generation_id, named=True), position.seq)
         if log is None:
             raise ChatError("not_found", "There is no such generation.", param="id")
         _check(log, position)
         self._observe(Followed(caller.transport, position.seq))
         return log
+
+    async def count_refusal(self, caller: Caller, error: ChatError, size: int) -> ChatError:
+        """Count a refused request of `size` bytes; return the error with which it is answered."""
+        if not isinstance(error, ThrottledError) and error.info.status < 500:
+            try:
+                await self.throttle.count(caller, size)
+            except ThrottledError as throttled:
+                return throttled
+        return error
 
     def attach(self, key: GenerationKey, reader: Reader) -> None:
         """Count a reader of a generation, which keeps it from being cancelled."""
@@ -186,15 +219,18 @@ class Relay:
         self._runner.cancel(key)
         self._store.remove(key)
 
-    async def drain(self, timeout: float, last_frames: float = 0.0) -> None:
+    async def drain(self, timeout: float) -> None:
         """Refuse new generations; wait `timeout` seconds for the running ones and their readers, then end them.
 
-        Readers get `last_frames` seconds more to receive the terminal frames.
+        Readers that can go on at another process are not waited for.
         """
         self.draining = True
         await self._runner.quiet(timeout)
         await self._runner.stop()
-        await self._runner.quiet(last_frames)
+
+    async def unread(self, timeout: float) -> None:
+        """Wait `timeout` seconds until every reader has received its terminal frame."""
+        await self._runner.unread(timeout)
 
     async def stop(self) -> None:
         """Refuse new generations, and end the running ones with the error `draining`."""
@@ -228,6 +264,41 @@ class Relay:
         if not found:
             raise ChatError("not_found", "There is no such generation.", param=param)
         return min(found, key=lambda one: one.log.terminal is not None)
+
+    async def _conversation(self, log: Log) -> bytes:
+        """Return the messages of a log's conversation, with its answer so far. Raises ChatError (`not_found`, `too_large`).
+
+        A long answer takes many turns of the event loop, and two do not take them at once.
+        """
+        messages = messages_of(log.request)
+        if not messages:
+            message = "This generation failed before its answer began, so its messages are not kept. Send them again."
+            raise ChatError("not_found", message, param="previous_id")
+        answer = Answer()
+        if log.last <= JOINED_AT_ONCE:
+            answer.add(log.after(0, JOINED_AT_ONCE))
+        else:
+            async with self._joining:
+                seq = 0
+                while deltas := log.after(seq, JOINED_AT_ONCE):
+                    seq += len(deltas)
+                    answer.add(deltas)
+                    if len(messages) + answer.size > self._max_bytes:
+                        raise self._too_large()
+                    await asyncio.sleep(0)
+        return conversation(messages, answer.message())
+
+    def _check_size(self, messages: bytes) -> None:
+        # Deltas that the previous generation still gets while it is being interrupted are not counted.
+        if len(messages) > self._max_bytes:
+            raise self._too_large()
+        if has_too_many_values(messages):
+            message = f"A conversation has at most {MAX_VALUES} JSON values."
+            raise ChatError("too_large", message, param="previous_id", limit="values")
+
+    def _too_large(self) -> ChatError:
+        message = f"A conversation has at most {self._max_bytes} bytes."
+        return ChatError("too_large", message, param="previous_id", limit="max_frame_bytes")
 
     async def _interrupt(self, found: _Found) -> None:
         """Cancel a generation, here or in another process, and wait for its end."""

@@ -11,24 +11,24 @@ import logging
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.errors import DRAINING, INTERNAL_ERROR, ChatError
 from ws_chat.protocol.frames import Done, Failed
-from ws_chat.relay.conversation import conversation_of
+from ws_chat.relay.conversation import Answer
 from ws_chat.relay.events import GenerationEnded, GenerationStarted
 from ws_chat.relay.generation import Generation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.deltas import Delta, Fields
     from ws_chat.protocol.frames import Terminal
     from ws_chat.relay.access import Caller
     from ws_chat.relay.events import Observer
     from ws_chat.stores.base import GenerationKey, Log
-    from ws_chat.upstreams.base import Upstream
+    from ws_chat.upstreams.base import Request, Upstream
 
 logger = logging.getLogger("ws_chat.runner")
 
@@ -57,6 +57,29 @@ class _FirstDelta:
             self._generation.record_first_delta(self._clock())
 
 
+class _Emit:
+    """Appends what an upstream emits to a log, as bytes, at most `limit`. Raises ChatError (`upstream_malformed`) beyond."""
+
+    __slots__ = ("_limit", "_log", "_room")
+
+    def __init__(self, log: Log, limit: int) -> None:
+        self._log = log
+        self._limit = self._room = limit
+
+    def __call__(self, deltas: Sequence[Fields | Delta]) -> None:
+        encoded = [delta if isinstance(delta, bytes) else encode_delta(delta) for delta in deltas]
+        if all(encoded):
+            self._append(encoded)
+        elif left := list(filter(None, encoded)):
+            self._append(left)
+
+    def _append(self, deltas: list[Delta]) -> None:
+        self._room -= sum(map(len, deltas))
+        if self._room < 0:
+            raise ChatError("upstream_malformed", f"The upstream's answer has more than {self._limit} bytes.")
+        self._log.append(deltas)
+
+
 class Runner:
     """The running generations, at most `max_generations`. One without a reader for `resume_window` seconds is cancelled."""
 
@@ -67,20 +90,26 @@ class Runner:
         *,
         max_generations: int,
         max_generations_per_principal: int | None,
+        max_answer_bytes: int,
         resume_window: float,
         clock: Callable[[], float],
+        shared: bool,
     ) -> None:
         self._upstream = upstream
         self._observe = observe
         self._max_generations = max_generations
         self._max_per_principal = max_generations_per_principal
+        self._max_answer_bytes = max_answer_bytes
         self._resume_window = resume_window
         self._clock = clock
         self._running: dict[GenerationKey, _Run] = {}
         self._reserved = 0
         self._of_principals: Counter[str] = Counter()  # running and reserved
+        self._shared = shared
         self._reading = 0
+        self._staying = 0  # the readers that cannot go on at another process
         self._quiet = asyncio.Event()
+        self._unread = asyncio.Event()
         self._stopped: asyncio.Future[list[Any]] | None = None
 
     @property
@@ -95,10 +124,16 @@ class Runner:
         """
         replaced = replacing in self._running
         if self.running + self._reserved - replaced >= self._max_generations:
-            raise ChatError("overloaded", "The server's limit of running generations is reached.", retry_after=1)
+            raise ChatError(
+                "overloaded",
+                "The server's limit of running generations is reached.",
+                retry_after=1,
+                limit="max_generations",
+            )
         limit = self._max_per_principal
         if limit and self._of_principals[principal] - replaced >= limit:
-            raise ChatError("too_many_generations", f"At most {limit} generations may run at once.", retry_after=1)
+            message = f"At most {limit} generations may run at once."
+            raise ChatError("too_many_generations", message, retry_after=1, limit="max_generations_per_principal")
         self._reserved += 1
         self._of_principals[principal] += 1
         try:
@@ -107,7 +142,7 @@ class Runner:
             self._reserved -= 1
             self._release(principal)
 
-    def run(self, caller: Caller, key: GenerationKey, log: Log, request: dict[str, Any]) -> None:
+    def run(self, caller: Caller, key: GenerationKey, log: Log, request: Request) -> None:
         """Start the task that writes the answer to `request` into `log`. After `stop`, it ends at once."""
         generation = Generation(log.start.id, log.start.model, self._clock())
 
@@ -123,7 +158,8 @@ class Runner:
             self._observe(_ended(caller, key, log, terminal, generation, request))
 
         log.watch(_FirstDelta(generation, log, self._clock))
-        task = asyncio.create_task(self._upstream.generate(request, log.append, generation.outcome))
+        emit = _Emit(log, self._max_answer_bytes)
+        task = asyncio.create_task(self._upstream.generate(request, emit, generation.outcome))
         # A callback, because a task that is cancelled before its first step never runs a line of its own.
         task.add_done_callback(on_done)
         if self._stopped:
@@ -134,14 +170,13 @@ class Runner:
 
     def attach(self, key: GenerationKey, log: Log) -> None:
         """Count a reader of a log, which keeps its generation from being cancelled."""
-        self._reading += 1
+        self._count(key, 1)
         if run := self._run_of(key, log):
             self._count_reader(run, 1)
 
     def detach(self, key: GenerationKey, log: Log) -> None:
         """Stop counting a reader. After the last one the resume window opens."""
-        self._reading -= 1
-        self._update_quiet()
+        self._count(key, -1)
         if run := self._run_of(key, log):
             self._count_reader(run, -1)
 
@@ -160,11 +195,15 @@ class Runner:
         return run is not None
 
     async def quiet(self, timeout: float) -> None:
-        """Wait until no generation runs, starts or is read, for at most `timeout` seconds."""
-        self._update_quiet()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._quiet.wait()
+        """Wait until no generation runs or starts, for at most `timeout` seconds.
+
+        Waits for readers too, except for those that can go on at another process.
+        """
+        await self._wait(self._quiet, timeout)
+
+    async def unread(self, timeout: float) -> None:
+        """Wait until no generation is read, for at most `timeout` seconds."""
+        await self._wait(self._unread, timeout)
 
     async def stop(self) -> None:
         """End all generations with the error `draining`. May be called several times, also at once."""
@@ -196,11 +235,27 @@ class Runner:
         if run.readers == 0:
             run.window = asyncio.get_running_loop().call_later(self._resume_window, run.task.cancel)
 
+    def _count(self, key: GenerationKey, change: int) -> None:
+        self._reading += change
+        if not (self._shared and key.named):
+            self._staying += change
+        self._update_quiet()
+
+    async def _wait(self, event: asyncio.Event, timeout: float) -> None:
+        self._update_quiet()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await event.wait()
+
     def _update_quiet(self) -> None:
-        if self._running or self._reserved or self._reading:
-            self._quiet.clear()
-        else:
-            self._quiet.set()
+        for event, busy in (
+            (self._quiet, self._running or self._reserved or self._staying),
+            (self._unread, self._reading),
+        ):
+            if busy:
+                event.clear()
+            else:
+                event.set()
 
     def _terminal(self, generation: Generation, last: int, task: asyncio.Task[None]) -> Terminal:
         now = self._clock()
@@ -221,8 +276,16 @@ def _ended(
     log: Log,
     terminal: Terminal,
     generation: Generation,
-    request: dict[str, Any],
+    request: Request,
 ) -> GenerationEnded:
+    def content() -> list[Any]:
+        answer = Answer()
+        seq = 0
+        while deltas := log.after(seq, log.last):
+            seq += len(deltas)
+            answer.add(deltas)
+        return [*request["messages"], *filter(None, [answer.message()])]
+
     return GenerationEnded(
         transport=caller.transport,
         id=key.id,
@@ -238,5 +301,5 @@ def _ended(
         size=log.size,
         first=generation.first,
         total=generation.total,
-        content=partial(conversation_of, log),
+        content=content,
     )

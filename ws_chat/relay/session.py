@@ -95,7 +95,7 @@ class Session:
         # A generation that is followed already only changes its position; an interrupted one makes room.
         if len(self._following.keys() - set(leaving)) >= self._limit:
             message = f"At most {self._limit} generations may run at once on a connection."
-            raise ChatError("too_many_generations", message)
+            raise ChatError("too_many_generations", message, limit="max_generations_per_connection")
 
     def _cancel(self, generation_id: str | None) -> CancelGeneration:
         if generation_id is None:

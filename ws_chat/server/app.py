@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import secrets
@@ -17,8 +18,8 @@ from starlette.routing import Mount, Route, WebSocketRoute
 
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.urls import redact_url
-from ws_chat.relay.access import Hosts, Keys, Origins, Quota
-from ws_chat.relay.events import Observers
+from ws_chat.relay.access import Hosts, Keys, Origins, Quota, Throttle
+from ws_chat.relay.events import LimitReached, Observers
 from ws_chat.relay.relay import Relay
 from ws_chat.server import describe
 from ws_chat.server.auth import by_key
@@ -71,6 +72,8 @@ def create_app(
     metrics = Metrics()
     observe = Observers([metrics, Logs(content=settings.log_content), *_tracing(), *observers])
     store = store or choose_store(settings)
+    if isinstance(store, MemoryStore):
+        store.on_evict = lambda: observe(LimitReached("kept_bytes"))
     answers = upstream or choose_upstream(settings)
     relay = Relay(
         answers,
@@ -79,7 +82,9 @@ def create_app(
         max_generations=settings.max_generations,
         max_generations_per_principal=settings.max_generations_per_principal,
         quota=Quota(settings.requests_per_minute, store.counters),
+        throttle=Throttle(settings.free_requests_per_minute),
         max_bytes=settings.max_frame_bytes,
+        max_answer_bytes=settings.max_answer_bytes,
         resume_window=settings.resume_window,
         observe=observe,
     )
@@ -101,9 +106,13 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async def drain() -> None:
+            relay.leaving = True
             try:
-                connections.drain(settings.drain_timeout)
-                await relay.drain(settings.drain_timeout, LAST_FRAMES_TIMEOUT)
+                await asyncio.sleep(settings.drain_delay)  # proxies ask /readyz meanwhile
+                connections.drain(settings.drain_timeout, move=store.shared)
+                await relay.drain(settings.drain_timeout)
+                connections.leave_running()
+                await relay.unread(LAST_FRAMES_TIMEOUT)
             finally:
                 await relay.stop()
 

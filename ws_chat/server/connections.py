@@ -11,11 +11,11 @@ from starlette.datastructures import Headers
 
 from ws_chat.protocol.errors import CONNECTION_LIMIT, DRAINING, ChatError
 from ws_chat.protocol.frames import GoAway
-from ws_chat.relay.access import Caller
-from ws_chat.relay.events import ConnectionClosed, ConnectionOpened, Observers, RequestRefused
+from ws_chat.relay.access import Caller, network
+from ws_chat.relay.events import ConnectionClosed, ConnectionOpened, LimitReached, Observers, RequestRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from starlette.types import Scope
 
@@ -31,6 +31,8 @@ class Connection:
 
     caller: Caller
     sender: ConnectionSender | None = None
+    leave_running: Callable[[], None] | None = None
+    """Stops reading generations that still run."""
 
 
 class Connections:
@@ -59,7 +61,7 @@ class Connections:
         headers = Headers(scope=scope)
         self._origins.check(headers.get("origin"), headers.get("host"), scope.get("scheme", "http"))
         if self._authenticating >= self._limit:
-            raise ChatError.of(CONNECTION_LIMIT)
+            raise ChatError.of(CONNECTION_LIMIT, limit="max_connections")
         self._authenticating += 1
         try:
             principal = await self._authenticate(scope)
@@ -67,7 +69,8 @@ class Connections:
             self._authenticating -= 1
         if not isinstance(principal, str) or not principal:
             raise TypeError(f"authenticate() must return a non-empty str, got {type(principal).__name__}")
-        return Caller(principal, secrets.token_urlsafe(16), transport)
+        host, _ = scope.get("client") or (None, None)
+        return Caller(principal, secrets.token_urlsafe(16), transport, network(host))
 
     @contextmanager
     def admit(self, caller: Caller) -> Iterator[Connection]:
@@ -80,7 +83,7 @@ class Connections:
         if self._draining:
             raise ChatError.of(DRAINING)
         if self.open >= self._limit:
-            raise ChatError.of(CONNECTION_LIMIT)
+            raise ChatError.of(CONNECTION_LIMIT, limit="max_connections")
         connection = Connection(caller)
         self._open.add(connection)
         self.observe(ConnectionOpened(transport))
@@ -93,12 +96,27 @@ class Connections:
 
     def refuse(self, transport: str, error: ChatError) -> None:
         self.observe(RequestRefused(transport, error.info.code))
+        if error.limit:
+            self.observe(LimitReached(error.limit))
 
-    def drain(self, deadline: float) -> None:
-        """Refuse new connections, and send goaway on open WebSockets. `deadline`: the seconds that are left."""
+    def drain(self, deadline: float, *, move: bool = False) -> None:
+        """Refuse new connections, and send goaway on open WebSockets. `deadline`: the seconds that are left.
+
+        `move`: running named generations can be resumed at another replica now.
+        """
         self._draining = True
-        frame = GoAway(round(deadline * 1000))
+        frame = GoAway(round(deadline * 1000), move)
         for connection in self._open:
             # Not over SSE, which has no such event; its response may not have started.
             if connection.sender and connection.caller.transport == "websocket":
                 connection.sender.announce(frame)
+
+    def leave_running(self) -> None:
+        """Stop reading the generations that still run, which are those of other replicas: readers resume there.
+
+        An event stream ends in order, without a terminal event. Cut off, proxies would count it as a failure of this
+        replica.
+        """
+        for connection in list(self._open):
+            if connection.leave_running:
+                connection.leave_running()

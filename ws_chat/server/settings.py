@@ -94,13 +94,16 @@ class Settings(BaseModel):
     resume_window: Seconds = 30
     retention: Seconds = 300
     max_frame_bytes: Count = 4 * 1024 * 1024
+    max_answer_bytes: Count = 64 * 1024 * 1024
     max_connections: Count = 20_000
     max_generations: Count = 10_000
     max_generations_per_connection: Count = 16
     max_generations_per_principal: Count | None = Field(None, examples=[4])
     requests_per_minute: Count | None = Field(None, examples=[60])
+    free_requests_per_minute: Count = 60_000
     upstream_timeout: Seconds = Field(120, gt=0)
     write_timeout: Seconds = Field(30, gt=0, le=2_000_000)
+    drain_delay: Seconds = 0
     drain_timeout: Seconds = 25
     redis_urls: Annotated[tuple[RedisURL, ...], _COMMA_SEPARATED] = Field(
         (), alias="WS_CHAT_REDIS_URL", repr=False, examples=["redis://127.0.0.1:6379"]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
+from ws_chat.protocol.frames import Failed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from limits.aio.storage import Storage
 
     from ws_chat.protocol.deltas import Delta
-    from ws_chat.protocol.frames import Start, Terminal
+    from ws_chat.protocol.frames import Start, Terminal, Token
 
     OnEnd: TypeAlias = Callable[[Terminal], None]
     """Called with the terminal frame that a log has ended with."""
@@ -19,11 +21,15 @@ if TYPE_CHECKING:
 
 
 class GenerationKey(NamedTuple):
-    """The name of a generation inside the server. `owner`: the principal of a named one, the connection of any other."""
+    """The name of a generation inside the server. `owner`: its principal, and with a `/` its connection if it is unnamed."""
 
     owner: str
     id: str
     named: bool
+
+    @property
+    def principal(self) -> str:
+        return self.owner.partition("/")[0]
 
 
 class LogEndedError(Exception):
@@ -32,6 +38,15 @@ class LogEndedError(Exception):
 
 class LogExistsError(Exception):
     """There already is a log with this key. Nothing was created."""
+
+
+def failed_early(last: int, terminal: Terminal) -> bool:
+    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and the digest only.
+
+    So requests that cost nothing do not evict, or fill a shared store with, answers that were paid for. The digest still
+    detects another request under the same id.
+    """
+    return last == 0 and isinstance(terminal, Failed)
 
 
 class Log(Protocol):
@@ -47,7 +62,10 @@ class Log(Protocol):
 
     @property
     def request(self) -> bytes:
-        """The request, as `ws_chat.relay.conversation` stores it."""
+        """The request, as `ws_chat.relay.conversation` stores it: first the DIGEST_SIZE bytes of its digest.
+
+        After an end that `failed_early`, only the digest.
+        """
 
     @property
     def last(self) -> int:
@@ -59,13 +77,17 @@ class Log(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes of its deltas as JSON, once it has ended."""
+        """Bytes of its deltas."""
+
+    shared: Token | None
+    """The token frame that a reader made last, for the others at the same position. The log drops it with its last
+    watcher."""
 
     def after(self, seq: int, limit: int) -> Sequence[Delta]:
-        """Return at most `limit` deltas after `seq`."""
+        """Return at most `limit` deltas after `seq`: fewer than there are if that is cheaper, none only at the end."""
 
     def append(self, deltas: Sequence[Delta]) -> None:
-        """Add deltas and wake the readers. Raises LogEndedError after the end."""
+        """Add deltas, at least one, and wake the readers. Raises LogEndedError after the end."""
 
     def end(self, terminal: Terminal, on_end: OnEnd | None = None) -> None:
         """Add the terminal frame, wake the readers, and call `on_end`: at once, or as soon as the frame is stored.
@@ -101,6 +123,9 @@ class RunningGenerations(Protocol):
 class Store(Protocol):
     """Keeps logs by key: until their end, and for a retention time after it.
 
+    If there is no room for all ended ones, those of the principal that keeps most are removed first: nobody's answers are
+    evicted by what another principal sends.
+
     A shared store raises ChatError (`overloaded`) while it cannot be reached. Meanwhile the generations of this process
     go on. Logs of unnamed generations never leave the process.
     """
@@ -108,6 +133,10 @@ class Store(Protocol):
     @property
     def available(self) -> bool:
         """Whether the store can be reached."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes serve the named generations of this one."""
 
     @property
     def counters(self) -> Storage | None:

@@ -1,47 +1,66 @@
 """Logs in this process's memory.
 
-An ended log is packed: its deltas become JSON again, a tenth of the size. All packed logs together take at most `limit`
-bytes; beyond that the oldest are removed.
+Older deltas of a log are packed, and all of them at its end: one object for many of them takes less memory. All ended logs
+together take at most `limit` bytes; beyond that the oldest of the principal that keeps most are removed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from bisect import bisect_right
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
-from ws_chat.stores.base import LogEndedError, LogExistsError
+from ws_chat.protocol.frames import DIGEST_SIZE
+from ws_chat.stores.base import LogEndedError, LogExistsError, failed_early
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ws_chat.protocol.deltas import Delta
-    from ws_chat.protocol.frames import Start, Terminal
+    from ws_chat.protocol.frames import Start, Terminal, Token
     from ws_chat.stores.base import GenerationKey, OnEnd, RunningGenerations, Wake
 
 KEPT_LIMIT: Final = 256 * 1024 * 1024
 """Bytes of packed logs that a store keeps by default."""
 PART: Final = 512
-"""Deltas that are packed together: a reader unpacks that many at a time."""
+"""Deltas that are packed together, at most: a reader unpacks that many at a time."""
+PART_SIZE: Final = 64 * 1024
+"""Bytes after which nothing more is packed with them."""
 OVERHEAD: Final = 2048
 """Bytes that a packed log takes besides its deltas and its request, roughly."""
 
 
 class MemoryLog:
-    """A log as a list: the delta with seq n is at index n - 1. `on_packed` is called once, at the end."""
+    """A log as packed parts, and the list of the deltas after them. `on_packed` is called once, at the end."""
 
-    __slots__ = ("_deltas", "_on_packed", "_parts", "_wakes", "_watchers", "last", "request", "start", "terminal")
+    __slots__ = (
+        "_firsts",
+        "_on_packed",
+        "_packed",
+        "_parts",
+        "_tail",
+        "_wakes",
+        "_watchers",
+        "last",
+        "request",
+        "shared",
+        "start",
+        "terminal",
+    )
 
     def __init__(self, start: Start, request: bytes = b"", on_packed: Callable[[], None] = lambda: None) -> None:
         self.start = start
         self.request = request
         self.last = 0
         self.terminal: Terminal | None = None
+        self.shared: Token | None = None
         self._on_packed = on_packed
-        self._deltas: list[Delta] = []
-        self._parts: list[bytes] = []  # the deltas, after the end
+        self._parts: list[bytes] = []  # packed deltas, one in a line
+        self._firsts: list[int] = []  # the seq before each part
+        self._packed = 0  # the seq of the last packed delta
+        self._tail: list[Delta] = []
         self._watchers: dict[Wake, None] = {}
         # The watchers as a tuple, because they may change while a write wakes them. A change empties it and the next
         # write fills it: filling it at each change would make the end of a log quadratic in its readers.
@@ -49,20 +68,23 @@ class MemoryLog:
 
     @property
     def size(self) -> int:
-        """Bytes of its deltas as JSON, once it has ended."""
-        return sum(map(len, self._parts))
+        return sum(map(len, self._parts)) + sum(map(len, self._tail))
 
     def after(self, seq: int, limit: int) -> Sequence[Delta]:
-        if self.terminal is None:
-            return self._deltas[seq : seq + limit]
-        part, start = divmod(seq, PART)
-        deltas: list[Delta] = msgspec.json.decode(self._parts[part]) if part < len(self._parts) else []
-        return deltas[start : start + limit]
+        if seq >= self._packed:
+            start = seq - self._packed
+            return self._tail[start : start + limit]
+        part = bisect_right(self._firsts, seq) - 1
+        start = seq - self._firsts[part]
+        return self._parts[part].split(b"\n", start + limit)[start : start + limit]
 
     def append(self, deltas: Sequence[Delta]) -> None:
         if self.terminal:
             raise LogEndedError
-        self._deltas.extend(deltas)
+        tail = self._tail
+        tail.extend(deltas)
+        if len(tail) >= 2 * PART:  # so that a reader that keeps up need not unpack
+            self._pack(len(tail) - PART)
         self.last = last = self.last + len(deltas)
         for wake in self._wakes or self._all_wakes():
             wake(last, deltas)
@@ -70,9 +92,10 @@ class MemoryLog:
     def end(self, terminal: Terminal, on_end: OnEnd | None = None) -> None:
         if self.terminal:
             raise LogEndedError
-        self._parts = [msgspec.json.encode(self._deltas[at : at + PART]) for at in range(0, self.last, PART)]
-        self._deltas = []
+        self._pack(len(self._tail))
         self.terminal = terminal
+        if failed_early(self.last, terminal):
+            self.request = self.request[:DIGEST_SIZE]
         self._on_packed()
         for wake in self._all_wakes():
             wake(self.last, ())
@@ -86,15 +109,50 @@ class MemoryLog:
     def unwatch(self, wake: Wake) -> None:
         self._watchers.pop(wake, None)
         self._wakes = ()
+        if not self._watchers:
+            self.shared = None
+
+    def _pack(self, count: int) -> None:
+        """Pack the first `count` deltas of the tail."""
+        tail = self._tail
+        at = 0
+        while at < count:
+            end = min(at + PART, count)
+            part = b"\n".join(tail[at:end])
+            if len(part) > PART_SIZE:
+                end = at + _leading(tail[at:end], PART_SIZE)
+                part = b"\n".join(tail[at:end])
+            self._parts.append(part)
+            self._firsts.append(self._packed + at)
+            at = end
+        del tail[:count]
+        self._packed += count
 
     def _all_wakes(self) -> tuple[Wake, ...]:
         self._wakes = wakes = tuple(self._watchers)
         return wakes
 
 
+def _leading(deltas: Sequence[Delta], size: int) -> int:
+    """Return how many of the deltas come up to `size` bytes, and one more."""
+    for count, delta in enumerate(deltas, 1):
+        size -= len(delta)
+        if size <= 0:
+            return count
+    return len(deltas)
+
+
 class _Kept(NamedTuple):
     until: float  # loop time
     size: int
+
+
+@dataclasses.dataclass(slots=True)
+class _Share:
+    """What one principal keeps."""
+
+    size: int = 0
+    keys: dict[GenerationKey, None] = dataclasses.field(default_factory=dict)  # the oldest end first
 
 
 class MemoryStore:
@@ -106,10 +164,13 @@ class MemoryStore:
         self._logs: dict[GenerationKey, MemoryLog] = {}
         self._ended: OrderedDict[GenerationKey, _Kept] = OrderedDict()  # the oldest end first
         self._sweep: asyncio.TimerHandle | None = None
+        self._shares: dict[str, _Share] = {}  # by principal
+        self.on_evict: Callable[[], None] = lambda: None
         self.kept_bytes = 0
         self.evicted = 0
         """Logs that were removed before their retention time, because of the limit."""
         self.available = True
+        self.shared = False
         self.counters = None
 
     async def open(self, running: RunningGenerations) -> None:
@@ -131,12 +192,18 @@ class MemoryStore:
         self._logs.pop(key, None)
         if kept := self._ended.pop(key, None):
             self.kept_bytes -= kept.size
+            share = self._shares[key.principal]
+            share.size -= kept.size
+            del share.keys[key]
+            if not share.keys:
+                del self._shares[key.principal]
 
     async def close(self) -> None:
         if self._sweep:
             self._sweep.cancel()
         self._logs.clear()
         self._ended.clear()
+        self._shares.clear()
         self.kept_bytes = 0
 
     def _keep(self, key: GenerationKey) -> None:
@@ -147,9 +214,14 @@ class MemoryStore:
         size = OVERHEAD + len(log.request) + log.size
         self._ended[key] = kept = _Kept(loop.time() + self._retention, size)
         self.kept_bytes += kept.size
+        share = self._shares.setdefault(key.principal, _Share())
+        share.keys[key] = None
+        share.size += size
         while self.kept_bytes > self._limit:
-            self.remove(next(iter(self._ended)))
+            largest = max(self._shares.values(), key=lambda share: share.size)
+            self.remove(next(iter(largest.keys)))
             self.evicted += 1
+            self.on_evict()
         if self._sweep is None:
             self._sweep = loop.call_later(self._retention, self._remove_old)
 

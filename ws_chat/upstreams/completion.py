@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from pydantic_core import from_json
 
-from ws_chat.protocol.deltas import strip_empty
+from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.errors import ChatError
 from ws_chat.protocol.frames import DEEP, check_depth
 from ws_chat.protocol.sse import SSEDecoder
@@ -24,12 +24,22 @@ if TYPE_CHECKING:
 
 MESSAGE_LIMIT: Final = 1000
 """Characters of an upstream's message that are passed on."""
+NAME_LIMIT: Final = 256
+"""Characters of a model or finish_reason of an upstream. They are logged, and sent in each terminal frame."""
+USAGE_LIMIT: Final = 64 * 1024
+"""Bytes of an event with usage, which is sent in the terminal frame."""
+VALUES_LIMIT: Final = 100_000
+"""Values inside an event, roughly: 15 MB of `[],[],…` would take a second, and a gigabyte."""
+LARGE_EVENT: Final = 16 * 1024
+"""Bytes of an event from which its values are counted."""
 _LF: Final = 10
+_OPENING: Final = b'{"content":"'
+_TEXT: Final = slice(len(_OPENING) - 1, -1)  # the JSON string of a delta with this opening
 
 
 class _Choice(msgspec.Struct, gc=False):
     index: int | None = 0
-    delta: dict[str, Any] | None = None
+    delta: msgspec.Raw = msgspec.Raw(b"null")
     finish_reason: str | None = None
     logprobs: Any = None
 
@@ -46,16 +56,18 @@ class _Event(msgspec.Struct, gc=False):
 
 
 _decode: Final = msgspec.json.Decoder(_Event).decode
+_decode_text: Final = msgspec.json.Decoder(str).decode
+_decode_fields: Final = msgspec.json.Decoder(dict[str, Any] | None).decode
 
 
 class CompletionParser:
     """The parser of one streamed completion: deltas go to `emit`, those of one read together, the rest to `outcome`.
 
-    `mask` masks the operator's secrets in a message of the upstream. `on_tail`, if set, is called after each read
-    between the finish_reason and [DONE].
+    `mask` masks the operator's secrets in a message of the upstream. `on_tail`, if set, is called at the finish_reason, and
+    after each read with deltas that comes between it and [DONE] (comments are no reason to wait longer).
     """
 
-    __slots__ = ("_decoder", "_emit", "_mask", "_outcome", "done", "finished", "on_tail")
+    __slots__ = ("_decoder", "_emit", "_in_tail", "_mask", "_outcome", "done", "finished", "on_tail")
 
     def __init__(self, emit: Emit, outcome: Outcome, mask: Callable[[str], str]) -> None:
         self._emit = emit
@@ -64,6 +76,7 @@ class CompletionParser:
         self._decoder = SSEDecoder()
         self.finished = False  # the finish_reason was received
         self.done = False  # [DONE] was received
+        self._in_tail = False  # `on_tail` was called, and no delta came after it
         self.on_tail: Callable[[], None] | None = None
 
     def feed(self, read: bytes) -> bool:
@@ -81,10 +94,13 @@ class CompletionParser:
         ):
             if delta := self._parse(read[6:-2]):
                 self._emit((delta,))
+                self._in_tail = False
         else:
             self._parse_all(self._decoder.feed(read))
-        if self.finished and not self.done and self.on_tail:
-            self.on_tail()
+        if self.finished and not self._in_tail:
+            self._in_tail = True
+            if self.on_tail:
+                self.on_tail()
         return self.done
 
     def end(self) -> None:
@@ -111,41 +127,59 @@ class CompletionParser:
         finally:
             if deltas:
                 self._emit(deltas)
+                self._in_tail = False
 
     def _parse(self, data: bytes) -> Delta | None:
         """Return an event's delta without its empty fields, and record the rest."""
+        if len(data) > LARGE_EVENT and sum(map(data.count, (b",", b"[", b"{"))) > VALUES_LIMIT:
+            raise ChatError("upstream_malformed", f"The upstream sent an event of more than {VALUES_LIMIT} values.")
         try:
             event = _decode(data)
             if len(data) > 2 * DEEP:
                 check_depth(data)
+            return self._read(event, len(data))
         except msgspec.ValidationError:
             raise ChatError("upstream_malformed", "The upstream sent an event that is not a chat completion.") from None
         except (ValueError, RecursionError):
             raise ChatError("upstream_malformed", "The upstream sent an event that is not JSON.") from None
+
+    def _read(self, event: _Event, size: int) -> Delta | None:
         if event.error or event.object == "error":
             message = error_message(event.error or event.message, self._mask)
             raise ChatError("upstream_unavailable", message or "The upstream reported an error.")
         outcome = self._outcome
         if type(event.model) is str and event.model:
-            outcome.model = event.model
+            outcome.model = event.model[:NAME_LIMIT]
         if event.usage and type(event.usage) is dict:
+            if size > USAGE_LIMIT and len(msgspec.json.encode(event.usage)) > USAGE_LIMIT:
+                raise ChatError("upstream_malformed", f"The upstream's usage has more than {USAGE_LIMIT} bytes.")
             outcome.usage = event.usage
         for choice in event.choices or ():
             if not choice.index:
                 if choice.finish_reason:
-                    outcome.finish_reason = choice.finish_reason
+                    outcome.finish_reason = choice.finish_reason[:NAME_LIMIT]
                     self.finished = True
-                delta = _with_logprobs(choice) if choice.logprobs else choice.delta
-                if not delta or (len(delta) == 1 and delta.get("content")):
-                    return delta  # nearly always, and strip_empty would return the same
-                return strip_empty(delta)
+                delta = bytes(choice.delta)
+                if not choice.logprobs and _is_text(delta):
+                    return delta
+                fields = _decode_fields(delta) or {}
+                if isinstance(choice.logprobs, dict) and any(choice.logprobs.values()):
+                    fields["logprobs"] = choice.logprobs
+                return encode_delta(fields)
         return None
 
 
-def _with_logprobs(choice: _Choice) -> Delta | None:
-    if isinstance(choice.logprobs, dict) and any(choice.logprobs.values()):
-        return {**(choice.delta or {}), "logprobs": choice.logprobs}
-    return choice.delta
+def _is_text(delta: bytes) -> bool:
+    """Whether a delta is exactly `{"content":"…"}` and not empty, as nearly all are. Such a one is kept as it is.
+
+    msgspec decodes a Raw value without checking UTF-8, and escapes only by their form: decoding the string checks them.
+    """
+    if not (delta.startswith(_OPENING) and delta.endswith(b'"}')):
+        return False
+    try:
+        return bool(_decode_text(delta[_TEXT]))
+    except ValueError:  # invalid, or there is another field: the decoder of all fields knows
+        return False
 
 
 def _is_whole(data: bytes) -> bool:
@@ -167,8 +201,12 @@ def error_message(body: object, mask: Callable[[str], str]) -> str | None:
             body = body.get("error") or body.get("message") or body.get("msg") or body.get("detail")
     if not isinstance(body, str) or not body.strip() or body.lstrip().startswith("<"):
         return None
-    message = body.strip()
+    return shorten(body.strip(), mask).encode(errors="replace").decode() or None
+
+
+def shorten(message: str, mask: Callable[[str], str]) -> str:
+    """Return the first MESSAGE_LIMIT characters of a message, masked."""
     if len(message) > 2 * MESSAGE_LIMIT:
         # Cut between words: half a key would not be masked.
         message = message[: 2 * MESSAGE_LIMIT].rpartition(" ")[0]
-    return mask(message).encode(errors="replace").decode()[:MESSAGE_LIMIT] or None
+    return mask(message)[:MESSAGE_LIMIT]

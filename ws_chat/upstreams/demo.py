@@ -17,7 +17,7 @@ from ws_chat.protocol.errors import ChatError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ws_chat.protocol.deltas import Delta, Outcome
+    from ws_chat.protocol.deltas import Fields, Outcome
     from ws_chat.upstreams.base import Emit
 
 
@@ -92,7 +92,7 @@ class DemoUpstream:
         """Do nothing: nothing is open."""
 
 
-def _answer(behaviour: _Behaviour, last: Mapping[str, Any]) -> Iterator[Delta]:
+def _answer(behaviour: _Behaviour, last: Mapping[str, Any]) -> Iterator[Fields]:
     if behaviour.length:
         for number in range(1, behaviour.length + 1):
             yield {"content": f"{number}" + ("\n" if number % 20 == 0 else " ")}
@@ -111,7 +111,7 @@ def _calls_tools(behaviour: _Behaviour, last: Mapping[str, Any]) -> bool:
     return behaviour.calls_tools and last["role"] != "tool"
 
 
-def _tool_calls() -> Iterator[Delta]:
+def _tool_calls() -> Iterator[Fields]:
     """Yield two parallel calls in pieces, as OpenAI streams them: the head of each, then its arguments."""
     for index, (name, arguments) in enumerate(_CALLS):
         head = {"index": index, "id": f"call_demo_{index}", "type": "function"}

@@ -3,6 +3,9 @@
 The SDK makes the request and the connection: keys, retries (only before the answer starts), status errors. The answer
 itself is read as bytes and parsed here: the SDK's parsed chunks cost many times more than the rest of a token's path, and
 the SDK reports neither a truncated stream nor one that is no event stream.
+
+An upstream is not trusted: it is asked for no compression and a compressed answer is refused, redirects are not followed (a
+307 would post the conversation to another host), cookies are not kept, and what is read of an error is bounded.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import re
 import time
 import urllib.request
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpx2
@@ -23,7 +27,9 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from ws_chat.protocol.errors import ChatError
 from ws_chat.protocol.sse import NotAnEventStreamError
-from ws_chat.upstreams.completion import CompletionParser, error_message
+from ws_chat.protocol.urls import redact_url
+from ws_chat.upstreams.base import Request
+from ws_chat.upstreams.completion import CompletionParser, error_message, shorten
 from ws_chat.upstreams.http.connection import DRAIN_TIMEOUT
 from ws_chat.upstreams.http.transport import PUSHED, PushTransport
 
@@ -39,6 +45,10 @@ CONNECT_TIMEOUT: Final = 10.0
 TAIL_TIMEOUT: Final = 3.0
 """Seconds to wait after a finish_reason for usage and [DONE], which some servers never send."""
 MAX_RETRY_AFTER: Final = 7 * 24 * 3600.0
+ERROR_LIMIT: Final = 64 * 1024
+"""Bytes of an error response's body that are read."""
+MAX_REMEMBERED: Final = 1000
+"""Models that are remembered as those whose servers refuse `include_usage`: clients name them."""
 
 # The first match counts: the SDK's timeout is one of its connection errors.
 _TRANSLATIONS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
@@ -48,7 +58,6 @@ _TRANSLATIONS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] =
         "The upstream was silent for too long.",
     ),
     ((NotAnEventStreamError,), "upstream_malformed", "The upstream's response is not an event stream."),
-    ((httpx2.DecodingError,), "upstream_malformed", "The upstream's response cannot be decompressed."),
     ((httpx2.RemoteProtocolError,), "upstream_malformed", "The upstream's response is not HTTP."),
     ((httpx2.HTTPError,), "upstream_unavailable", "The connection to the upstream was lost."),
     ((openai.APIError,), "upstream_unavailable", "The upstream cannot be reached."),
@@ -67,7 +76,7 @@ class OpenAIUpstream:
         self._model = model
         self._client = _client(api_key, base_url, timeout)
         self._mask = _masking(api_key)
-        self._without_usage: set[str] = set()  # models whose servers refuse `include_usage`
+        self._without_usage: dict[str, None] = {}  # models whose servers refuse `include_usage`, oldest first
 
     def resolve(self, model: str | None) -> str:
         return model or self._model
@@ -92,10 +101,12 @@ class OpenAIUpstream:
         loop = asyncio.get_running_loop()
         response = await self._open(request)
         try:
+            if _is_compressed(response):
+                raise ChatError("upstream_malformed", "The upstream's response is compressed, which was not asked for.")
             async with asyncio.timeout(None) as tail:
                 parser.on_tail = lambda: tail.reschedule(loop.time() + TAIL_TIMEOUT)
                 body = response.extensions.get(PUSHED)
-                if body is not None and "content-encoding" not in response.headers:
+                if body is not None:
                     await body.push(parser.feed)
                 else:
                     async with contextlib.aclosing(response.aiter_bytes()) as reads:
@@ -109,17 +120,20 @@ class OpenAIUpstream:
 
     async def _open(self, request: Mapping[str, Any]) -> httpx2.Response:
         """Send the request with `include_usage`, and again without it if the server refuses that."""
+        body = request.raw if isinstance(request, Request) else request
         options = request.get("stream_options", {})
         model = request["model"]
         if model in self._without_usage or not isinstance(options, dict) or "include_usage" in options:
-            return await self._post(request)
+            return await self._post(body)
         try:
-            return await self._post({**request, "stream_options": {**options, "include_usage": True}})
+            return await self._post({**body, "stream_options": {**options, "include_usage": True}})
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if not _refuses_usage(error):
                 raise
-        response = await self._post(request)
-        self._without_usage.add(model)
+        response = await self._post(body)
+        if len(self._without_usage) >= MAX_REMEMBERED:
+            del self._without_usage[next(iter(self._without_usage))]
+        self._without_usage[model] = None
         return response
 
     async def _post(self, body: Mapping[str, Any]) -> httpx2.Response:
@@ -135,19 +149,25 @@ class OpenAIUpstream:
 
     def _log(self, error: Exception) -> None:
         """Log what clients do not get: the address and the innermost cause. Never a message's content."""
+        server = redact_url(str(self._client.base_url))
         if isinstance(error, openai.APIStatusError):
-            logger.warning("%s answered with status %d", self._client.base_url, error.status_code)
+            location = error.response.headers.get("location")
+            hint = f" and a redirect to {shorten(redact_url(location), self._mask)}" if location else ""
+            logger.warning("%s answered with status %d%s", server, error.status_code, hint)
             return
         cause: BaseException = error
         while cause.__cause__:
             cause = cause.__cause__
-        logger.warning("%s: %s: %r", self._client.base_url, type(cause).__name__, self._mask(str(cause)))
+        logger.warning("%s: %s: %r", server, type(cause).__name__, shorten(str(cause), self._mask))
 
     def _translate(self, error: Exception) -> ChatError:
         if isinstance(error, openai.APIStatusError):
             return self._status_error(error.response, error.body)
         if isinstance(error, httpx2.RemoteProtocolError) and "peer closed" in str(error):
             return ChatError("upstream_incomplete", "The upstream's answer was cut off.")
+        cause = error.__cause__
+        if isinstance(cause, httpx2.RemoteProtocolError) and not re.search("disconnected|closed", str(cause)):
+            error = cause
         code, message = next((code, message) for kinds, code, message in _TRANSLATIONS if isinstance(error, kinds))
         return ChatError(code, message)
 
@@ -161,6 +181,8 @@ class OpenAIUpstream:
             return ChatError("upstream_rate_limited", message, retry_after=_retry_after(response.headers))
         if 400 <= status < 500:
             return ChatError("upstream_rejected", error_message(body, self._mask) or fallback, status=status)
+        if status < 400:
+            return ChatError("upstream_malformed", f"{fallback[:-1]}: redirects are not followed.")
         return ChatError("upstream_unavailable", fallback)
 
 
@@ -172,28 +194,77 @@ async def _drain(reads: AsyncIterator[bytes]) -> None:
                 pass
 
 
+def _redact(record: logging.LogRecord) -> bool:
+    """Remove the query, which may hold a key, of the URL in httpx2's line for each request."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(redact_url(str(arg)) if isinstance(arg, httpx2.URL) else arg for arg in record.args)
+    return True
+
+
 def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncOpenAI:
     timeouts = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None)
     # Always passed: the SDK would use an empty OPENAI_BASE_URL as the URL.
     url = httpx2.URL(base_url or "https://api.openai.com/v1")
     # httpx2 would take it from the URL, but the URL is logged.
     auth = (url.username, url.password) if url.userinfo else None
-    if urllib.request.getproxies().keys() & {"http", "https", "all"}:
-        # httpx2 connects through the proxy. The relay limits how many requests run.
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-        http_client = DefaultAsyncHttpxClient(limits=limits, timeout=timeouts, auth=auth)
-    else:
-        http_client = DefaultAsyncHttpxClient(transport=PushTransport(), timeout=timeouts, auth=auth)
+    logging.getLogger("httpx2").addFilter(_redact)
+    # httpx2 connects through a proxy. The relay limits how many requests run.
+    proxied = urllib.request.getproxies().keys() & {"http", "https", "all"}
+    http_client = DefaultAsyncHttpxClient(
+        transport=None if proxied else PushTransport(),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+        timeout=timeouts,
+        auth=auth,
+        follow_redirects=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        event_hooks={"response": [_limit_error]},
+    )
     return AsyncOpenAI(
         api_key=api_key or "none",  # the SDK requires one
-        base_url=url.copy_with(userinfo=b""),
+        base_url=url.copy_with(userinfo=b"", query=None),
+        default_query=dict(url.params),
+        default_headers={"Accept-Encoding": "identity"},
         timeout=timeouts,
         http_client=http_client,
     )
 
 
+class _Limited(httpx2.AsyncByteStream):
+    """The first ERROR_LIMIT bytes of a body."""
+
+    def __init__(self, body: httpx2.AsyncByteStream) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = ERROR_LIMIT
+        async with contextlib.aclosing(aiter(self._body)) as reads:  # type: ignore[type-var]  # they are generators
+            async for read in reads:
+                yield read[:left]
+                left -= len(read)
+                if left <= 0:
+                    return
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
+
+
+async def _limit_error(response: httpx2.Response) -> None:
+    """Limit what the SDK reads of an error: nothing of a compressed one, a kilobyte of which may be a gigabyte."""
+    if response.is_success:
+        return
+    if _is_compressed(response):
+        await response.aclose()
+    else:
+        response.stream = _Limited(cast("httpx2.AsyncByteStream", response.stream))
+
+
+def _is_compressed(response: httpx2.Response) -> bool:
+    return response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", "")
+
+
 def _refuses_usage(error: openai.APIStatusError) -> bool:
-    return "stream_options" in error.response.text or "include_usage" in error.response.text
+    body = str(error.body)
+    return "stream_options" in body or "include_usage" in body
 
 
 def _masking(api_key: str | None) -> Callable[[str], str]:
@@ -202,7 +273,7 @@ def _masking(api_key: str | None) -> Callable[[str], str]:
         r"(?i:\bBearer\s+[^\s,;]+)",
         r"(?i:\b(?:sk|pk|rk|gsk|xai)-[\w*.-]{4,})",
         r"(?i:\b(?:org|proj)[-_]\w{8,})",
-        r"[^\s*]*\*{3}\S*",
+        r"(?<![^\s*])[^\s*]*\*{3}\S*",  # from the start of a word only, else it takes quadratic time
     ]
     if api_key and len(api_key) >= 8:  # a shorter one is a placeholder, like EMPTY or ollama, and may be a word
         patterns.insert(0, re.escape(api_key))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from support.service import events
 
-from ws_chat.protocol.frames import Done
+from ws_chat.protocol.deltas import encode_delta
+from ws_chat.protocol.frames import Done, Token
 from ws_chat.server.chat.sse_format import TextFormat
 
 
@@ -14,8 +15,8 @@ def rendered(*frames) -> bytes:
     return b"".join(map(form.encode, frames))
 
 
-def token(content) -> dict:
-    return {"type": "token", "id": "r1", "seq": 1, "content": content}
+def token(content) -> Token:
+    return Token.of("r1", 1, encode_delta({"content": content, "x": 1}))
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,17 @@ chatting("goaway", async (chat) => {
   await have("expect-the-old-one-closed");
 });
 
+chatting("move", async (chat) => {
+  const reply = chat.ask(HELLO);
+  await reply.end;
+  assert.deepEqual(await collect(reply.texts()), ["a", "b"]);
+  await have("expect-the-old-one-closed");
+});
+
+chatting("move-nowhere", async (chat) => {
+  assert.equal(await whole(chat.ask(HELLO)), "ab");
+});
+
 chatting("draining", async (chat) => {
   assert.equal(await whole(chat.ask(HELLO)), "new");
 });

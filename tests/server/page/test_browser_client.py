@@ -357,6 +357,55 @@ async def test_goaway_is_honoured(passes):
         assert len(script.sockets) == 2
 
 
+def moving(received, go_on=None):
+    """Say the first delta and goaway; the rest after `go_on`, or to whoever resumes on the next connection."""
+
+    async def answer(number, socket, frame):
+        received.append(frame["type"])
+        first, second = ({"type": "token", "seq": seq, "content": text} for seq, text in ((1, "a"), (2, "b")))
+        done = {"type": "done", "seq": 3, "status": "completed", "finish_reason": "stop", "model": "m", "usage": None}
+        frames = [second, done]
+        if number == 1:
+            await start(socket, frame)
+            frames = [first, {"type": "goaway", "deadline_ms": 600_000, "move": True}]
+            if go_on:
+                frames += [second, done]
+        for sent in frames:
+            if sent is second and go_on:
+                await go_on.wait()
+            await socket.send(json.dumps({**sent, "id": frame["id"]}))
+
+    return answer
+
+
+async def test_with_move_what_runs_is_resumed_on_a_new_connection(passes):
+    received = []
+
+    async def expect_the_old_one_closed():
+        await script.sockets[0].wait_closed()
+
+    async with Script(moving(received)) as script:
+        await passes("move", script.url, expect_the_old_one_closed=expect_the_old_one_closed)
+    assert received == ["chat", "resume"]
+
+
+async def test_with_move_and_no_other_server_what_runs_ends_where_it_is(passes):
+    received, refused = [], []
+    twice = asyncio.Event()
+
+    def admit(connection, _):
+        if not received:
+            return None
+        refused.append(connection)
+        if len(refused) == 2:
+            twice.set()
+        return connection.respond(503, "draining")
+
+    async with Script(moving(received, twice), process_request=admit) as script:
+        await passes("move-nowhere", script.url)
+    assert received == ["chat"]
+
+
 async def test_what_a_server_that_drains_refuses_is_asked_on_a_new_connection(passes):
     async def answer(number, socket, frame):
         if number == 1:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import ssl
 
 import httpx2
 import pytest
 from support.clock import advance, with_clock
+from support.memory import bounded_memory
 from support.processes import need, output
+from support.raw import CHUNKED, OK, Raw
 from support.waiting import until
 
 from ws_chat.upstreams.http import connection as connection_module
@@ -18,51 +21,13 @@ from ws_chat.upstreams.http.transport import PUSHED, PushTransport
 
 pytestmark = pytest.mark.anyio
 
-OK = b"HTTP/1.1 200 OK\r\n"
-CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 LENGTH = OK + b"Content-Length: 2\r\n\r\nhi"
-
-
-class Raw:
-    """A server that says given bytes, one script for each request, and closes when it has said b""."""
-
-    def __init__(self) -> None:
-        self.scripts: list[list[bytes]] = []
-        self.connections = 0
-        self.requests: list[bytes] = []
-        self.go = asyncio.Event()
-        self.tasks: set[asyncio.Task[None]] = set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self.tasks.add(asyncio.current_task())
-        with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while True:
-                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
-                for part in self.scripts.pop(0):
-                    if part == b"wait":
-                        await self.go.wait()
-                        continue
-                    if not part:
-                        return
-                    writer.write(part)
-                    await writer.drain()
-
-    async def stop(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 @pytest.fixture
 async def raw():
-    script = Raw()
-    server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
-    script.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/x?y=1"
-    yield script
-    server.close()
-    await script.stop()
-    await server.wait_closed()
+    async with Raw() as server:
+        yield server
 
 
 @pytest.fixture
@@ -111,6 +76,8 @@ async def test_a_body_arrives_whole_pushed_or_pulled(script, body, raw, client):
         ([CHUNKED + b"2\r\nhi\r\n", b""], httpx2.RemoteProtocolError),
         ([OK + b"Content-Length: 5\r\n\r\nhi", b""], httpx2.RemoteProtocolError),
         ([CHUNKED + b"no size\r\n"], httpx2.RemoteProtocolError),
+        ([b"HTTP/1.1 101 Switching Protocols\r\n\r\n"], httpx2.RemoteProtocolError),
+        ([b"HTTP/1.1 101 Yes\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nx"], httpx2.RemoteProtocolError),
     ],
 )
 async def test_what_breaks_is_told_in_the_errors_of_httpx2(script, error, raw, client):
@@ -136,6 +103,70 @@ async def test_a_connection_is_used_again_after_a_whole_body_only(raw, client):
     assert raw.connections == 1
     await pushed(client, raw.url)
     assert raw.connections == 2
+
+
+@pytest.mark.parametrize("surplus", [b"H", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno", b"?", LENGTH * 200])
+async def test_a_connection_with_more_than_one_response_is_not_used_again(surplus, raw, client):
+    raw.scripts = [[LENGTH + surplus], [LENGTH]]
+
+    assert [await pushed(client, raw.url) for _ in range(2)] == [b"hi", b"hi"]
+    assert raw.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "endless"),
+    [
+        (OK + b"X-", b"x" * 10_000),
+        (OK, b"X: y\r\n" * 1000),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n" * 100),
+        (CHUNKED + b"2\r\nhi\r\n0\r\n", b"X: y\r\n" * 1000),
+        (CHUNKED + b"2;x", b"x" * 10_000),
+    ],
+    ids=["header", "headers", "interim responses", "trailers", "chunk extension"],
+)
+async def test_bytes_that_are_no_body_are_bounded(head, endless, raw, client):
+    raw.scripts = [itertools.chain([head], itertools.repeat(endless))]
+
+    with bounded_memory(4_000_000), pytest.raises(httpx2.RemoteProtocolError, match="more than 65536 bytes"):
+        await pushed(client, raw.url)
+
+
+async def test_a_flood_leaves_the_event_loop_to_others(raw, client, monkeypatch):
+    monkeypatch.setattr(connection_module, "TURN_TIME", 0)
+    size, floods = 500_000, 3
+    raw.scripts = [[OK + b"Content-Length: %d\r\n\r\n" % size, b"wait", b"x" * size] for _ in range(floods)]
+    loop = asyncio.get_running_loop()
+    in_turn: list[int] = [0]
+    got = [0] * floods
+
+    def turn() -> None:
+        in_turn.append(0)
+        timer.append(loop.call_soon(turn))
+
+    timer = [loop.call_soon(turn)]
+
+    async def read(number: int) -> None:
+        def sink(read: bytes) -> bool:
+            if len(read) > connection_module.DIRECT:
+                in_turn[-1] += len(read)
+            got[number] += len(read)
+            return False
+
+        response = await client.send(client.build_request("GET", raw.url), stream=True)
+        heads.append(number)
+        await response.extensions[PUSHED].push(sink)
+        await response.aclose()
+
+    heads: list[int] = []
+    reading = [asyncio.create_task(read(number)) for number in range(floods)]
+    await until(lambda: len(heads) == floods, "the heads")
+    raw.go.set()
+    await asyncio.gather(*reading)
+    timer[-1].cancel()
+
+    assert got == [size] * floods
+    assert max(in_turn) <= connection_module.SLICE
+    assert not client._transport._turns._waiting
 
 
 async def test_a_connection_that_was_given_up_is_replaced_at_once(raw, client):
@@ -304,21 +335,16 @@ async def test_tls(tmp_path, monkeypatch):
     assert status == 0, err
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
-    raw = Raw()
-    raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"0\r\n\r\n"], [CHUNKED + b"2\r\nhi\r\n", b""]]
-    server = await asyncio.start_server(raw.serve, "127.0.0.1", 0, ssl=context)
-    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    async with httpx2.AsyncClient(transport=PushTransport(), timeout=None) as stranger:
-        with pytest.raises(httpx2.ConnectError, match="certificate"):
-            await stranger.get(url)
-    monkeypatch.setenv("SSL_CERT_FILE", certificate)
-    async with httpx2.AsyncClient(transport=PushTransport(), timeout=None) as client:
-        assert await pushed(client, url) == b"hi"
-        with pytest.raises(httpx2.RemoteProtocolError):
-            await pushed(client, url)
-    server.close()
-    await raw.stop()
-    await server.wait_closed()
+    async with Raw(context) as raw:
+        raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"0\r\n\r\n"], [CHUNKED + b"2\r\nhi\r\n", b""]]
+        async with httpx2.AsyncClient(transport=PushTransport(), timeout=None) as stranger:
+            with pytest.raises(httpx2.ConnectError, match="certificate"):
+                await stranger.get(raw.url)
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        async with httpx2.AsyncClient(transport=PushTransport(), timeout=None) as client:
+            assert await pushed(client, raw.url) == b"hi"
+            with pytest.raises(httpx2.RemoteProtocolError):
+                await pushed(client, raw.url)
 
 
 async def test_the_loss_of_many_idle_connections_takes_linear_time(raw, client, monkeypatch):

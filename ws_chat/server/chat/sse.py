@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
 
-from ws_chat.protocol.errors import ChatError
-from ws_chat.protocol.frames import FROM_START, Chat, Failed, InvalidFrameError, Pong, Position, decode
+from ws_chat.protocol.errors import DRAINING, ChatError
+from ws_chat.protocol.frames import FROM_START, Chat, Failed, GoAway, InvalidFrameError, Pong, Position, decode
+from ws_chat.relay.access import COUNTED_SIZE
 from ws_chat.relay.reader import Reader
 from ws_chat.relay.relay import is_lost
 from ws_chat.server.chat.sender import AwaitedSender, DirectSender, direct_writer
@@ -37,6 +38,7 @@ DISCARD_TIMEOUT: Final = 2.0
 """Seconds in which the rest of a body that is too large is read before it is refused."""
 DISCARD_LIMIT: Final = 4
 """Bytes that are read of it at most, as a multiple of the largest accepted body."""
+GOAWAY: Final = GoAway(0, move=True)
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -65,7 +67,13 @@ class SSEEndpoint:
                 return
             with self._connections.admit(caller) as connection:
                 exchange = _Exchange(self, connection, scope, receive, send)
-                await (exchange.start() if scope["method"] == "POST" else exchange.follow())
+                if scope["method"] != "POST":
+                    await exchange.follow()
+                    return
+                try:
+                    await exchange.start()
+                except ChatError as error:
+                    raise await self.relay.count_refusal(caller, error, exchange.size) from None
         except ChatError as error:
             self._connections.refuse(TRANSPORT, error)
             raise
@@ -84,6 +92,8 @@ class _Exchange:
         self._scope = scope
         self._receive = receive
         self._send = send
+        self.size = 0
+        """Bytes of the request's body."""
         self._query = QueryParams(scope["query_string"])
         self._format = self._query.get("format", "text")
         if self._format not in FORMATS:
@@ -91,7 +101,12 @@ class _Exchange:
 
     async def start(self) -> None:
         """Start a generation and stream it; a named one that is sent again, from after the position of the header."""
-        chat = decode(await self._body())
+        body = await self._body()
+        self.size = len(body)
+        if self.size > COUNTED_SIZE:
+            self._relay.throttle.check(self._caller)
+        chat = decode(body)
+        del body
         if not isinstance(chat, Chat):
             raise InvalidFrameError("invalid_request", "Only a chat can be sent here.", param="type")
         named = chat.id is not None
@@ -134,7 +149,8 @@ class _Exchange:
             if len(body) > self._endpoint.max_body_bytes:
                 if more:
                     await self._discard_body(DISCARD_LIMIT * self._endpoint.max_body_bytes - len(body))
-                raise ChatError("too_large", f"A request has at most {self._endpoint.max_body_bytes} bytes.")
+                fault = f"A request has at most {self._endpoint.max_body_bytes} bytes."
+                raise ChatError("too_large", fault, limit="max_frame_bytes")
         return bytes(body)
 
     async def _discard_body(self, limit: int) -> None:
@@ -164,11 +180,22 @@ class _Exchange:
             gone = asyncio.create_task(self._until_gone(sender))
         self._connection.sender = sender
         reader = Reader(log, after, sender, on_end=sender.close)
+
+        def leave_running() -> None:
+            if log.terminal is None:
+                reader.close()
+                if sender.writable:
+                    sender.write(GOAWAY)
+                sender.close()
+
+        self._connection.leave_running = leave_running
         self._relay.attach(key, reader)
         try:
             await _started(log, sender)
             if failure := _failure(log):
                 await self._answer(failure)
+            elif sender.ended.done() and sender.ended.result():
+                raise ChatError.of(DRAINING)
             elif not sender.ended.done():
                 # The sender must not write before this.
                 await self._send({"type": "http.response.start", "status": 200, "headers": _headers(log.start.id)})

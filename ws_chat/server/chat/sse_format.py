@@ -1,6 +1,7 @@
 """The two formats of an event stream: plain text for people at a terminal, and the frames of the WebSocket.
 
-In both, a pong is encoded as a comment line, which keeps proxies from closing a silent connection.
+In both, a pong is encoded as a comment line, which keeps proxies from closing a silent connection, and goaway as the
+milliseconds after which an EventSource reconnects.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from ws_chat.protocol.deltas import decode_delta
 from ws_chat.protocol.errors import ErrorBody
-from ws_chat.protocol.frames import Done, Failed, Pong, Start, encode
-from ws_chat.protocol.sse import PING, event
+from ws_chat.protocol.frames import Done, Failed, GoAway, Pong, Start, Token, encode
+from ws_chat.protocol.sse import PING, RETRY, event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,12 +44,12 @@ class FramesFormat(Format):
 
     def encode(self, frame: Frame) -> bytes:
         self.last = time.monotonic()
-        if isinstance(frame, dict):
-            return b"event: token\nid: %d%b\ndata: %b\n\n" % (frame["seq"], self._suffix, encode(frame))
+        if isinstance(frame, Token):
+            return b"event: token\nid: %d%b\ndata: %b\n\n" % (frame.seq, self._suffix, frame.json)
         if isinstance(frame, Start | Done | Failed):
             name = str(frame.__struct_config__.tag).encode()
             return b"event: %b\nid: %d%b\ndata: %b\n\n" % (name, frame.seq, self._suffix, encode(frame))
-        return PING
+        return RETRY if isinstance(frame, GoAway) else PING
 
 
 class TextFormat(Format):
@@ -59,9 +61,9 @@ class TextFormat(Format):
         self._after_cr = after_cr
 
     def encode(self, frame: Frame) -> bytes:
-        if not isinstance(frame, dict):
+        if not isinstance(frame, Token):
             return self._other(frame)
-        text = frame.get("content")
+        text = decode_delta(frame.delta).get("content")
         if not isinstance(text, str):
             return b""
         # A CRLF may be split between two frames; CR and LF would become two line breaks.
@@ -72,7 +74,7 @@ class TextFormat(Format):
             return b""
         self._after_cr = text.endswith("\r")
         self.last = time.monotonic()
-        return self._with_id(event(text), frame["seq"])
+        return self._with_id(event(text), frame.seq)
 
     def _other(self, frame: ServerFrame) -> bytes:
         self.last = time.monotonic()
@@ -83,6 +85,8 @@ class TextFormat(Format):
                 data, name = msgspec.json.encode(ErrorBody(error)).decode(), "error"
             case Pong():
                 return PING
+            case GoAway():
+                return RETRY
             case _:
                 return b""
         return self._with_id(event(data, name=name), frame.seq)
@@ -99,5 +103,5 @@ def format_named(name: str, start: Start, *, named: bool, before: Sequence[Delta
     epoch = start.epoch or None
     if name == "frames":
         return FramesFormat(epoch)
-    text = before[-1].get("content") if before else None
+    text = decode_delta(before[-1]).get("content") if before else None
     return TextFormat(epoch, event_ids=named, after_cr=isinstance(text, str) and text.endswith("\r"))

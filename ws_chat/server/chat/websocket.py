@@ -13,7 +13,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ws_chat.protocol.errors import ChatError
 from ws_chat.protocol.frames import InvalidFrameError, Refused, decode, encode
-from ws_chat.relay.access import SUBPROTOCOL
+from ws_chat.relay.access import COUNTED_SIZE, SUBPROTOCOL
+from ws_chat.relay.events import LimitReached
 from ws_chat.relay.reader import Reader
 from ws_chat.relay.session import CancelGeneration, FollowGeneration, SendFrame, Session, StartGeneration
 from ws_chat.server.chat.sender import AwaitedSender, DirectSender, direct_writer
@@ -96,6 +97,7 @@ class _Socket:
         self._sender = DirectSender(encode, writer) if writer else AwaitedSender(encode, self._send_batch)
         self._sender.open()
         connection.sender = self._sender
+        connection.leave_running = self._leave_running
         self._answering: dict[asyncio.Task[None], int] = {}  # with the bytes of their frames
         self._latest: dict[str | None, asyncio.Task[None]] = {}  # the last task for each generation id
         self._readers: dict[str, tuple[Reader, GenerationKey]] = {}  # by id, with the key of their log
@@ -127,6 +129,13 @@ class _Socket:
         self._unnamed.clear()
         self._ended.clear()
 
+    def _leave_running(self) -> None:
+        for generation_id, (reader, key) in list(self._readers.items()):
+            if reader.log.terminal is None:
+                del self._readers[generation_id]
+                reader.close()
+                self._relay.detach(self._caller, key, reader)
+
     async def _receive_all(self) -> None:
         # Receiving never waits long for a generation: until `receive` is awaited again, the server misses pongs and
         # disconnects, and the client's other frames are not answered.
@@ -138,6 +147,7 @@ class _Socket:
             data = message["bytes"] if text is None else text.encode()
             if len(data) > self._max_frame_bytes:
                 await self._websocket.close(TOO_LARGE)
+                self._connections.observe(LimitReached("max_frame_bytes"))
                 return
             await self._receive(data)
 
@@ -150,6 +160,8 @@ class _Socket:
         frame_id = None
         ids: set[str | None] = set()
         try:
+            if len(data) > COUNTED_SIZE:
+                self._relay.throttle.check(self._caller)
             frame = decode(data)
             frame_id = getattr(frame, "id", None) or None
             action = self._session.receive(frame)
@@ -170,7 +182,7 @@ class _Socket:
                 ids = {generation_id}
         ids.add(frame_id)
         before = {task for each in ids if (task := self._latest.get(each))}
-        task = asyncio.create_task(self._answer(action, frame_id, before))
+        task = asyncio.create_task(self._answer(action, frame_id, len(data), before))
         self._answering[task] = len(data)
         self._latest |= dict.fromkeys(ids, task)
 
@@ -187,7 +199,9 @@ class _Socket:
         while len(self._answering) >= MAX_UNANSWERED or sum(self._answering.values()) > self._max_frame_bytes:
             await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _answer(self, action: Action | ChatError, frame_id: str | None, before: set[asyncio.Task[None]]) -> None:
+    async def _answer(
+        self, action: Action | ChatError, frame_id: str | None, size: int, before: set[asyncio.Task[None]]
+    ) -> None:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 if before:
@@ -203,6 +217,8 @@ class _Socket:
             return
         if isinstance(action, StartGeneration | FollowGeneration) and action.id not in self._readers:
             self._session.ended(action.id)
+        if not isinstance(action, FollowGeneration):  # which is counted already
+            refusal = await self._relay.count_refusal(self._caller, refusal, size)
         self._connections.refuse(TRANSPORT, refusal)
         await self._sender.reply(Refused(id=frame_id or UNSET, error=refusal.info))
 

@@ -17,11 +17,13 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from ws_chat.protocol.errors import CODES
 from ws_chat.relay.events import (
+    LIMITS,
     ConnectionClosed,
     ConnectionOpened,
     Followed,
     GenerationEnded,
     GenerationStarted,
+    LimitReached,
     ReadingEnded,
     RequestRefused,
 )
@@ -61,6 +63,7 @@ class Metrics:
         self._ended = counter("generations", "Ended generations: completed, cancelled, failed.", "door", "status")
         self._errors = counter("generation_errors", "Failed generations by error code.", "code")
         self._refused = counter("refused", "Refused connections, requests and frames by error code.", "door", "code")
+        self._limits = counter("limits_reached", "Times that a limit had an effect.", "limit")
         self._follows = counter("follows", "Reads of an existing generation: after a seq, or from the start.", "from")
         self._produced = counter("deltas_produced", "Deltas received from the upstream.")
         self._deltas = counter("deltas_sent", "Deltas sent to readers.", "door")
@@ -78,6 +81,8 @@ class Metrics:
             self._labelled(self._errors, code)
             for transport in ("sse", "websocket"):
                 self._labelled(self._refused, transport, code)
+        for limit in LIMITS:
+            self._labelled(self._limits, limit)
         self._lag = histogram("event_loop_lag", "Delay of the event loop.", LAG_BUCKETS)
 
     def __call__(self, event: Event) -> None:
@@ -101,6 +106,8 @@ class Metrics:
                 labelled(self._follows, "seq" if event.after else "start").inc()
             case RequestRefused():
                 labelled(self._refused, event.transport, event.code).inc()
+            case LimitReached():
+                labelled(self._limits, event.limit).inc()
 
     def _generation(self, event: GenerationEnded) -> None:
         labelled = self._labelled

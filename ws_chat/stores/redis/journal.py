@@ -18,7 +18,7 @@ from ws_chat.protocol.frames import Failed, encode
 from ws_chat.stores.base import LogEndedError
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.stores.redis.connection import cancel
-from ws_chat.stores.redis.names import CREATE, END, RESTORE, redis_name, terminal_of
+from ws_chat.stores.redis.names import CREATE, END, RESTORE, raw, redis_name, terminal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,6 +65,13 @@ class OwnLog(MemoryLog):
         self.ending = False
         self.watchers: set[str] = set()  # the replicas that read it
         self._hand_over = hand_over
+
+    def all_after(self, seq: int, limit: int) -> list[Delta]:
+        """Return the deltas after `seq`, in all parts."""
+        deltas: list[Delta] = []
+        while len(deltas) < limit and (part := self.after(seq + len(deltas), limit - len(deltas))):
+            deltas += part
+        return deltas
 
     def append(self, deltas: Sequence[Delta]) -> None:
         if self.ending:
@@ -160,7 +167,7 @@ class Journal:
         self._written = asyncio.get_running_loop().time()
         kept = [log.since for log in self._logs.values() if log.journalled]
         oldest = min(*kept, self._last, (max(0, self._last[0] - KEPT), 0))
-        entry = msgspec.json.encode(parts)
+        entry = msgspec.json.encode({key: (first, raw(deltas)) for key, (first, deltas) in parts.items()})
         journal = self._names.journal(self._replica)
         try:
             answer: bytes = await self._link.call(
@@ -196,7 +203,7 @@ class Journal:
             whole = old or key in self._whole
             known = 0 if whole else log.journalled
             if room and not log.ending and (log.last > known or whole):
-                deltas = log.after(known, log.last if whole else room)
+                deltas = log.all_after(known, log.last if whole else room)
                 parts[key] = (known + 1, deltas)
                 self._whole.discard(key)
                 room = max(0, room - len(deltas))
@@ -233,9 +240,7 @@ class Journal:
     async def _log_end(self, log: OwnLog, terminal: Terminal) -> Terminal:
         """Log an end; return the one that counts, which may be another's."""
         self._written = asyncio.get_running_loop().time()
-        deltas = log.after(0, log.last)
-        if log.terminal:  # shown as lost: packed in parts
-            deltas = [delta for at in range(0, log.last, 512) for delta in log.after(at, 512)]
+        deltas = raw(log.all_after(0, log.last))
         entry = {log.key: (log.journalled + 1, deltas[log.journalled :], terminal)}
         arguments: list[Any] = [
             self._replica,

@@ -13,7 +13,7 @@ import msgspec
 
 from ws_chat.protocol.errors import LOST, ChatError
 from ws_chat.protocol.frames import Failed, encode
-from ws_chat.stores.redis.names import BURY, LOSE, start_of
+from ws_chat.stores.redis.names import BURY, LOSE, deltas_of, raw, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -110,10 +110,11 @@ class Lease:
                     logger.exception("An entry of a dead replica's journal could not be read")
                     continue
                 for key in parts.keys() & keys:
-                    first, deltas, *_ = msgspec.json.decode(parts[key])
+                    number, array, *_ = msgspec.json.decode(parts[key], type=list[msgspec.Raw])
+                    first: int = msgspec.json.decode(number)
                     log = logs[key]
                     if first <= len(log) + 1:
-                        log += deltas[len(log) + 1 - first :]
+                        log += deltas_of(array)[len(log) + 1 - first :]
             position = "(" + entries[-1][0].decode()
             await asyncio.sleep(0)
         return logs
@@ -128,6 +129,6 @@ class Lease:
             [self._names.log(key), self._names.lease(replica)],
             replica,
             encode(terminal),
-            msgspec.json.encode(deltas),
+            msgspec.json.encode(raw(deltas)),
             self._retention,
         )

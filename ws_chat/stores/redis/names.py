@@ -22,6 +22,9 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from ws_chat.protocol.frames import Done, Failed, Start, Terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ws_chat.protocol.deltas import Delta
     from ws_chat.stores.base import GenerationKey
 
 
@@ -63,6 +66,16 @@ class Names:
     def burial(self, replica: str) -> str:
         """Return the name of what tells that somebody buries a replica."""
         return f"{self.prefix}burial:{replica}"
+
+
+def raw(deltas: Sequence[Delta]) -> list[msgspec.Raw]:
+    """Return deltas as values that are encoded as they are."""
+    return [msgspec.Raw(delta) for delta in deltas]
+
+
+def deltas_of(array: bytes | msgspec.Raw) -> list[Delta]:
+    """Return the deltas in a JSON array."""
+    return [bytes(delta) for delta in msgspec.json.decode(array, type=list[msgspec.Raw])]
 
 
 start_of: Final[Callable[[bytes], Start]] = msgspec.json.Decoder(Start).decode

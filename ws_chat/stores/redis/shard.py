@@ -11,15 +11,13 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from ws_chat.protocol.errors import UNREACHABLE, ChatError
 from ws_chat.stores.base import LogExistsError
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.stores.redis.connection import cancel
 from ws_chat.stores.redis.journal import Journal
 from ws_chat.stores.redis.lease import RENEWAL, Lease
-from ws_chat.stores.redis.names import DISOWN, FOLLOW, redis_name, start_of, terminal_of
+from ws_chat.stores.redis.names import DISOWN, FOLLOW, deltas_of, redis_name, start_of, terminal_of
 from ws_chat.stores.redis.subscription import FollowedLog, Following
 
 if TYPE_CHECKING:
@@ -285,6 +283,7 @@ class Shard:
 
 def _ended(start: bytes, request: bytes, terminal: bytes, deltas: bytes) -> MemoryLog:
     log = MemoryLog(start_of(start), request)
-    log.append(msgspec.json.decode(deltas))
+    if said := deltas_of(deltas):
+        log.append(said)
     log.end(terminal_of(terminal))
     return log

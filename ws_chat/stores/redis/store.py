@@ -41,6 +41,10 @@ class RedisStore:
         return all(link.available for link in self._links)
 
     @property
+    def shared(self) -> bool:
+        return True
+
+    @property
     def counters(self) -> Storage:
         """Where all replicas count requests."""
         return self._links[0].counters()

@@ -15,7 +15,7 @@ import msgspec
 from ws_chat.protocol.errors import LOST, ChatError, ErrorInfo
 from ws_chat.protocol.frames import Failed
 from ws_chat.stores.memory import MemoryLog
-from ws_chat.stores.redis.names import ASK, terminal_of
+from ws_chat.stores.redis.names import ASK, deltas_of, terminal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -179,7 +179,7 @@ class Following:
         if log.terminal:
             return
         if terminal:
-            log.take(1, msgspec.json.decode(deltas))
+            log.take(1, deltas_of(deltas))
             self._end(log, terminal)
         elif owner is None or owner.decode() != log.replica:
             log.missing = log.missing or loop.time()
@@ -207,7 +207,7 @@ class Following:
         self, log: FollowedLog, first: msgspec.Raw, deltas: msgspec.Raw, terminal: msgspec.Raw | None = None
     ) -> None:
         seq: int = msgspec.json.decode(first)
-        complete = log.take(seq, msgspec.json.decode(deltas))
+        complete = log.take(seq, deltas_of(deltas))
         if complete:
             log.missing = None
             if seq == 1:

@@ -19,13 +19,17 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
   emptying the buffer resumes it, and so does the end of the response (test_a_body_that_nobody_takes_is_not_read_into_memory,
   test_a_connection_whose_body_came_at_once_is_read_on_for_the_next).
 - Silence for the timeout, counted from the request or the last read, fails the request (test_silence_in_a_body_ends_it).
-- Interim responses (1xx) and trailers are skipped (test_a_body_arrives_whole_pushed_or_pulled).
+- Interim responses (1xx) and trailers are skipped (test_a_body_arrives_whole_pushed_or_pulled); a 101 is a fault.
+- What is no body is bounded: at most OVERHEAD_LIMIT bytes of heads, trailers and chunk extensions in a row
+  (test_bytes_that_are_no_body_are_bounded).
+- A large read is parsed in slices, and all connections together get TURN_TIME for it in a turn of the event loop: a flood
+  of tiny events delays nothing else (test_a_flood_leaves_the_event_loop_to_others). Reading is paused meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import httptools
@@ -41,6 +45,14 @@ BUFFER_LIMIT: Final = 256 * 1024
 """Bytes of a body that are buffered before reading from the socket is paused."""
 DRAIN_TIMEOUT: Final = 0.05
 """Seconds in which a response must end after its last needed byte for its connection to be kept."""
+OVERHEAD_LIMIT: Final = 64 * 1024
+"""Bytes without a piece of a body in them, after which a response is malformed."""
+DIRECT: Final = 4 * 1024
+"""Bytes of a read that are parsed at once. A longer one waits for its turn."""
+SLICE: Final = 32 * 1024
+"""Bytes that are parsed in one go: at the worst, tiny events, they take a few milliseconds."""
+TURN_TIME: Final = 0.005
+"""Seconds of a turn of the event loop in which waiting reads are parsed."""
 
 
 class StaleConnectionError(Exception):
@@ -52,22 +64,54 @@ class Head(NamedTuple):
     headers: list[tuple[bytes, bytes]]
 
 
+class Turns:
+    """The connections whose last read waits to be parsed: a slice of each in turn, for TURN_TIME of an event loop's turn."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Connection] = deque()
+
+    def add(self, connection: Connection) -> None:
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._run)
+        self._waiting.append(connection)
+
+    def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + TURN_TIME
+        while self._waiting:
+            connection = self._waiting.popleft()
+            if connection.parse_slice():
+                self._waiting.append(connection)
+            if loop.time() >= end:
+                break
+        if self._waiting:
+            loop.call_soon(self._run)
+
+
 class Connection(asyncio.Protocol):
-    """A connection. `on_idle` is called when it can serve another request, `on_lost` when it never can."""
+    """A connection. `on_idle` is called when it can serve another request, `on_lost` when it never can.
+
+    All connections of a transport share `turns`.
+    """
 
     _transport: asyncio.Transport
     _parser: Any = None
 
-    def __init__(self, on_idle: Callable[[Connection], None], on_lost: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, on_idle: Callable[[Connection], None], on_lost: Callable[[Connection], None], turns: Turns
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_idle = on_idle
         self._on_lost = on_lost
+        self._turns = turns
         self._served = 0
         self._last = 0.0  # loop time of the request or the last read
         self._timeout = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._head: asyncio.Future[Head] | None = None
         self._body: Body | None = None
+        self._rest = b""  # of a large read, waiting in `turns`
+        self._held = False  # the body's buffer is full
         self._paused = False
         self.idle_since = 0.0
 
@@ -87,7 +131,8 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
-        self._heard = self._complete = self._keep_alive = self._ends_with_connection = False
+        self._overhead = 0  # bytes since the last piece of a body
+        self._heard = self._complete = self._surplus = self._keep_alive = self._ends_with_connection = False
         self._head = self._loop.create_future()
         self._body = body = Body(self)
         self._last = self._loop.time()
@@ -104,6 +149,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close at once."""
         self._stop_timer()
+        self._rest = b""
         self._transport.abort()
 
     def close_unless_ended(self, within: float) -> None:
@@ -112,14 +158,21 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_later(within, self.close)
 
     def pause(self) -> None:
-        self._paused = True
-        self._transport.pause_reading()
+        self._held = True
+        self._update_reading()
 
     def resume(self) -> None:
         self._last = self._loop.time()
-        if self._paused and not self._transport.is_closing():
-            self._transport.resume_reading()
-        self._paused = False
+        self._held = False
+        self._update_reading()
+
+    def parse_slice(self) -> bool:
+        """Parse a slice of the read that waits; return whether more of it waits. Called by `turns`."""
+        read, self._rest = self._rest[:SLICE], self._rest[SLICE:]
+        if read and self._body:
+            self._parse(read)
+            self._update_reading()
+        return bool(self._rest)
 
     # Called by the event loop.
 
@@ -132,27 +185,46 @@ class Connection(asyncio.Protocol):
             return
         self._last = self._loop.time()
         self._heard = True
+        if self._rest:
+            self._rest += data
+        elif len(data) <= DIRECT:
+            self._parse(data)
+            return
+        else:
+            self._rest = data
+            self._turns.add(self)
+        self._update_reading()
+
+    def _parse(self, data: bytes) -> None:
+        body = self._body
+        assert body  # noqa: S101  (for the type checker)
         fault: Exception | None = None
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            fault = httpx2.RemoteProtocolError(str(error))
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            switched = self._parser.get_status_code() == 101
+            fault = httpx2.RemoteProtocolError("The server switched protocols (101)." if switched else str(error))
+        self._overhead = 0 if self._parts else self._overhead + len(data)
+        if self._overhead > OVERHEAD_LIMIT and not self._complete:
+            fault = httpx2.RemoteProtocolError(f"The server sent more than {OVERHEAD_LIMIT} bytes without a body.")
         if self._parts:
             read = self._parts.pop() if len(self._parts) == 1 else self._join_parts()
             try:
-                if self._body.deliver(read):
-                    self._body.stop()
+                if body.deliver(read):
+                    body.stop()
             except Exception as error:  # noqa: BLE001  (the sink's: `push` raises it)
                 self._fail(error)
                 return
         if self._complete:
-            self._keep_alive = self._keep_alive and fault is None
+            self._keep_alive = self._keep_alive and not (fault or self._surplus or self._rest)
             self._release()
         elif fault:
             self._fail(fault)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_lost(self)
+        while self._rest:
+            self.parse_slice()
         self._parser = None  # it refers to this object: a cycle (as in uvicorn #1604)
         if self._head and not self._head.done():
             if not self._heard and self._served:
@@ -171,6 +243,9 @@ class Connection(asyncio.Protocol):
 
     # Called by the parser.
 
+    def on_message_begin(self) -> None:
+        self._surplus = self._complete  # after an interim response, the final one begins
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
 
@@ -187,6 +262,8 @@ class Connection(asyncio.Protocol):
             self._parts.append(body)
 
     def on_message_complete(self) -> None:
+        if self._complete:
+            return
         self._complete = self._head is not None and self._head.done()
         self._keep_alive = self._parser.should_keep_alive()  # after this call the parser has forgotten it (llhttp #147)
 
@@ -198,6 +275,7 @@ class Connection(asyncio.Protocol):
     def _release(self) -> None:
         """End the body, and offer the connection for another request, or close it."""
         self._stop_timer()
+        self._rest = b""
         body, self._body, self._head = self._body, None, None
         self._served += 1
         if body:
@@ -225,6 +303,15 @@ class Connection(asyncio.Protocol):
         else:
             self._timer = self._loop.call_later(remaining, self._check_silence)
 
+    def _update_reading(self) -> None:
+        pause = self._held or len(self._rest) > SLICE
+        if pause != self._paused and not self._transport.is_closing():
+            self._paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
     def _stop_timer(self) -> None:
         if self._timer:
             self._timer.cancel()
@@ -237,10 +324,7 @@ class Body(httpx2.AsyncByteStream):
     def __init__(self, connection: Connection) -> None:
         self.deliver: Sink = self._keep
         """Called with each read. An attribute, because a method that passes it on would cost a call for every token."""
-        self.limit = sys.maxsize
-        """Bytes after which reading it piece by piece stops."""
         self._connection = connection
-        self._read = 0
         self._reads: list[bytes] = []
         self._size = 0
         self._stopped = False  # the sink needs no more
@@ -253,9 +337,12 @@ class Body(httpx2.AsyncByteStream):
 
         Raises what `sink` raises, and httpx2's errors.
         """
-        for read in self._take():
-            if not self._stopped and sink(read):
-                self.stop()
+        while reads := self._take():
+            for read in reads:
+                if not self._stopped and sink(read):
+                    self.stop()
+                if len(reads) > 1:
+                    await asyncio.sleep(0)  # a flood, of which each read takes a while
         if not (self._stopped or self._ended):
             self.deliver = sink
         while not (self._stopped or self._ended):
@@ -264,13 +351,10 @@ class Body(httpx2.AsyncByteStream):
             raise self._error
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield each read, up to `limit` bytes. Raises httpx2's errors."""
+        """Yield each read. Raises httpx2's errors."""
         while True:
             for read in self._take():
                 yield read
-                self._read += len(read)
-                if self._read > self.limit:
-                    return
             if self._reads:
                 continue
             if self._error:

@@ -24,12 +24,10 @@ from typing import Final
 import httpx2
 import openai
 
-from ws_chat.upstreams.http.connection import Connection, StaleConnectionError
+from ws_chat.upstreams.http.connection import Connection, StaleConnectionError, Turns
 
 KEEPALIVE_TIMEOUT: Final = 15.0
 """Seconds after which an idle connection is closed: a NAT or firewall on its way may have dropped it silently."""
-ERROR_LIMIT: Final = 64 * 1024
-"""Bytes of an error response's body that are read."""
 PUSHED: Final = "pushed_body"
 """The response extension that holds the Body, to be pushed."""
 
@@ -44,6 +42,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
         self._ssl.set_alpn_protocols(["http/1.1"])
         self._idle: dict[Origin, dict[Connection, None]] = {}  # longest idle first
         self._open: set[Connection] = set()
+        self._turns = Turns()
         self._sweep: asyncio.TimerHandle | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -64,8 +63,6 @@ class PushTransport(httpx2.AsyncBaseTransport):
         except httpx2.ReadTimeout:
             # The SDK would retry httpx2's error twice, three times the wait for the caller; it does not retry its own.
             raise openai.APITimeoutError(request=request) from None
-        if head.status >= 400:
-            body.limit = ERROR_LIMIT
         extensions = {"http_version": b"HTTP/1.1", PUSHED: body}
         return httpx2.Response(head.status, headers=head.headers, stream=body, extensions=extensions)
 
@@ -108,7 +105,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
         try:
             async with asyncio.timeout(timeout):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(on_idle, on_lost),
+                    lambda: Connection(on_idle, on_lost, self._turns),
                     host,
                     port,
                     ssl=self._ssl if secure else None,

@@ -21,7 +21,8 @@
  *   model: string | null, usage: Usage | null, timing?: { ttft_ms: number | null, total_ms: number } }} DoneFrame
  * @typedef {{ type: "error", id?: string, seq?: number, error: ErrorInfo }} ErrorFrame
  * @typedef {StartFrame | TokenFrame | DoneFrame} Frame What a reply yields; an error is thrown.
- * @typedef {Frame | ErrorFrame | { type: "pong" } | { type: "goaway", deadline_ms?: number }} ServerFrame
+ * @typedef {{ type: "goaway", deadline_ms?: number, move?: boolean }} GoAwayFrame
+ * @typedef {Frame | ErrorFrame | { type: "pong" } | GoAwayFrame} ServerFrame
  * @typedef {{ apiKey?: string, patience?: number, silence?: number }} ConnectOptions
  * @typedef {{ model?: string, previousId?: string, id?: string, signal?: AbortSignal,
  *   [parameter: string]: unknown }} AskOptions
@@ -201,10 +202,14 @@ export class Chat extends EventTarget {
 
   /** Hand what no connection carries to the current one, or see to it that there will be one. */
   #attach() {
+    const moving = [...this.#connections].filter((connection) => connection.moving);
+    if (this.#current?.open) {
+      for (const connection of moving) for (const reply of connection.carried()) connection.drop(reply);
+    }
     const waiting = [...this.#running.values()].filter((reply) => !reply.connection);
     if (this.#current?.open) {
       for (const reply of waiting) this.#current.carry(reply);
-    } else if (waiting.length && !this.#current && this.#retry === undefined) {
+    } else if ((waiting.length || moving.length) && !this.#current && this.#retry === undefined) {
       const pause = Math.random() * Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** this.#attempts++);
       this.#retry = setTimeout(() => this.#tryAgain(), pause * 1000);
     }
@@ -239,7 +244,7 @@ export class Chat extends EventTarget {
     this.#tell("received", text);
     const frame = parse(text);
     if (!frame) connection.end(PROTOCOL_ERROR, "it sent what is no frame");
-    else if (frame.type === "goaway") this.#leave(connection);
+    else if (frame.type === "goaway") this.#leave(connection, frame.move);
     else if (frame.type === "pong") connection.alive();
     else {
       const reply = connection.find(frame.id);
@@ -273,10 +278,18 @@ export class Chat extends EventTarget {
     setTimeout(() => this.#attach(), (0.5 + Math.random()) * FIRST_PAUSE * 1000);
   }
 
-  /** @param {Connection} connection */
-  #leave(connection) {
+  /**
+   * Ask on another connection from now on. With `move`, what runs is resumed there too, once it is open: until then it goes
+   * on here, as there may be no other server.
+   *
+   * @param {Connection} connection @param {boolean} [move]
+   */
+  #leave(connection, move) {
     if (this.#current === connection) this.#current = null;
-    connection.leave();
+    connection.leave(move);
+    if (!connection.moving) return;
+    this.#connect();
+    this.#attach();
   }
 
   /** @param {Connection} connection @param {number} code @param {string} reason */
@@ -509,6 +522,7 @@ export class Reply {
 class Connection {
   open = false;
   #leaving = false;
+  #move = false;
   #ended = false;
   /** What it carries, and whether any of it was answered. @type {Map<Reply, boolean>} */ #replies = new Map();
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
@@ -545,10 +559,16 @@ class Connection {
     this.#hooks.lost(this, code, reason);
   }
 
-  /** Close it as soon as it carries nothing. */
-  leave() {
+  /** Close it as soon as it carries nothing. With `move`, what it carries can be resumed on another one. */
+  leave(move = this.#move) {
     this.#leaving = true;
+    this.#move = move;
     if (!this.#replies.size) this.end(NORMAL);
+  }
+
+  /** Whether it carries what can be resumed on another connection. */
+  get moving() {
+    return this.#move && !this.#ended && this.#replies.size > 0;
   }
 
   /** @param {string} text */

@@ -1,0 +1,417 @@
+"""The real thing, in processes of its own: replicas, a Redis with a secondary, and proxies between them that break."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from load.chaos.history import Fault, Run, delta
+from redis.asyncio import Redis
+from support.processes import RedisServer, environment, free_port, listens, need
+from support.waiting import until
+
+from ws_chat.testing import FakeOpenAI, Pause, Recorded, Reply, text
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from load.chaos.history import FaultKind, History
+
+REPLICAS = ("r0", "r1", "r2")
+PULSE = 0.2
+"""Seconds between two measurements of how late everything is."""
+EXPECTED_ERRORS = re.compile(r"redis|Redis|Connection|Timeout|overloaded")
+
+
+def question(generation_id: str, use: int, size: int, rate: float) -> dict[str, Any]:
+    """Return a chat request whose answer has so many deltas, so many a second."""
+    return {"id": generation_id, "messages": [{"role": "user", "content": f"{generation_id} {use} {size} {rate}"}]}
+
+
+class Upstream(FakeOpenAI):
+    """Gives each request a run of its own. The first part of the path names the replica that sent it."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__()
+        self._history = history
+        self._open: list[tuple[Run, Recorded]] = []
+
+    def url_for(self, replica: str) -> str:
+        return f"{self.base_url.removesuffix('/v1')}/{replica}/v1"
+
+    def record(self, request: Recorded) -> Reply:
+        generation_id, use, size, rate = request.body["messages"][0]["content"].split()
+        owner = request.path.split("/")[1]
+        number = len(self._history.runs) + 1
+        run = Run(number, generation_id, int(use), owner, int(size), time.monotonic())
+        self._history.runs.append(run)
+        self._open.append((run, request))
+        return Reply(self._steps(run, float(rate)))  # type: ignore[arg-type]  # it is iterated once
+
+    def settle(self) -> None:
+        """Note which runs have ended because their connection was closed."""
+        for run, request in self._open:
+            if run.ended is None and request.closed_at is not None:
+                run.ended = request.closed_at
+        self._open = [(run, request) for run, request in self._open if run.ended is None]
+
+    def _steps(self, run: Run, rate: float) -> Iterator[Any]:
+        role, *events, finish, usage, last = text(*(delta(run.number, seq) for seq in range(1, run.size + 1)))
+        yield role
+        for event in events:
+            yield event
+            run.sent += 1
+            yield Pause(1 / rate)
+        yield finish + usage + last
+        run.ended, run.completed = time.monotonic(), True
+
+
+class Link:
+    """A TCP proxy to a port of 127.0.0.1, each direction of which flows, is held back, or is thrown away."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.port = free_port()
+        self.cut = False
+        """Accept no connection."""
+        self._held: dict[str, bool] = {"up": False, "down": False}
+        self._thrown_away: dict[str, bool] = {"up": False, "down": False}
+        self._ends: set[_End] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _End(self, "up"), "127.0.0.1", self.port)
+
+    def stop(self) -> None:
+        if self._server:
+            self._server.close()
+        self.reset()
+
+    def lead_to(self, port: int) -> None:
+        """Break all connections; lead new ones to this port."""
+        self.target = port
+        self.reset()
+
+    def reset(self) -> None:
+        """Break all connections."""
+        for end in list(self._ends):
+            end.abort()
+
+    def hold(self, *directions: str) -> None:
+        """Forward nothing in these directions (`up`: to the server), and keep it."""
+        for direction in directions:
+            self._held[direction] = True
+
+    def throw_away(self, *directions: str) -> None:
+        """Forward nothing in these directions, ever."""
+        for direction in directions:
+            self._thrown_away[direction] = True
+
+    def flow(self) -> None:
+        """Forward what was held back, and everything after it."""
+        self._held = dict.fromkeys(self._held, False)
+        self._thrown_away = dict.fromkeys(self._thrown_away, False)
+        for end in list(self._ends):
+            end.flush()
+
+
+class _End(asyncio.Protocol):
+    """One end of a connection through a link: what it receives goes on in its direction."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, link: Link, direction: str, peer: _End | None = None) -> None:
+        self._link = link
+        self._direction = direction
+        self._peer = peer
+        self._kept: list[bytes] = []
+        self._closed = False
+        self._connecting: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self._link._ends.add(self)
+        if self._link.cut:
+            self.transport.abort()
+        elif self._peer is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            _, peer = await loop.create_connection(
+                lambda: _End(self._link, "down", self), "127.0.0.1", self._link.target
+            )
+        except OSError:
+            self.transport.abort()
+            return
+        self._peer = peer
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._link._thrown_away[self._direction]:
+            self._kept.append(data)
+            self.flush()
+
+    def flush(self) -> None:
+        """Send on what may be sent. A command that was held back is executed, even if its client has gone meanwhile."""
+        if self._peer is None or self._link._held[self._direction]:
+            return
+        if self._kept and not self._peer._closed:
+            self._peer.transport.write(b"".join(self._kept))
+        self._kept.clear()
+        if self._closed:
+            self._link._ends.discard(self)
+            self._peer.transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closed = True
+        if self._peer is None:
+            self._link._ends.discard(self)
+        else:
+            self.flush()
+
+    def abort(self) -> None:
+        self._kept.clear()
+        self._link._ends.discard(self)
+        self.transport.abort()
+
+
+class Replica:
+    """A `ws-chat serve` of a checkout, which can be killed, stopped and started again on its port."""
+
+    def __init__(self, name: str, server: Path, redis_port: int, folder: Path, settings: dict[str, str]) -> None:
+        self.name = name
+        self.link = Link(redis_port)
+        self.port = free_port()
+        self.stopped = False
+        self.process: asyncio.subprocess.Process | None = None
+        python = server / ".venv/bin/python"
+        self._python = str(python if python.exists() else sys.executable)
+        self._log = folder / f"{name}.log"
+        self._settings = {
+            **settings,
+            "PYTHONPATH": str(server),
+            "WS_CHAT_REDIS_URL": f"redis://127.0.0.1:{self.link.port}/0",
+        }
+        self._log.touch()
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.returncode is None and not self.stopped
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    async def start(self) -> None:
+        """Start it, and wait until it listens."""
+        command = (self._python, "-m", "ws_chat", "serve", "--port", str(self.port))
+        with self._log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *command, env=environment(**self._settings), stdout=log, stderr=log
+            )
+
+        async def started() -> bool:
+            assert self.process
+            assert self.process.returncode is None, f"{self.name} has ended:\n{self.log}"
+            return await listens(self.port)
+
+        await until(started, f"{self.name} to listen on port {self.port}")
+
+    def send(self, number: int) -> None:
+        if self.process and self.process.returncode is None:
+            self.process.send_signal(number)
+
+    async def end(self, number: int) -> None:
+        """End it with a signal, and wait for that."""
+        if self.process:
+            self.send(number)
+            self.send(signal.SIGCONT)
+            await self.process.wait()
+
+
+class Site:
+    """Everything that runs, and the record of what is done to it."""
+
+    def __init__(self, history: History, folder: Path) -> None:
+        self.history = history
+        self.upstream = Upstream(history)
+        self.replicas: list[Replica] = []
+        self.primary: RedisServer
+        self.secondary: RedisServer | None = None
+        self.replication: Link | None = None
+        self.folder = folder
+        self._clock: mmap.mmap | None = None
+
+    @contextlib.contextmanager
+    def fault(self, kind: FaultKind, replica: Replica | None = None) -> Iterator[Fault]:
+        """Record a fault for as long as the block lasts."""
+        fault = Fault(kind, time.monotonic(), None, replica.name if replica else None)
+        self.history.faults.append(fault)
+        try:
+            yield fault
+        finally:
+            fault.end = time.monotonic()
+
+    def happened(self, kind: FaultKind, replica: Replica | None = None) -> None:
+        """Record a fault that is over at once."""
+        with self.fault(kind, replica):
+            pass
+
+    def redis(self) -> Redis:
+        """Return a client of the primary, past all proxies."""
+        return Redis.from_url(self.primary.url)
+
+    async def start_redis(self, *, secondary: bool, clock: bool) -> None:
+        self.primary = RedisServer(*OPTIONS)
+        if clock:
+            self._use_clock()
+        await self.primary.start()
+        if secondary:
+            await self.replicate()
+
+    async def replicate(self) -> None:
+        """Start a new secondary of the primary, and wait until it has all data."""
+        if self.replication:
+            self.replication.lead_to(self.primary.port)
+            self.replication.flow()
+        else:
+            self.replication = Link(self.primary.port)
+            await self.replication.start()
+        self.secondary = RedisServer(*OPTIONS, "--replicaof", "127.0.0.1", str(self.replication.port))
+        await self.secondary.start()
+
+        async def in_sync() -> bool:
+            async with Redis.from_url(self.secondary.url) as redis:  # type: ignore[union-attr]
+                return (await redis.info("replication")).get("master_link_status") == "up"
+
+        await until(in_sync, "the secondary to have all data")
+
+    async def promote(self) -> None:
+        """Kill the primary, make the secondary the primary, and lead everybody there."""
+        assert self.secondary
+        dead, self.primary, self.secondary = self.primary, self.secondary, None
+        await dead.remove()
+        async with self.redis() as redis:
+            await redis.execute_command("REPLICAOF", "NO", "ONE")
+        for replica in self.replicas:
+            replica.link.lead_to(self.primary.port)
+
+    def step_clock(self, seconds: int) -> None:
+        """Step the wall clock of Redis by so much."""
+        assert self._clock
+        (step,) = struct.unpack("l", self._clock[:8])
+        self._clock[:8] = struct.pack("l", step + seconds)
+
+    def _use_clock(self) -> None:
+        library = self.folder / "clock.so"
+        source = Path(__file__).with_name("clock.c")
+        command = [need("cc"), "-shared", "-fPIC", "-O1", "-o", str(library), str(source)]
+        subprocess.run(command, check=True)
+        path = self.folder / "clock"
+        path.write_bytes(bytes(8))
+        with path.open("r+b") as file:
+            self._clock = mmap.mmap(file.fileno(), 8)
+        self.primary.environment = {"LD_PRELOAD": str(library), "CLOCK_STEP": str(path)}
+
+    async def measure(self) -> None:
+        """Record how late this program, and each replica that nothing is done to, are."""
+        lags = self.history.lags
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(PULSE)
+            lags.append((before, time.monotonic() - before - PULSE))
+            self.upstream.settle()
+
+    async def measure_replica(self, replica: Replica) -> None:
+        while True:
+            await asyncio.sleep(5 * PULSE)
+            before = time.monotonic()
+            if replica.alive:
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
+                    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    answered = await reader.read()
+                    writer.close()
+                    if answered and replica.alive and not self._touched(replica, before):
+                        self.history.lags.append((before, time.monotonic() - before))
+
+    def _touched(self, replica: Replica, since: float) -> bool:
+        """Return whether this replica was stopped or ended since then."""
+        kinds = ("stopped", "killed", "drained")
+        faults = [fault for fault in self.history.faults if fault.replica == replica.name and fault.kind in kinds]
+        return any(fault.end is None or fault.end >= since for fault in faults)
+
+
+OPTIONS = ("--appendonly", "yes", "--appendfsync", "no", "--maxmemory-policy", "noeviction")
+
+
+@contextlib.asynccontextmanager
+async def site(
+    history: History, server: Path, folder: Path, *, secondary: bool = False, clock: bool = False
+) -> AsyncIterator[Site]:
+    """Run everything until the block ends; then end the replicas, and record what they have left. Logs go to `folder`."""
+    here = Site(history, folder)
+    variables = {
+        "OPENAI_API_KEY": "none",
+        "WS_CHAT_RETENTION": f"{history.retention:g}",
+        "WS_CHAT_RESUME_WINDOW": f"{history.resume_window:g}",
+        "WS_CHAT_DRAIN_TIMEOUT": "3",
+        "WS_CHAT_MAX_GENERATIONS_PER_CONNECTION": "10000",
+    }
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(here.upstream)
+        await here.start_redis(secondary=secondary, clock=clock)
+        stack.push_async_callback(_end_redis, here)
+        for name in REPLICAS:
+            own = {**variables, "OPENAI_BASE_URL": here.upstream.url_for(name)}
+            replica = Replica(name, server, here.primary.port, folder, own)
+            here.replicas.append(replica)
+            await replica.link.start()
+            stack.callback(replica.link.stop)
+            stack.push_async_callback(replica.end, signal.SIGKILL)
+        await asyncio.gather(*(replica.start() for replica in here.replicas))
+        history.start = time.monotonic()
+        measuring = [asyncio.create_task(here.measure())]
+        measuring += [asyncio.create_task(here.measure_replica(replica)) for replica in here.replicas]
+        try:
+            yield here
+            here.upstream.settle()
+            await _look_at_what_is_left(here)
+        finally:
+            for task in measuring:
+                task.cancel()
+            await asyncio.gather(*measuring, return_exceptions=True)
+
+
+async def _look_at_what_is_left(here: Site) -> None:
+    async with asyncio.TaskGroup() as group:
+        for replica in here.replicas:
+            group.create_task(replica.end(signal.SIGTERM))
+    for replica in here.replicas:
+        for found in re.findall(r"^Traceback .*(?:\n .*)*\n(.*)", replica.log, re.MULTILINE):
+            here.history.crashes.append(f"{replica.name}: {found}")
+    async with here.redis() as redis:
+        async for key in redis.scan_iter(count=1000):
+            left = await redis.pttl(key)
+            if left != -2:
+                here.history.left[key.decode()] = None if left == -1 else left / 1000
+
+
+async def _end_redis(here: Site) -> None:
+    for server in (here.primary, here.secondary):
+        if server:
+            await server.remove()
+    if here.replication:
+        here.replication.stop()
