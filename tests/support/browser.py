@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from playwright.async_api import BrowserContext, Locator
 
-PAGE_TIMEOUT = 50_000  # milliseconds, less than a test's own limit: a failure names what was expected in the page
+PAGE_TIMEOUT = 12_000  # milliseconds, less than a test's own limit: a failure names what was expected in the page
 expect.set_options(PAGE_TIMEOUT)
 OPTIONS = (
     "--no-sandbox",
@@ -81,7 +81,7 @@ class Tab:
     @property
     def text(self) -> Locator:
         """The last answer."""
-        return self.turns.last.locator(".text")
+        return self.turns.last.locator(".answer > .text")
 
     async def ask(self, question: str) -> None:
         """Type a question and send it."""

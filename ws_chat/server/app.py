@@ -23,6 +23,7 @@ from ws_chat.relay.events import LimitReached, Observers
 from ws_chat.relay.relay import Relay
 from ws_chat.server import describe
 from ws_chat.server.auth import by_key
+from ws_chat.server.chat.models import ModelsEndpoint
 from ws_chat.server.chat.sender import DRAIN, UNPROTECTED, WRITE_TIMEOUT
 from ws_chat.server.chat.sse import SSEEndpoint
 from ws_chat.server.chat.websocket import WebSocketEndpoint
@@ -129,12 +130,9 @@ def create_app(
     async def export_metrics(_: Request) -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    front_page = FrontPage(
-        [] if upstream else known_models(settings),
-        hosts,
-        needs_key=bool(settings.api_keys),
-        max_bytes=settings.max_frame_bytes,
-    )
+    named = [] if upstream else known_models(settings)
+    front_page = FrontPage(named, hosts, needs_key=bool(settings.api_keys), max_bytes=settings.max_frame_bytes)
+    models = ModelsEndpoint(connections, named=named, allowed=settings.models, fetch=getattr(answers, "models", None))
     app = FastAPI(
         title="ws_chat",
         lifespan=lifespan,
@@ -146,6 +144,7 @@ def create_app(
             Route("/v1/chat/ws", _upgrade_required),
             Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
+            Route("/v1/chat/models", models, methods=["GET"]),
             WebSocketRoute("/{path:path}", _no_websocket),
             Route("/", front_page.answer),
             Route("/docs", docs),

@@ -29,6 +29,11 @@ export class Background {
     });
   }
 
+  /** Start the worker, so that the first job need not wait for it. */
+  warm() {
+    this.#worker ??= this.#start();
+  }
+
   #next() {
     if (!this.#jobs.length) return;
     this.#worker ??= this.#start();
@@ -80,3 +85,4 @@ export class Background {
 }
 
 export const background = new Background();
+background.warm();

@@ -35,10 +35,14 @@ line.addEventListener("moved", () => {
   void line.chat; // a key that is wrong is told now
 });
 conversations.addEventListener("full", () => notify("This browser has no room to keep this conversation: it ends with the page."));
+/** @type {import("./conversations.js").Conversation[]} */
+const evicted = [];
 conversations.addEventListener("evicted", (event) => {
-  const { conversation } = /** @type {CustomEvent} */ (event).detail;
-  const message = `There was no more room in this browser: the oldest conversation, “${conversation.title}”, was deleted.`;
-  notify(message, { label: "Save it as a file", run: () => saveMarkdown(conversation) });
+  evicted.push(/** @type {CustomEvent} */ (event).detail.conversation);
+  const titles = evicted.map(({ title }) => `“${title}”`).join(", ");
+  const what = evicted.length > 1 ? `the oldest conversations, ${titles}, were deleted` : `the oldest conversation, ${titles}, was deleted`;
+  const save = () => evicted.splice(0).forEach(saveMarkdown);
+  notify(`There was no more room in this browser: ${what}.`, { label: "Save as a file", run: save });
 });
 conversations.addEventListener("turn", () => {
   const { id, turns } = conversations.current;

@@ -45,6 +45,12 @@ export function options(conversations, line, names) {
   });
   conversations.addEventListener("opened", show);
 
+  const panel = get("options");
+  panel.addEventListener("beforetoggle", () => {
+    const { left, top } = get("composer").getBoundingClientRect();
+    Object.assign(panel.style, { left: `${left}px`, bottom: `${innerHeight - top + 8}px` });
+  });
+
   let asked = "";
   line.addEventListener("state", async () => {
     if (line.state !== "open" || asked === `key ${line.key}`) return;

@@ -22,10 +22,18 @@ export class QuestionView {
     this.#actions = make("div", { class: "question-actions" }, this.edit);
     const bubble = make("div", { class: "bubble", dir: "auto" }, this.#images, this.#text, this.#fold);
     this.element = make("div", { class: "question" }, bubble, this.#actions);
-    void new Typing(this.#text, () => {}).show(question, true);
+    void this.#read(question);
     if (lines(question) > MOST_LINES) this.#foldIt();
     if (shown.length) void this.#show(shown);
     this.#text.hidden = !question.trim();
+  }
+
+  /** Show a question as it is until it is read. @param {string} question */
+  async #read(question) {
+    this.#text.append(make("p", { class: "plain", dir: "auto" }, question));
+    const place = make("div");
+    await new Typing(place, () => {}).show(question, true);
+    this.#text.replaceChildren(...place.childNodes);
   }
 
   #foldIt() {

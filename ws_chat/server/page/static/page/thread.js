@@ -11,6 +11,7 @@ export class Thread {
   /** @type {Set<string>} */ #dirty = new Set();
   #shown = "";
   #follows = true;
+  #scrollTop = 0;
   #box = get("thread");
   #turns = get("turns");
   #latest = get("latest");
@@ -43,6 +44,7 @@ export class Thread {
   /** Go to the end, and along with it from now on. */
   toEnd() {
     this.#follows = true;
+    this.#latest.hidden = true;
     this.#box.scrollTop = this.#box.scrollHeight;
   }
 
@@ -113,7 +115,10 @@ export class Thread {
 
   #scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this.#box;
-    this.#follows = scrollHeight - scrollTop - clientHeight < NEAR;
+    // What has come meanwhile is below, too: only who scrolls up wants to stay there.
+    if (scrollHeight - scrollTop - clientHeight < NEAR) this.#follows = true;
+    else if (scrollTop < this.#scrollTop) this.#follows = false;
+    this.#scrollTop = scrollTop;
     this.#latest.hidden = this.#follows;
   }
 }

@@ -14,7 +14,7 @@ import { Typing } from "./typing.js";
 const REASONS = /** @type {Record<string, string>} */ ({
   length: "stopped at the length limit",
   content_filter: "stopped by a content filter",
-  tool_calls: "calls tools, which this page has none of",
+  tool_calls: "calls tools, which this page does not have",
 });
 
 export class TurnView {
@@ -55,7 +55,7 @@ export class TurnView {
       make("h2", { class: "unseen" }, title),
       this.#question.element,
       make("div", { class: "answer" }, this.#thinking, this.#text, this.#calls, this.#error, this.#goOn),
-      make("footer", {}, this.#versions.element, this.#copy, this.#again, this.#facts),
+      make("footer", {}, this.#versions.element, this.#facts, this.#copy, this.#again),
     );
   }
 
