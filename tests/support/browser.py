@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from playwright.async_api import BrowserContext, Locator
 
-PAGE_TIMEOUT = 12_000  # milliseconds, less than a test's own limit: a failure names what was expected in the page
+PAGE_TIMEOUT = 50_000  # milliseconds, less than a test's own limit: a failure names what was expected in the page
 expect.set_options(PAGE_TIMEOUT)
 OPTIONS = (
     "--no-sandbox",
@@ -48,10 +48,11 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 class Tab:
-    """A tab that shows the page, with the errors of its console and the URLs of its requests."""
+    """A tab that shows the page, with the errors of its console and the URLs of its requests. `touch`: on a phone."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, *, touch: bool = False) -> None:
         self.page = page
+        self.touch = touch
         self.complaints: list[str] = []
         self.requests: list[str] = []
         page.set_default_timeout(PAGE_TIMEOUT)
@@ -86,7 +87,10 @@ class Tab:
     async def ask(self, question: str) -> None:
         """Type a question and send it."""
         await self.page.get_by_label("Message", exact=True).fill(question)
-        await self.page.keyboard.press("Enter")
+        if self.touch:
+            await self.press("Send")
+        else:
+            await self.page.keyboard.press("Enter")
 
     async def press(self, name: str) -> None:
         """Press the button of this name."""
@@ -127,7 +131,7 @@ async def visiting(
         if changes or options:
             context = await browser.new_context(**{**OPTIONS_OF_VISITS, **options})
             await stack.enter_async_context(context)
-            tab = Tab(await context.new_page())
+            tab = Tab(await context.new_page(), touch=options.get("has_touch", False))
         else:
             tab = Tab(await stack.enter_async_context(_shared_page(browser, origin)))
             stack.callback(tab.leave)

@@ -292,7 +292,7 @@ async def test_the_stream_is_drawn(service, fake, browser):
         await expect(stream.get_by_role("heading", name="Count")).to_be_visible()
         names, values = [await stream.locator(kind).all_inner_texts() for kind in ("dt", "dd")]
         figures = dict(zip(names, values, strict=True))
-        assert figures["Tokens in frames"] == "4 in 2"
+        assert figures["Received"] == "4 tokens in 2 frames"
         assert figures["Merged frames"] == "1"
         assert figures["First token"].endswith("ms")
         assert await stream.get_by_role("img").get_attribute("aria-label")

@@ -34,7 +34,6 @@ HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
-    "Vary": "Accept-Encoding",
     "X-Content-Type-Options": "nosniff",
 }
 FACTS: Final = "{facts}"
@@ -66,8 +65,11 @@ class Page(StaticFiles):
             tag = response.headers["ETag"].rstrip('"') + '-gzip"'
             headers = {"ETag": tag, "Content-Encoding": "gzip"}
             response = Response(body, status_code, headers, media_type=response.media_type)
+        response.headers["Vary"] = "Accept-Encoding"
+        if self.is_not_modified(response.headers, asked):
+            response = NotModifiedResponse(response.headers)
         response.headers.update(HEADERS)
-        return NotModifiedResponse(response.headers) if self.is_not_modified(response.headers, asked) else response
+        return response
 
 
 class FrontPage:
@@ -101,9 +103,10 @@ async def service_worker(_: Request) -> Response:
 
 
 def _html_response(request: Request, body: bytes) -> Response:
-    if not _takes_gzip(request.headers):
-        return HTMLResponse(body, headers=HEADERS)
-    return HTMLResponse(_compressed(body), headers={**HEADERS, "Content-Encoding": "gzip"})
+    headers = {**HEADERS, "Vary": "Accept-Encoding"}
+    if _takes_gzip(request.headers):
+        return HTMLResponse(_compressed(body), headers={**headers, "Content-Encoding": "gzip"})
+    return HTMLResponse(body, headers=headers)
 
 
 def _takes_gzip(headers: Any) -> bool:
