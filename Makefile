@@ -9,7 +9,7 @@ ARGS ?=
 # The tests start a hundred programs: without compiled files each of them would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test stress soak soak-replicas fuzz bench pictures lint format clean
+.PHONY: run test stress soak chaos fuzz bench pictures lint format clean
 
 run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
 	@$(BIN)/ws-chat serve $(ARGS)
@@ -21,8 +21,8 @@ test: $(DEVELOPMENT)  ## Run the tests: make test ARGS="-k cancel"
 stress: $(DEVELOPMENT)  ## Load a server with ten thousand sockets and more: make stress ARGS="--seed 1"
 	PYTHONPATH=tests $(BIN)/python -m load.stress $(ARGS)
 
-soak-replicas: $(DEVELOPMENT)  ## Break connections between replicas, and kill replicas: make soak-replicas ARGS="--seed 1"
-	PYTHONPATH=tests $(BIN)/python -m load.soak_replicas $(ARGS)
+chaos: $(DEVELOPMENT)  ## Break replicas and their Redis in every way: make chaos ARGS="--seed 1 --nemesis kill,promote"
+	PYTHONPATH=tests $(BIN)/python -m load.chaos $(ARGS)
 
 soak: $(DEVELOPMENT)  ## Break ten thousand connections and check that nothing is lost: make soak ARGS="--seed 1"
 	PYTHONPATH=tests $(BIN)/python -m load.soak $(ARGS)

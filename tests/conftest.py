@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from support.processes import RedisServer, redis_server
 from support.service import FALLBACK, Nothing, Service, running
-from support.waiting import limited, until
+from support.waiting import limited
 
 from ws_chat import Settings, create_app
 from ws_chat.stores.redis.store import RedisStore
@@ -80,16 +80,15 @@ async def serve(fake: FakeOpenAI, path: str) -> AsyncIterator[Callable[..., Any]
 
 
 HELD = {
-    "redis.connection.PATIENCE": 600.0,
-    "redis.connection.STEADY": 600.0,
-    "redis.lease.LEASE": 600_000,
-    "redis.shard.PATIENCE": 600.0,
-    "redis.shard.AWAY": 600.0,
-    "redis.shard.RENEWAL": 0.1,
-    "redis.shard.REBIRTH": 10_000,
-    "redis.subscription.GRACE": 600.0,
-    "redis.journal.KEPT": 600_000,
-    "redis.journal.END_PATIENCE": 600.0,
+    "redis.connection.TIMEOUT": 600.0,
+    "redis.connection.MARKER_TTL": 600_000,
+    "redis.connection.HOLD_TTL": 1,
+    "redis.store.LEASE": 600_000,
+    "redis.store.RENEWAL": 0.1,
+    "redis.store.STEADY": 600.0,
+    "redis.store.AWAY": 600.0,
+    "redis.store.GET_TIMEOUT": 600.0,
+    "redis.log.END_TIMEOUT": 600.0,
 }
 """Windows of the shared log (constants of `ws_chat.stores`), so long that none passes in a test that is slow."""
 
@@ -126,8 +125,6 @@ async def stores(shared: RedisServer) -> AsyncIterator[tuple[RedisStore, RedisSt
     one, other = RedisStore([shared.url]), RedisStore([shared.url])
     for store in (one, other):
         await store.open(Nothing())
-    # When a replica first sees the others, it writes its entries again: wait, so that no test is disturbed by that.
-    await until(lambda: not any(store._shards[0]._lease.begun for store in (one, other)), "both to have looked around")
     yield one, other
     for store in (one, other):
         await store.close()

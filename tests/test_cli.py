@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import ssl
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -92,15 +94,30 @@ async def closing(websocket):
             yield await websocket.recv()
 
 
+def mode(path: str) -> int | None:
+    """Return who may use a file; None if there is none."""
+    file = Path(path)
+    return file.stat().st_mode & 0o777 if file.exists() else None
+
+
 async def test_it_listens_on_a_unix_socket_that_no_server_uses(tmp_path):
     path = str(tmp_path / "s")
     async with program("ws-chat", "serve", "--uds", path) as server:
         await server.until_logged("running on unix socket")
+        assert mode(path) == 0o600
         async with http(transport=httpx.AsyncHTTPTransport(uds=path)) as client:
             assert "“hi”" in typed(await client.post("http://x/v1/chat/stream", json=CHAT))
         status, _, err = await output("ws-chat", "--uds", path)
     assert (status, b"a server is running" in err) == (1, True)
 
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as stale:
+        stale.bind(path)
+    async with program("ws-chat", "--uds", path, "--uds-mode", "660", "--workers", "2") as server:
+        await server.until_logged("running on unix socket")
+        assert mode(path) == 0o660
+    assert mode(path) is None
+    status, _, err = await output("ws-chat", "--uds", path, "--uds-mode", "66")
+    assert (status, b"660" in err) == (2, True)
     status, _, err = await output("ws-chat", "--uds", str(tmp_path / "nowhere/s"))
     assert (status, b"no folder" in err) == (1, True)
 
@@ -209,7 +226,21 @@ async def test_a_command_that_cannot_run_leaves_its_status():
 def test_every_option_arrives(monkeypatch):
     ran = []
     monkeypatch.setattr(cli, "run", lambda settings, binding: ran.append(binding))
-    given = ["serve", "--host", "h", "--port", "1", "--uds", "u", "--workers", "2", "--log-level", "debug"]
+    given = [
+        "serve",
+        "--host",
+        "h",
+        "--port",
+        "1",
+        "--uds",
+        "u",
+        "--uds-mode",
+        "660",
+        "--workers",
+        "2",
+        "--log-level",
+        "debug",
+    ]
     given += [
         "--app",
         "m:a",
@@ -230,6 +261,7 @@ def test_every_option_arrives(monkeypatch):
             host="h",
             port=1,
             uds="u",
+            uds_mode=0o660,
             workers=2,
             log_level="debug",
             ssl_keyfile="k",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default=default.host, help="address to listen on")
     serve.add_argument("--port", type=port, default=default.port, help="port to listen on; 0 chooses a free one")
     serve.add_argument("--uds", metavar="PATH", help="listen on this Unix domain socket instead")
+    serve.add_argument("--uds-mode", type=_mode, metavar="MODE", default="600", help="who may connect to it")
     serve.add_argument("--workers", type=count, default=default.workers, help="number of server processes")
     serve.add_argument("--log-level", choices=LOG_LEVELS, default=default.log_level, help="lowest level to log")
     serve.add_argument("--ssl-keyfile", metavar="FILE", help="private key, for https and wss")
@@ -69,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--root-path", default=default.root_path, help="path prefix that a proxy strips")
     return serve
+
+
+def _mode(text: str) -> int:
+    if not re.fullmatch("[0-7]{3}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a mode of three octal digits, such as 660")
+    return int(text, 8)
 
 
 def _whole_number(least: int, most: int, text: str) -> int:

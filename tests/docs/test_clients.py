@@ -50,7 +50,7 @@ async def test_python(block, serve):
             code = CONNECTED.format(textwrap.indent(code, " " * 4))
         code = INSIDE.format(textwrap.indent(code, " " * 4))
     service = await serve(openai_api_key=None, openai_base_url=None)
-    code = code.replace("ws://127.0.0.1:8000", service.url)
+    code = re.sub(r"(ws|http)://127\.0\.0\.1:8000", service.url, code)
     if block == PYTHON[0]:
         status, out, err = await output(sys.executable, "-c", code)
         assert (status, err) == (0, b"")

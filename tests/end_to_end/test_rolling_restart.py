@@ -139,10 +139,10 @@ class Load:
     async def _request(self, kind: str, method: str, url: str, **given: Any) -> None:
         async with httpx.AsyncClient(timeout=None) as client:
             response = await client.request(method, url, **given)
-        if response.status_code == 200 and events(response.content)[-1]["data"] == "[DONE]":
+        if response.status_code == 200 and [each["data"] for each in events(response.content)[-1:]] == ["[DONE]"]:
             self.done[kind] += 1
         else:
-            self.refused.append(f"{kind}: {response.status_code} {response.text[:200]}")
+            self.refused.append(f"{kind}: {response.status_code} {response.text[:200]!r} {response.headers}")
 
     async def _socket(self) -> None:
         try:

@@ -209,6 +209,10 @@ def internal_error(story):
     story.reader().send(1).error(2, "internal_error")
 
 
+def unnamed_refused(story):
+    story.reader().send(1, "unnamed chat").error(2, "overloaded").over(3)
+
+
 def unexpected_conflict(story):
     story.reader().send(1).error(2, "id_conflict")
 
@@ -295,6 +299,7 @@ def crash(story):
         (cancelled_while_it_was_read, "cancelled without cause"),
         (overloaded_as_an_end, "unexpected error"),
         (internal_error, "unexpected error"),
+        (unnamed_refused, "unexpected error"),
         (unexpected_conflict, "unexpected error"),
         (not_found, "not_found"),
         (not_found_while_its_owner_repairs, "not_found"),
@@ -371,6 +376,11 @@ def cancelled(story):
     story.reader().send(1).start(1).tokens(4, 1, 3).done(11, 4, "cancelled")
 
 
+def too_slow_to_renew_a_lease(story):
+    story.history.lags.append((5, 3.0))
+    story.reader().send(1).start(1).tokens(4, 1, 3).error(9, "generation_lost", 4)
+
+
 def slow_machine(story):
     story.history.lags.append((8, 4.0))
     story.reader().send(1).start(13).tokens(14).done(14)
@@ -398,6 +408,7 @@ def on_a_stopped_replica(story):
         cut_off_for_too_long,
         abandoned,
         cancelled,
+        too_slow_to_renew_a_lease,
         slow_machine,
         late_because_redis_was_away,
         on_a_stopped_replica,

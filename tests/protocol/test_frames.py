@@ -28,7 +28,7 @@ from ws_chat.protocol.frames import (
     decode,
     encode,
 )
-from ws_chat.stores.redis.names import terminal_of
+from ws_chat.stores.redis.log import terminal_of
 
 HI = [{"role": "user", "content": "hi"}]
 

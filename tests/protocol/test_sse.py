@@ -76,6 +76,12 @@ def test_an_event_does_not_grow_without_end(read, monkeypatch):
         [decoder.feed(read) for _ in range(1001)]
 
 
+def test_an_event_has_a_limited_number_of_lines():
+    assert split([b"data: a\n" * sse.MAX_EVENT_LINES + b"\n"])
+    with pytest.raises(NotAnEventStreamError):
+        split([b"data: a\n" + b"a\n" * sse.MAX_EVENT_LINES + b"\n"])
+
+
 def test_an_event_is_written_as_the_standard_says():
     assert event("Hel") == b"data: Hel\n\n"
     assert event(" a\r\nb\rc\n", name="x") == b"event: x\ndata:  a\ndata: b\ndata: c\ndata: \n\n"

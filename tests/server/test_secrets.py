@@ -6,11 +6,15 @@ import logging
 from base64 import b64encode
 
 import pytest
+from support.processes import program
 from support.service import HELLO, both_paths
+from websockets.asyncio.client import connect
 
 from ws_chat import Settings, SettingsError
 from ws_chat.protocol.urls import redact_url
 from ws_chat.server.app import choose_upstream
+from ws_chat.server.observers.logs import RedactQueries
+from ws_chat.server.run import ServeOptions, uvicorn_config
 from ws_chat.terminal.local import local_server
 
 
@@ -98,3 +102,33 @@ def test_the_chosen_upstream_is_logged(caplog):
     choose_upstream(Settings(openai_api_key="sk-1", model="m"))
 
     assert caplog.messages == ["Answers come from OpenAI. Default model: m."]
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/v1/chat/stream", "/v1/chat/stream"),
+        ("/v1/chat/stream?format=frames&after=3-x", "/v1/chat/stream?format=frames&after=3-x"),
+        ("/v1/chat/ws?api_key=hunter2&format=text", "/v1/chat/ws?api_key=***&format=text"),
+        ("/?hunter2&a=hunter2=3", "/?***&a=***"),
+        ("/?", "/?***"),
+    ],
+)
+def test_a_path_is_logged_without_the_values_of_its_query(path, shown):
+    record = logging.makeLogRecord({"msg": '%s - "%s %s HTTP/%s" %d', "args": ("1.2.3.4:5", "GET", path, "1.1", 200)})
+
+    assert RedactQueries().filter(record)
+    assert record.getMessage() == f'1.2.3.4:5 - "GET {shown} HTTP/1.1" 200'
+
+
+@pytest.mark.anyio
+async def test_the_server_logs_no_key_of_a_query():
+    async with program("ws-chat", "--port", "0") as server:
+        port = await server.port()
+        async with connect(f"ws://127.0.0.1:{port}/v1/chat/ws?api_key=hunter2", open_timeout=None):
+            pass
+        await server.until_logged(r"/v1/chat/ws\?api_key=\*\*\*")
+
+    assert "hunter2" not in server.log
+    loggers = uvicorn_config(Settings(), ServeOptions())["log_config"]["loggers"]
+    assert [loggers[name]["filters"] for name in ("uvicorn.access", "uvicorn.error")] == [["redact"]] * 2

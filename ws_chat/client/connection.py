@@ -164,8 +164,9 @@ class ChatConnection:
         if request_id is None:  # the server could not decode the frame: it is the oldest one
             request_id = next(iter(self._unanswered), None)
         carried = self._carried.get(request_id or "")
-        if carried and carried.reply.id in self._unanswered:
-            del self._unanswered[carried.reply.id]
+        # Also one that has begun, if the server cannot read on.
+        if carried and (carried.reply.id in self._unanswered or refusal.retryable):
+            self._unanswered.pop(carried.reply.id, None)
             self.leaving = self.leaving or refusal.code == "draining"
             if refusal.code == GONE_CODE and carried.reply._restart():
                 refusal.retryable = True

@@ -87,6 +87,7 @@ GONE: Final = ErrorInfo.of(
 )
 INTERNAL_ERROR: Final = ErrorInfo.of("internal_error", "Something went wrong inside the server.")
 LOST: Final = ErrorInfo.of("generation_lost", "The replica that produced this answer was lost.")
+RESTORING: Final = ErrorInfo.of("overloaded", "The shared log is being restored.", retry_after=1)
 UNREACHABLE: Final = ErrorInfo.of("overloaded", "The shared log cannot be reached.", retry_after=1)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from ws_chat.protocol.deltas import MERGE_LIMIT, merge
-from ws_chat.protocol.frames import Start, Token
+from ws_chat.protocol.frames import Refused, Start, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,12 +37,15 @@ class Sender(Protocol):
 
 
 class Reader:
-    """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once."""
+    """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once.
+
+    If the log cannot be read on, the reader ends with that error, which is no terminal frame.
+    """
 
     __slots__ = ("_after", "_closed", "_id", "_on_end", "_sender", "_seq", "_started", "frames", "log")
 
     def __init__(self, log: Log, after: int, sender: Sender, on_end: Callable[[], None]) -> None:
-        """Read `log` after the seq `after`; `on_end` is called once, when the terminal frame is out."""
+        """Read `log` after the seq `after`; `on_end` is called once, when the last frame is out."""
         self.log = log
         self._id = log.start.id
         self._seq = self._after = after
@@ -73,7 +76,7 @@ class Reader:
         log, sender = self.log, self._sender
         while not self._closed:
             seq = self._seq
-            if seq >= log.last and not log.terminal and self._started:
+            if seq >= log.last and not log.terminal and not log.fault and self._started:
                 return
             # Checked before deltas are joined: for a full sender that would be wasted work.
             if not sender.writable:
@@ -87,6 +90,10 @@ class Reader:
             elif log.terminal:
                 self.close()
                 sender.write(log.terminal)
+                self._on_end()
+            elif log.fault:
+                self.close()
+                sender.write(Refused(id=self._id, error=log.fault))
                 self._on_end()
 
     def _wake(self, last: int, deltas: Sequence[Delta]) -> None:

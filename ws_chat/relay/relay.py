@@ -306,7 +306,7 @@ class Relay:
         ended = asyncio.Event()
 
         def wake(*_: object) -> None:
-            if log.terminal:
+            if log.terminal or log.fault:
                 ended.set()
 
         log.watch(wake)  # before the cancel: a shared store drops its copy of a log that has no watcher
@@ -315,6 +315,8 @@ class Relay:
                 await self._store.cancel(key)
             wake()
             await ended.wait()
+            if log.fault:
+                raise ChatError.of(log.fault)
         finally:
             log.unwatch(wake)
 

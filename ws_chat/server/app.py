@@ -24,7 +24,7 @@ from ws_chat.relay.relay import Relay
 from ws_chat.server import describe
 from ws_chat.server.auth import by_key
 from ws_chat.server.chat.models import ModelsEndpoint
-from ws_chat.server.chat.sender import DRAIN, UNPROTECTED, WRITE_TIMEOUT
+from ws_chat.server.chat.sender import DRAIN, LIMIT, UNPROTECTED, WRITE_TIMEOUT
 from ws_chat.server.chat.sse import SSEEndpoint
 from ws_chat.server.chat.websocket import WebSocketEndpoint
 from ws_chat.server.connections import Connections
@@ -120,7 +120,12 @@ def create_app(
         await relay.open()
         connections.serving = True
         with metrics.measure_lag():
-            yield {DRAIN: drain, WRITE_TIMEOUT: settings.write_timeout, UNPROTECTED: unprotected}
+            yield {
+                DRAIN: drain,
+                WRITE_TIMEOUT: settings.write_timeout,
+                LIMIT: lambda limit: observe(LimitReached(limit)),
+                UNPROTECTED: unprotected,
+            }
         await relay.close()
 
     async def readyz(_: Request) -> Response:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def error_response(error: ErrorInfo, headers: Mapping[str, str] | None = None) -> Response:
     """Build the response `{"error": …}`, with `headers` and those of the error."""
-    headers = dict(headers or {})
+    headers = {**(headers or {}), "X-Content-Type-Options": "nosniff"}
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     if error.code == "unauthorized":

@@ -61,6 +61,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     uds: str | None = None
+    uds_mode: int = 0o600
     workers: int = 1
     log_level: str = "info"
     ssl_keyfile: str | None = None
@@ -74,7 +75,7 @@ def run(settings: Settings, options: ServeOptions) -> None:
     _check_certificate(options)
     _raise_file_limit()
     config = uvicorn.Config(options.app, **uvicorn_config(settings, options))
-    with _own_socket_file(options.uds):
+    with _socket_file(options) as sockets:
         if config.workers > 1:
             if not settings.redis_urls:
                 logger.warning(
@@ -83,10 +84,10 @@ def run(settings: Settings, options: ServeOptions) -> None:
                 )
             with tempfile.TemporaryDirectory(prefix="ws_chat-") as folder:
                 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
-                Supervisor(config, [config.bind_socket()]).run()
+                Supervisor(config, sockets or [config.bind_socket()]).run()
             return
         server = Server(config)
-        server.run()
+        server.run(sockets)
         if not server.started:
             sys.exit(STARTUP_FAILURE)
 
@@ -216,11 +217,14 @@ def uvicorn_config(settings: Settings, options: ServeOptions) -> dict[str, Any]:
         "level": options.log_level.upper(),
         "propagate": False,
     }
+    log_config["filters"] = {"redact": {"()": "ws_chat.server.observers.logs.RedactQueries"}}
+    for name in ("uvicorn.access", "uvicorn.error"):
+        log_config["loggers"][name]["filters"] = ["redact"]
     if not sys.stderr.isatty():
         factory = "ws_chat.server.observers.logs.JSONFormatter"
         log_config["formatters"] = {name: {"()": factory} for name in log_config["formatters"]}
     given = dataclasses.asdict(options)
-    del given["app"]
+    del given["app"], given["uds_mode"]
     return {
         **given,
         "log_config": log_config,
@@ -257,18 +261,35 @@ def _check_certificate(options: ServeOptions) -> None:
 
 
 @contextlib.contextmanager
-def _own_socket_file(path: str | None) -> Iterator[None]:
-    """Remove the socket file at the end. Exits with a message if a server runs on it, which uvicorn would replace."""
-    if path is None:
-        yield
+def _socket_file(options: ServeOptions) -> Iterator[list[socket.socket] | None]:
+    """Listen on the socket file, and remove it at the end; None if there is none.
+
+    uvicorn would let every user of the machine connect to it, and replace that of a running server. Exits with a message
+    if it cannot be used.
+    """
+    if (path := options.uds) is None:
+        yield None
         return
     if not (parent := Path(path).absolute().parent).is_dir():
         sys.exit(f"ws-chat: cannot listen on --uds {path}: there is no folder {parent}")
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe, contextlib.suppress(OSError):
         probe.connect(path)
         sys.exit(f"ws-chat: cannot listen on --uds {path}: a server is running there")
+    listening = socket.socket(socket.AF_UNIX)
+    umask = os.umask(0o777 & ~options.uds_mode)  # not a chmod afterwards: meanwhile anybody could connect
     try:
-        yield
+        if Path(path).is_socket():
+            Path(path).unlink()
+        listening.bind(path)
+        listening.listen()  # from now on a client waits, until the application has started
+    except OSError as error:
+        sys.exit(f"ws-chat: cannot listen on --uds {path}: {error}")
+    finally:
+        os.umask(umask)
+    listening.set_inheritable(True)
+    logging.getLogger("uvicorn.error").info("Uvicorn running on unix socket %s (Press CTRL+C to quit)", path)
+    try:
+        yield [listening]
     finally:
         Path(path).unlink(missing_ok=True)
 

@@ -52,8 +52,8 @@ BaseURL: TypeAlias = Annotated[str, _matches("https?" + _PLACE, f"must be an htt
 RedisURL: TypeAlias = Annotated[
     str,
     _matches(
-        r"(rediss?(\+cluster)?|unix)" + _PLACE,
-        f"must be a redis://, rediss://, unix:// or redis+cluster:// URL; {_QUOTING}",
+        r"(rediss?(\+cluster|\+sentinel)?|unix)" + _PLACE,
+        f"must be a redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL; {_QUOTING}",
     ),
 ]
 Origin: TypeAlias = Annotated[

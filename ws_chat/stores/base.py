@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from limits.aio.storage import Storage
 
     from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.errors import ErrorInfo
     from ws_chat.protocol.frames import Start, Terminal, Token
 
     OnEnd: TypeAlias = Callable[[Terminal], None]
     """Called with the terminal frame that a log has ended with."""
     Wake: TypeAlias = Callable[[int, Sequence[Delta]], None]
-    """Called with the seq of the log's last delta, and the deltas just written: none after the terminal frame."""
+    """Called with the seq of the log's last delta, and the deltas just written: none after the terminal frame, or a
+    fault."""
 
 
 class GenerationKey(NamedTuple):
@@ -74,6 +76,10 @@ class Log(Protocol):
     @property
     def terminal(self) -> Terminal | None:
         """The last frame, once there is one."""
+
+    @property
+    def fault(self) -> ErrorInfo | None:
+        """Why it cannot be read on now, although it has no terminal frame: its store cannot be reached."""
 
     @property
     def size(self) -> int:
@@ -155,10 +161,10 @@ class Store(Protocol):
         """
 
     async def cancel(self, key: GenerationKey) -> None:
-        """If another process writes the log, ask it to cancel the generation."""
+        """If another process writes the log, ask it to cancel the generation, until it has ended."""
 
     def remove(self, key: GenerationKey) -> None:
-        """Remove a log, at once in this process and soon in others; does nothing if it is unknown."""
+        """Remove the log of an unnamed generation; does nothing if it is unknown."""
 
     async def close(self) -> None:
-        """Stop, and remove the logs of this process."""
+        """Stop. Logs that other processes can read are kept for them."""

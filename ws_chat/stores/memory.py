@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ws_chat.protocol.deltas import Delta
+    from ws_chat.protocol.errors import ErrorInfo
     from ws_chat.protocol.frames import Start, Terminal, Token
     from ws_chat.stores.base import GenerationKey, OnEnd, RunningGenerations, Wake
 
@@ -43,6 +44,7 @@ class MemoryLog:
         "_tail",
         "_wakes",
         "_watchers",
+        "fault",
         "last",
         "request",
         "shared",
@@ -55,6 +57,7 @@ class MemoryLog:
         self.request = request
         self.last = 0
         self.terminal: Terminal | None = None
+        self.fault: ErrorInfo | None = None
         self.shared: Token | None = None
         self._on_packed = on_packed
         self._parts: list[bytes] = []  # packed deltas, one in a line
@@ -101,6 +104,12 @@ class MemoryLog:
             wake(self.last, ())
         if on_end:
             on_end(terminal)
+
+    def interrupt(self, fault: ErrorInfo) -> None:
+        """Tell the readers that they cannot read on now."""
+        self.fault = fault
+        for wake in self._all_wakes():
+            wake(self.last, ())
 
     def watch(self, wake: Wake) -> None:
         self._watchers[wake] = None

@@ -97,7 +97,7 @@ class CompletionParser:
                 self._in_tail = False
         else:
             self._parse_all(self._decoder.feed(read))
-        if self.finished and not self._in_tail:
+        if self.finished and not (self._in_tail or self.done):
             self._in_tail = True
             if self.on_tail:
                 self.on_tail()

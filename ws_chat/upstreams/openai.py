@@ -30,14 +30,17 @@ from ws_chat.protocol.sse import NotAnEventStreamError
 from ws_chat.protocol.urls import redact_url
 from ws_chat.upstreams.base import Request
 from ws_chat.upstreams.completion import CompletionParser, error_message, shorten
-from ws_chat.upstreams.http.connection import DRAIN_TIMEOUT
-from ws_chat.upstreams.http.transport import PUSHED, PushTransport
+from ws_chat.upstreams.http.connection import DRAIN_TIMEOUT, Body
+from ws_chat.upstreams.http.transport import PUSHED, PushTransport, replay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from ws_chat.protocol.deltas import Outcome
     from ws_chat.upstreams.base import Emit
+    from ws_chat.upstreams.http.connection import Head
+
+_encode: Final = msgspec.json.Encoder().encode
 
 logger = logging.getLogger("ws_chat.upstream")
 
@@ -85,7 +88,8 @@ class OpenAIUpstream:
         self, *, model: str, api_key: str | None = None, base_url: str | None = None, timeout: float = 120.0
     ) -> None:
         self._model = model
-        self._client = _client(api_key, base_url, timeout)
+        self._transport, self._client = _client(api_key, base_url, timeout)
+        self._made_with: tuple[object, ...] = ()  # what the head of the SDK's last request depended on
         self._mask = _masking(api_key)
         self._without_usage: dict[str, None] = {}  # models whose servers refuse `include_usage`, oldest first
 
@@ -134,50 +138,67 @@ class OpenAIUpstream:
         await self._client.close()
 
     async def _relay(self, request: Mapping[str, Any], parser: CompletionParser) -> None:
-        loop = asyncio.get_running_loop()
-        response = await self._open(request)
-        try:
-            if _is_compressed(response):
-                raise ChatError("upstream_malformed", "The upstream's response is compressed, which was not asked for.")
-            async with asyncio.timeout(None) as tail:
-                parser.on_tail = lambda: tail.reschedule(loop.time() + TAIL_TIMEOUT)
-                body = response.extensions.get(PUSHED)
-                if body is not None:
-                    await body.push(parser.feed)
-                else:
-                    async with contextlib.aclosing(response.aiter_bytes()) as reads:
-                        async for read in reads:
-                            if parser.feed(read):
-                                await _drain(reads)
-                                break
-            parser.end()
-        finally:
-            await response.aclose()
-
-    async def _open(self, request: Mapping[str, Any]) -> httpx2.Response:
-        """Send the request with `include_usage`, and again without it if the server refuses that."""
+        """Send a request with `include_usage`, and again without it if the server refuses that; parse its answer."""
         body = request.raw if isinstance(request, Request) else request
         options = request.get("stream_options", {})
         model = request["model"]
         if model in self._without_usage or not isinstance(options, dict) or "include_usage" in options:
-            return await self._post(body)
+            await self._send({**body, "stream": True}, parser)
+            return
+        with_usage = {**body, "stream_options": {**options, "include_usage": True}, "stream": True}
         try:
-            return await self._post({**body, "stream_options": {**options, "include_usage": True}})
+            await self._send(with_usage, parser)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if not _refuses_usage(error):
                 raise
-        response = await self._post(body)
+        else:
+            return
+        response = await self._post(_encode({**body, "stream": True}))
         if len(self._without_usage) >= MAX_REMEMBERED:
             del self._without_usage[next(iter(self._without_usage))]
         self._without_usage[model] = None
-        return response
+        await _read(response, parser)
 
-    async def _post(self, body: Mapping[str, Any]) -> httpx2.Response:
+    async def _send(self, request: Mapping[str, Any], parser: CompletionParser) -> None:
+        """Send a request: with the head of the SDK's earlier ones, or else, and if that does not succeed, through the SDK."""
+        content = _encode(request)
+        client, transport = self._client, self._transport
+        made_with = (client.api_key, client.base_url, client.timeout)
+        if made_with != self._made_with:
+            self._made_with = made_with
+            if transport:
+                transport.forget()
+        if transport is None or transport.template is None:
+            await _read(await self._post(content), parser)
+            return
+        body = Body(parser.feed)
+        result: tuple[Head, Body] | Exception
+        tail = _Tail(body, parser)
+        try:
+            head = await transport.post(transport.template, content, body)
+            if body.pushed:
+                body.check()
+                parser.end()
+                return
+            result = head, body
+        except httpx2.TransportError as error:
+            if body.pushed:
+                raise
+            result = error
+        finally:
+            tail.cancel()
+            if body.pushed:
+                await body.aclose()
+        async with replay(result):
+            response = await self._post(content)
+        await _read(response, parser)
+
+    async def _post(self, content: bytes) -> httpx2.Response:
         # The SDK's documented way to call any endpoint: `chat.completions.create` walks every message of the history.
         response = await self._client.post(
             "/chat/completions",
             cast_to=httpx2.Response,
-            content=msgspec.json.encode({**body, "stream": True}),
+            content=content,
             stream=True,
             stream_cls=openai.AsyncStream[object],
         )
@@ -185,7 +206,7 @@ class OpenAIUpstream:
 
     def _log(self, error: Exception) -> None:
         """Log what clients do not get: the address and the innermost cause. Never a message's content."""
-        server = redact_url(str(self._client.base_url))
+        server = self._client.base_url  # without userinfo and query: see `_client`
         if isinstance(error, openai.APIStatusError):
             location = error.response.headers.get("location")
             hint = f" and a redirect to {shorten(redact_url(location), self._mask)}" if location else ""
@@ -222,6 +243,53 @@ class OpenAIUpstream:
         return ChatError("upstream_unavailable", fallback)
 
 
+class _Tail:
+    """Stops a body TAIL_TIMEOUT after the finish_reason."""
+
+    def __init__(self, body: Body, parser: CompletionParser) -> None:
+        self._body = body
+        self._timer: asyncio.TimerHandle | None = None
+        parser.on_tail = self._start
+
+    def _start(self) -> None:
+        self.cancel()
+        self._timer = asyncio.get_running_loop().call_later(TAIL_TIMEOUT, self._body.stop)
+
+    def cancel(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+
+async def _read(response: httpx2.Response, parser: CompletionParser) -> None:
+    """Parse the body of the SDK's response, and close it."""
+    body = response.extensions.get(PUSHED)
+    try:
+        if _is_compressed(response):
+            raise ChatError("upstream_malformed", "The upstream's response is compressed, which was not asked for.")
+        if body is None:
+            await _pull(response, parser)
+        else:
+            tail = _Tail(body, parser)
+            try:
+                await body.push(parser.feed)
+            finally:
+                tail.cancel()
+        parser.end()
+    finally:
+        await response.aclose()
+
+
+async def _pull(response: httpx2.Response, parser: CompletionParser) -> None:
+    """Parse the body of a response of httpx2's own transport."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as tail, contextlib.aclosing(response.aiter_bytes()) as reads:
+        parser.on_tail = lambda: tail.reschedule(loop.time() + TAIL_TIMEOUT)
+        async for read in reads:
+            if parser.feed(read):
+                await _drain(reads)
+                return
+
+
 async def _drain(reads: AsyncIterator[bytes]) -> None:
     """Read a stream to its end, soon after [DONE]: only then can its connection serve another request."""
     with contextlib.suppress(TimeoutError, httpx2.HTTPError):
@@ -237,7 +305,8 @@ def _redact(record: logging.LogRecord) -> bool:
     return True
 
 
-def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncOpenAI:
+def _client(api_key: str | None, base_url: str | None, timeout: float) -> tuple[PushTransport | None, AsyncOpenAI]:
+    """Return the SDK's client, and its transport if requests may be sent without the SDK."""
     timeouts = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None)
     # Always passed: the SDK would use an empty OPENAI_BASE_URL as the URL.
     url = httpx2.URL(base_url or "https://api.openai.com/v1")
@@ -246,8 +315,9 @@ def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncO
     logging.getLogger("httpx2").addFilter(_redact)
     # httpx2 connects through a proxy. The relay limits how many requests run.
     proxied = urllib.request.getproxies().keys() & {"http", "https", "all"}
+    transport = None if proxied else PushTransport()
     http_client = DefaultAsyncHttpxClient(
-        transport=None if proxied else PushTransport(),
+        transport=transport,
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         timeout=timeouts,
         auth=auth,
@@ -255,7 +325,7 @@ def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncO
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         event_hooks={"response": [_limit_error]},
     )
-    return AsyncOpenAI(
+    client = AsyncOpenAI(
         api_key=api_key or "none",  # the SDK requires one
         base_url=url.copy_with(userinfo=b"", query=None),
         default_query=dict(url.params),
@@ -263,6 +333,7 @@ def _client(api_key: str | None, base_url: str | None, timeout: float) -> AsyncO
         timeout=timeouts,
         http_client=http_client,
     )
+    return (None if auth else transport), client  # `auth` may change from one request to the next
 
 
 class _Limited(httpx2.AsyncByteStream):

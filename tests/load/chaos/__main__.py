@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -34,11 +35,16 @@ SHOWN = 3
 """Violations of each kind that are printed in full."""
 
 
-async def one(name: str, seed: int, seconds: float, server: Path, rate: float, folder: Path) -> History:
+async def one(
+    nemesis: Nemesis, name: str, seed: int, seconds: float, server: Path, rate: float, folder: Path
+) -> History:
     """Run the load under a nemesis for so long, and until all of it has ended. Logs go to `folder`."""
-    nemesis = NEMESES[name]
+    this = asyncio.current_task()
+    assert this
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that no replica is left behind
     history = History(seed, name, nemesis.retention, RESUME_WINDOW)
-    async with site(history, server, folder, secondary=nemesis.secondary, clock=nemesis.clock) as here:
+    about = {"secondary": nemesis.secondary, "clock": nemesis.clock, "workers": nemesis.workers}
+    async with site(history, server, folder, **about) as here:
         async with loaded(here, seed, rate) as load, asyncio.TaskGroup() as group:
             chance = random.Random(f"{name}/{seed}")
             if nemesis.often:
@@ -99,7 +105,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 place = options.keep / f"{name}-{seed}" if options.keep else Path(folder)
                 place.mkdir(parents=True, exist_ok=True)
-                history = uvloop.run(one(name, seed, options.seconds, options.server, options.rate, place))
+                history = uvloop.run(
+                    one(NEMESES[name], name, seed, options.seconds, options.server, options.rate, place)
+                )
             violations = check(history)
             total += len(violations)
             print(report(history, violations, time.monotonic() - began), flush=True)

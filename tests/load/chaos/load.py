@@ -12,11 +12,12 @@ from load.chaos.history import Reader
 from load.chaos.readers import (
     Cancelling,
     ClientReading,
-    Pinging,
+    InterruptingReading,
     Reading,
     SharedReading,
     Sockets,
     SSEReading,
+    UnnamedReading,
     WebSocketReading,
 )
 from load.chaos.site import question
@@ -50,7 +51,6 @@ class Load:
         self._rate = rate
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure: BaseException | None = None
-        self._background = [asyncio.create_task(Pinging(site, replica).run()) for replica in site.replicas]
         self.readers: list[Reading] = []
 
     async def mixed(self, seconds: float) -> None:
@@ -97,9 +97,9 @@ class Load:
             self._raise()
 
     async def close(self) -> None:
-        for task in [*self._tasks, *self._background]:
+        for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._background, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let something run until it ends, or until `close`."""
@@ -114,9 +114,6 @@ class Load:
             self._failure = task.exception()
 
     def _raise(self) -> None:
-        for task in self._background:
-            if task.done() and task.exception():
-                self._failure = task.exception()
         if self._failure:
             raise self._failure
 
@@ -146,12 +143,16 @@ class Load:
         for number in range(chance.randint(1, 2)):
             follower = self._follower(f"{generation_id} follower{number}", chance)
             self.spawn(self._read(follower, ask, chance, delay=chance.uniform(0, 4)))
+        if chance.random() < 0.2:
+            self.spawn(self._unnamed(f"{generation_id}.unnamed", chance))
         if chance.random() < 0.4:
             again = self.reader(chance.choice(FOLLOWING), f"{generation_id} again", chance, ask=ask)
             self.spawn(self._read(again, ask, chance, delay=chance.uniform(0.5, 8)))
-        if to_cancel:
+        if to_cancel and chance.random() < 0.7:
             cancelling = self.reader(Cancelling, f"{generation_id} cancel", chance)
             self.spawn(self._read(cancelling, None, chance, delay=chance.uniform(1, 6)))
+        elif to_cancel:
+            self.spawn(self._interrupt(generation_id, chance))
         if kind is not ClientReading and chance.random() < 0.15:
             # From now on only readers elsewhere keep it from being cancelled.
             await asyncio.sleep(chance.uniform(4, 5))
@@ -166,6 +167,12 @@ class Load:
             for number in range(chance.randint(0, 2)):
                 late = self._follower(f"{generation_id} late{number}", chance, ask=chance.choice([None, ask]))
                 self.spawn(self._read(late, ask, chance, delay=chance.uniform(0.5, 6)))
+
+    async def _unnamed(self, name: str, chance: random.Random) -> None:
+        ask = question(name, 0, chance.randint(5, 20), 8)
+        del ask["id"]
+        await asyncio.sleep(chance.uniform(0, 2))
+        await self.reader(UnnamedReading, f"{name} asker", chance, ask=ask).run()
 
     async def _used_again(self, generation_id: str) -> None:
         """Use an id twice. A reader that has read a part of its first answer comes back during the second one."""
@@ -192,9 +199,21 @@ class Load:
     def _follower(self, name: str, chance: random.Random, **more: Any) -> Reading:
         return self.reader(chance.choice(FOLLOWING), name, chance, hop=chance.choice([None, HOP]), **more)
 
+    async def _interrupt(self, generation_id: str, chance: random.Random) -> None:
+        """Continue from a generation before it has ended."""
+        ask = question(f"{generation_id}.next", 0, chance.randint(5, 20), 8) | {"previous_id": generation_id}
+        interrupted = Reader(f"{generation_id} interrupted", generation_id, 0)
+        self._site.history.readers.append(interrupted)
+        name = f"{generation_id}.next asker"
+        reading = self.reader(InterruptingReading, name, chance, ask=ask, interrupted=interrupted)
+        await self._read(reading, ask, chance, delay=chance.uniform(1, 6))
+
     async def _read(
         self, reading: Reading, ask: dict[str, Any] | None, chance: random.Random, *, delay: float = 0.0
     ) -> None:
+        if delay and chance.random() < 0.4:
+            await self._site.struck(2 * delay)  # what breaks finds it at work
+            delay = chance.uniform(0, 2)
         await asyncio.sleep(delay)
         await reading.run()
         if ask and reading.refusal in ("not_found", "generation_gone") and chance.random() < 0.7:

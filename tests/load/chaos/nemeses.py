@@ -28,6 +28,7 @@ class Nemesis:
 
     strike: Callable[[Site, random.Random], Awaitable[None]]
     secondary: bool = False
+    workers: int = 1
     clock: bool = False
     pause: float = 4.0
     often: bool = True
@@ -52,9 +53,17 @@ async def _kill(site: Site, replica: Replica) -> None:
     await replica.end(signal.SIGKILL)
 
 
+async def kill_worker(site: Site, chance: random.Random) -> None:
+    """Kill one of the workers of a replica; it is started again by itself."""
+    replica = chance.choice(site.replicas)
+    site.happened("killed", replica)
+    replica.kill_worker()
+    await asyncio.sleep(AWAY)
+
+
 async def stop(site: Site, chance: random.Random) -> None:
     """Stop a replica for a moment, or for so long that it counts as dead."""
-    await _stop(site, chance.choice(site.replicas), chance.choice([1.5, 12.0]))
+    await _stop(site, chance.choice(site.replicas), chance.choice([1.5, 5.0, 12.0]))
 
 
 async def _stop(site: Site, replica: Replica, seconds: float) -> None:
@@ -117,6 +126,7 @@ async def promote_kill(site: Site, chance: random.Random) -> None:
 async def _promote(site: Site, dead: Replica | None = None) -> None:
     assert site.replication
     site.replication.hold("up", "down")
+    site.strike()
     await asyncio.sleep(TAIL)
     site.replication.cut = True
     site.replication.reset()
@@ -159,7 +169,7 @@ async def one_way(site: Site, chance: random.Random) -> None:
     with site.fault("away") if replicas is site.replicas else site.fault("cut off", replicas[0]):
         for replica in replicas:
             replica.link.throw_away("down")
-        await asyncio.sleep(chance.choice([1.0, 6.0]))
+        await asyncio.sleep(chance.choice([1.0, 6.0, 12.0]))
         for replica in replicas:
             replica.link.flow()
             replica.link.reset()
@@ -187,20 +197,30 @@ async def full(site: Site, chance: random.Random) -> None:
 
 async def clock(site: Site, chance: random.Random) -> None:
     """Step the wall clock of Redis, forwards or backwards."""
+    step = chance.choice([12, -12, 60, -60])
     with site.fault("clock"):
-        site.step_clock(chance.choice([12, -12]))
+        site.step_clock(step)
         await asyncio.sleep(1)
+    if step > site.history.retention:
+        site.happened("lost all")  # everything has expired
 
 
 async def mixed(site: Site, chance: random.Random) -> None:
     """Do any of these."""
-    name = chance.choice([name for name, nemesis in NEMESES.items() if nemesis.load == "mixed" and name != "mix"])
+    name = chance.choice(
+        [
+            name
+            for name, nemesis in NEMESES.items()
+            if nemesis.load == "mixed" and nemesis.workers == 1 and name != "mix"
+        ]
+    )
     await NEMESES[name].strike(site, chance)
 
 
 NEMESES = {
     "none": Nemesis(nothing),
     "kill": Nemesis(kill),
+    "kill-worker": Nemesis(kill_worker, workers=2),
     "stop": Nemesis(stop),
     "drain": Nemesis(drain),
     "restart": Nemesis(restart),

@@ -30,6 +30,8 @@ PAUSE = 0.1
 LONGEST_PAUSE = 1.0
 LEFT_AFTER = 3.0
 """Seconds after which a replica that is stopped is left, as by a client or a balancer that gets no answer from it."""
+BEYOND = 1 << 31
+"""A seq that no answer has."""
 POLL_INTERVAL = 0.25
 BROKEN = (OSError, EOFError, WebSocketException, InvalidHandshake)
 RETRYABLE = ("overloaded", "draining")
@@ -120,7 +122,7 @@ class Reading:
     def _opening(self, replica: Replica) -> dict[str, Any]:
         """Return the next frame to send, and note it."""
         if self._ask and not self.epoch:
-            self.note("send", replica.name, what="chat")
+            self.note("send", replica.name, what="chat", previous=self._ask.get("previous_id"))
             return self._ask
         self.note("send", replica.name, what="resume", after=self.seq, epoch=self.epoch)
         return {"type": "resume", "id": self.record.id, "after": self.seq} | (
@@ -133,7 +135,7 @@ class Reading:
         self.note("frame", replica.name, **frame)
         match frame["type"]:
             case "start":
-                self.epoch = frame["epoch"]
+                self.epoch = frame.get("epoch")
                 self.began.set()
                 return False
             case "token":
@@ -150,18 +152,46 @@ class Reading:
 
 
 class WebSocketReading(Reading):
-    """Reads over WebSockets."""
+    """Reads over WebSockets, on which it also sends pings."""
 
     transport = "websocket"
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self._pinging = Pinging(self._site, f"ping {self.record.name}")
 
     async def _read(self, replica: Replica) -> None:
         opening = self._opening(replica)
         async with _socket(replica) as socket:
             await socket.send(json.dumps(opening))
-            async for message in socket:
-                frame = decode(message)
-                if frame["type"] not in ("pong", "goaway") and self._take(replica, frame):
-                    return
+            pinging = self._pinging.start(replica, socket)
+            try:
+                async for message in socket:
+                    frame = decode(message)
+                    if frame["type"] == "pong":
+                        self._pinging.answered(replica)
+                    elif frame["type"] != "goaway" and self._take(replica, frame):
+                        return
+            finally:
+                pinging.cancel()
+                self._pinging.note("closed", replica)
+
+
+class InterruptingReading(WebSocketReading):
+    """Continues from a generation that still runs, which interrupts it. `interrupted` is the record of that one."""
+
+    def __init__(self, *given: Any, interrupted: Reader, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self._interrupted = interrupted
+
+    def note(self, kind: Any, replica: str, **data: Any) -> None:
+        super().note(kind, replica, **data)
+        event = Event(time.monotonic(), "closed", replica)
+        if kind == "send" and data["what"] == "chat":
+            event = Event(event.time, "send", replica, {"what": "cancel"})
+        elif kind == "frame" and data["type"] == "start" and not self.epoch:
+            event = Event(event.time, "frame", replica, {"type": "status", "status": 204})
+        self._interrupted.events.append(event)
 
 
 class SSEReading(Reading):
@@ -181,6 +211,20 @@ class SSEReading(Reading):
             async for frame in response.frames():
                 if self._take(replica, frame):
                     return
+
+
+class UnnamedReading(SSEReading):
+    """Asks without an id, over one connection."""
+
+    async def _visit(self, replica: Replica) -> None:
+        await super()._visit(replica)
+        if not self.ended:
+            self.leave()
+
+    def _opening(self, replica: Replica) -> dict[str, Any]:
+        assert self._ask
+        self.note("send", replica.name, what="unnamed chat")
+        return self._ask
 
 
 class ClientReading(Reading):
@@ -303,41 +347,39 @@ class Cancelling(Reading):
             return
         async with _socket(replica) as socket:
             await socket.send(json.dumps({"type": "cancel", "id": self.record.id}))
-            await socket.send('{"type":"ping"}')
-            # Only a refused cancel is answered. If the pong comes first, it was not refused.
+            # Only a refused cancel is answered. Frames with the same id are answered in their order (a ping is not), so
+            # the refusal of a position that no answer has says that the cancel was not refused.
+            await socket.send(json.dumps({"type": "resume", "id": self.record.id, "after": BEYOND}))
             async for message in socket:
                 frame = decode(message)
-                if frame["type"] == "pong":
+                if frame["type"] != "error" or "seq" in frame or frame["error"]["code"] == "invalid_request":
                     frame = {"type": "status", "status": 204}
-                if frame["type"] in ("status", "error"):
-                    self._take(replica, frame)
-                    return
+                self._take(replica, frame)
+                return
 
 
 class Pinging:
-    """Sends a ping over a socket of each replica every second."""
+    """Sends a ping over a socket every second, and writes down when it is answered."""
 
-    def __init__(self, site: Site, replica: Replica) -> None:
-        self._replica = replica
-        self._record = Reader(f"ping {replica.name}", "", 0)
+    def __init__(self, site: Site, name: str) -> None:
+        self._record = Reader(name, "", 0)
         site.history.readers.append(self._record)
 
-    async def run(self) -> None:
-        while True:
-            with contextlib.suppress(*BROKEN):
-                async with _socket(self._replica) as socket:
-                    while True:
-                        self._note("send", what="ping")
-                        await socket.send('{"type":"ping"}')
-                        while decode(await socket.recv())["type"] != "pong":
-                            pass
-                        self._note("frame", type="pong")
-                        await asyncio.sleep(1)
-            self._note("closed")
-            await asyncio.sleep(1)
+    def start(self, replica: Replica, socket: ClientConnection) -> asyncio.Task[None]:
+        return asyncio.create_task(self._ping(replica, socket))
 
-    def _note(self, kind: Any, **data: Any) -> None:
-        self._record.events.append(Event(time.monotonic(), kind, self._replica.name, data))
+    def answered(self, replica: Replica) -> None:
+        self.note("frame", replica, type="pong")
+
+    def note(self, kind: Any, replica: Replica, **data: Any) -> None:
+        self._record.events.append(Event(time.monotonic(), kind, replica.name, data))
+
+    async def _ping(self, replica: Replica, socket: ClientConnection) -> None:
+        with contextlib.suppress(*BROKEN):
+            while True:
+                self.note("send", replica, what="ping")
+                await socket.send('{"type":"ping"}')
+                await asyncio.sleep(1)
 
 
 def _socket(replica: Replica) -> Any:

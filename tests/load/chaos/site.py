@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import mmap
+import os
 import re
 import signal
 import struct
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from load.chaos.history import FaultKind, History
 
 REPLICAS = ("r0", "r1", "r2")
+DRAIN_TIMEOUT = 3
+ENDED_WITHIN = 30.0
+"""Seconds in which a replica ends after a signal, on a slow machine too."""
 PULSE = 0.2
 """Seconds between two measurements of how late everything is."""
-EXPECTED_ERRORS = re.compile(r"redis|Redis|Connection|Timeout|overloaded")
 
 
 def question(generation_id: str, use: int, size: int, rate: float) -> dict[str, Any]:
@@ -49,7 +52,7 @@ class Upstream(FakeOpenAI):
         return f"{self.base_url.removesuffix('/v1')}/{replica}/v1"
 
     def record(self, request: Recorded) -> Reply:
-        generation_id, use, size, rate = request.body["messages"][0]["content"].split()
+        generation_id, use, size, rate = request.body["messages"][-1]["content"].split()
         owner = request.path.split("/")[1]
         number = len(self._history.runs) + 1
         run = Run(number, generation_id, int(use), owner, int(size), time.monotonic())
@@ -190,18 +193,21 @@ class _End(asyncio.Protocol):
 class Replica:
     """A `ws-chat serve` of a checkout, which can be killed, stopped and started again on its port."""
 
-    def __init__(self, name: str, server: Path, redis_port: int, folder: Path, settings: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, server: Path, redis_port: int, folder: Path, settings: dict[str, str], workers: int
+    ) -> None:
         self.name = name
         self.link = Link(redis_port)
         self.port = free_port()
         self.stopped = False
+        self.workers = workers
         self.process: asyncio.subprocess.Process | None = None
-        python = server / ".venv/bin/python"
+        python = server.resolve() / ".venv/bin/python"
         self._python = str(python if python.exists() else sys.executable)
         self._log = folder / f"{name}.log"
         self._settings = {
             **settings,
-            "PYTHONPATH": str(server),
+            "PYTHONPATH": str(server.resolve()),
             "WS_CHAT_REDIS_URL": f"redis://127.0.0.1:{self.link.port}/0",
         }
         self._log.touch()
@@ -216,10 +222,14 @@ class Replica:
 
     async def start(self) -> None:
         """Start it, and wait until it listens."""
-        command = (self._python, "-m", "ws_chat", "serve", "--port", str(self.port))
+        command = (self._python, "-m", "ws_chat", "serve", "--port", str(self.port), "--workers", str(self.workers))
         with self._log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *command, env=environment(**self._settings), stdout=log, stderr=log
+                *command,
+                env=environment(**self._settings),
+                cwd=self._log.parent,  # `-m` prefers a package that is there
+                stdout=log,
+                stderr=log,
             )
 
         async def started() -> bool:
@@ -229,16 +239,27 @@ class Replica:
 
         await until(started, f"{self.name} to listen on port {self.port}")
 
+    def kill_worker(self) -> None:
+        """Kill the worker that was started last. The others live on."""
+        os.kill(int(re.findall(r"Started server process \[(\d+)\]", self.log)[-1]), signal.SIGKILL)
+
     def send(self, number: int) -> None:
         if self.process and self.process.returncode is None:
             self.process.send_signal(number)
 
     async def end(self, number: int) -> None:
-        """End it with a signal, and wait for that."""
+        """End it with a signal, and wait for that. One that does not end is killed, and its log says so."""
         if self.process:
             self.send(number)
             self.send(signal.SIGCONT)
-            await self.process.wait()
+            try:
+                async with asyncio.timeout(ENDED_WITHIN):
+                    await self.process.wait()
+            except TimeoutError:
+                with self._log.open("a") as log:
+                    log.write(f'"level":"error" it did not end within {ENDED_WITHIN:.0f} s of signal {number}\n')
+                self.send(signal.SIGKILL)
+                await self.process.wait()
 
 
 class Site:
@@ -253,10 +274,23 @@ class Site:
         self.replication: Link | None = None
         self.folder = folder
         self._clock: mmap.mmap | None = None
+        self._strike = asyncio.Event()
+
+    async def struck(self, seconds: float) -> None:
+        """Wait until something is about to break, for so long at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._strike.wait()
+
+    def strike(self) -> None:
+        """Let those who wait for it know that something is about to break."""
+        self._strike.set()
+        self._strike = asyncio.Event()
 
     @contextlib.contextmanager
     def fault(self, kind: FaultKind, replica: Replica | None = None) -> Iterator[Fault]:
         """Record a fault for as long as the block lasts."""
+        self.strike()
         fault = Fault(kind, time.monotonic(), None, replica.name if replica else None)
         self.history.faults.append(fault)
         try:
@@ -359,7 +393,7 @@ OPTIONS = ("--appendonly", "yes", "--appendfsync", "no", "--maxmemory-policy", "
 
 @contextlib.asynccontextmanager
 async def site(
-    history: History, server: Path, folder: Path, *, secondary: bool = False, clock: bool = False
+    history: History, server: Path, folder: Path, *, secondary: bool = False, clock: bool = False, workers: int = 1
 ) -> AsyncIterator[Site]:
     """Run everything until the block ends; then end the replicas, and record what they have left. Logs go to `folder`."""
     here = Site(history, folder)
@@ -367,7 +401,7 @@ async def site(
         "OPENAI_API_KEY": "none",
         "WS_CHAT_RETENTION": f"{history.retention:g}",
         "WS_CHAT_RESUME_WINDOW": f"{history.resume_window:g}",
-        "WS_CHAT_DRAIN_TIMEOUT": "3",
+        "WS_CHAT_DRAIN_TIMEOUT": str(DRAIN_TIMEOUT),
         "WS_CHAT_MAX_GENERATIONS_PER_CONNECTION": "10000",
     }
     async with contextlib.AsyncExitStack() as stack:
@@ -376,7 +410,7 @@ async def site(
         stack.push_async_callback(_end_redis, here)
         for name in REPLICAS:
             own = {**variables, "OPENAI_BASE_URL": here.upstream.url_for(name)}
-            replica = Replica(name, server, here.primary.port, folder, own)
+            replica = Replica(name, server, here.primary.port, folder, own, workers)
             here.replicas.append(replica)
             await replica.link.start()
             stack.callback(replica.link.stop)
@@ -400,8 +434,9 @@ async def _look_at_what_is_left(here: Site) -> None:
         for replica in here.replicas:
             group.create_task(replica.end(signal.SIGTERM))
     for replica in here.replicas:
-        for found in re.findall(r"^Traceback .*(?:\n .*)*\n(.*)", replica.log, re.MULTILINE):
-            here.history.crashes.append(f"{replica.name}: {found}")
+        for line in replica.log.splitlines():
+            if "Traceback" in line or '"level":"error"' in line:
+                here.history.crashes.append(f"{replica.name}: {line}")
     async with here.redis() as redis:
         async for key in redis.scan_iter(count=1000):
             left = await redis.pttl(key)

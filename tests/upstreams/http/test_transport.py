@@ -281,7 +281,7 @@ async def test_a_connection_that_is_lost_before_it_is_used_is_told_at_once(raw, 
     await until(lambda: connection not in transport._open, "the connection to be lost")
 
     with pytest.raises(httpx2.RemoteProtocolError):
-        await connection.exchange(b"GET / HTTP/1.1\r\n\r\n", None)
+        await connection.exchange(b"GET / HTTP/1.1\r\n\r\n", None, connection_module.Body())
 
 
 @with_clock
@@ -309,7 +309,7 @@ async def test_a_body_that_nobody_takes_is_not_read_into_memory(raw, client):
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
     await until(lambda: body._size > connection_module.BUFFER_LIMIT, "the buffer to be full")
-    assert not body._connection._transport.is_reading()
+    assert not body.connection._transport.is_reading()
     assert body._size < 1024 * 1024
     assert sum([len(part) async for part in response.aiter_raw()]) == size
 

@@ -38,6 +38,8 @@ DRAIN: Final = "ws_chat.drain"
 """A key of the lifespan's state: the coroutine function that ends running generations before connections close."""
 WRITE_TIMEOUT: Final = "ws_chat.write_timeout"
 """A key of the lifespan's state: the seconds after which a peer that reads nothing is dropped."""
+LIMIT: Final = "ws_chat.limit"
+"""A key of the lifespan's state: the function that is called with the name of a limit that had an effect."""
 UNPROTECTED: Final = "ws_chat.unprotected"
 """A key of the lifespan's state: whether a real upstream can be used without an API key."""
 

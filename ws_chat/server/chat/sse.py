@@ -43,6 +43,7 @@ _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
+    (b"x-content-type-options", b"nosniff"),
 ]
 
 
@@ -228,8 +229,9 @@ class _Exchange:
 
 def _failure(log: Log) -> Response | None:
     """Return the response for a generation that failed before its first delta."""
-    if log.last == 0 and isinstance(log.terminal, Failed):
-        return error_response(log.terminal.error, {"X-Generation-Id": log.start.id})
+    error = log.terminal.error if isinstance(log.terminal, Failed) else log.fault
+    if log.last == 0 and error:
+        return error_response(error, {"X-Generation-Id": log.start.id})
     return None
 
 
@@ -276,7 +278,7 @@ async def _started(log: Log, sender: ConnectionSender) -> None:
     sender.ended.add_done_callback(wake)
     log.watch(wake)
     try:
-        if log.last == 0 and log.terminal is None and not sender.ended.done():
+        if log.last == 0 and log.terminal is None and log.fault is None and not sender.ended.done():
             await started.wait()
     finally:
         log.unwatch(wake)

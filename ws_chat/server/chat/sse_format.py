@@ -14,7 +14,7 @@ import msgspec
 
 from ws_chat.protocol.deltas import decode_delta
 from ws_chat.protocol.errors import ErrorBody
-from ws_chat.protocol.frames import Done, Failed, GoAway, Pong, Start, Token, encode
+from ws_chat.protocol.frames import Done, Failed, GoAway, Pong, Refused, Start, Token, encode
 from ws_chat.protocol.sse import PING, RETRY, event
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class FramesFormat(Format):
         if isinstance(frame, Start | Done | Failed):
             name = str(frame.__struct_config__.tag).encode()
             return b"event: %b\nid: %d%b\ndata: %b\n\n" % (name, frame.seq, self._suffix, encode(frame))
+        if isinstance(frame, Refused):  # without an event id: the position stays where it was
+            return b"event: error\ndata: %b\n\n" % encode(frame)
         return RETRY if isinstance(frame, GoAway) else PING
 
 
@@ -83,6 +85,8 @@ class TextFormat(Format):
                 data, name = f"[{'DONE' if status == 'completed' else 'CANCELLED'}]", "done"
             case Failed(error=error):
                 data, name = msgspec.json.encode(ErrorBody(error)).decode(), "error"
+            case Refused(error=error):
+                return event(msgspec.json.encode(ErrorBody(error)).decode(), name="error")
             case Pong():
                 return PING
             case GoAway():

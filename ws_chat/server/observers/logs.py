@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -47,6 +47,25 @@ class Logs:
             *(event.id, event.status, code, event.deltas, event.total * 1000),
             extra={"fields": fields},
         )
+
+
+class RedactQueries(logging.Filter):
+    """Removes the values of queries from uvicorn's lines for requests: some clients put their key there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(_redacted(arg) if isinstance(arg, str) else arg for arg in record.args)
+        return True
+
+
+def _redacted(path: str) -> str:
+    path, question, query = path.partition("?")
+    parts = (part.partition("=") for part in query.split("&"))
+    shown = (f"{name}={value if name in _SHOWN else '***'}" if equals else "***" for name, equals, value in parts)
+    return f"{path}?{'&'.join(shown)}" if question else path
+
+
+_SHOWN: Final = frozenset({"format", "after"})
 
 
 class JSONFormatter(logging.Formatter):

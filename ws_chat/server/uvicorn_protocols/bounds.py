@@ -1,4 +1,4 @@
-"""Limits that the kernel enforces: how long a peer may read nothing, and how much is stored for a slow one.
+"""Limits of the kernel: how long a peer may read nothing, how much is stored for a slow one, how many files are open.
 
 Neither uvicorn nor asyncio has a write timeout. A closed window is invisible to them: `transport.close()` waits for ever
 to write pending bytes, and only `abort()` or the kernel ends that. Tests: tests/server/uvicorn_protocols/test_holding.py
@@ -11,17 +11,26 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import logging
+import math
 import socket
 import termios
 from typing import TYPE_CHECKING, Any, Final
 
 from ws_chat.server.chat.sender import WRITE_TIMEOUT
+from ws_chat.upstreams.http.transport import RESERVED_FILES, files_left
 
 if TYPE_CHECKING:
     import asyncio
 
+logger = logging.getLogger("ws_chat.server")
+
 SEND_BUFFER: Final = 128 * 1024
 """Bytes that the kernel stores for a slow peer (it counts twice as many)."""
+
+
+LOG_INTERVAL: Final = 60.0
+"""Seconds between two lines in the log about the same exhaustion."""
 
 
 def bound(transport: asyncio.BaseTransport, app_state: dict[str, Any]) -> None:
@@ -51,3 +60,36 @@ def pending(transport: asyncio.Transport) -> int:
             fcntl.ioctl(peer.fileno(), termios.TIOCOUTQ, sent)
         waiting = sent[0]
     return waiting
+
+
+class LastFiles:
+    """The connections that were accepted with one of the last RESERVED_FILES file descriptors, the oldest first.
+
+    They are for health checks: anything else is refused on them, so they are soon closed. If the process had none left,
+    libuv would close every new connection unanswered, and asyncio would stop to accept any.
+    """
+
+    def __init__(self) -> None:
+        self._connections: dict[asyncio.BaseTransport, None] = {}
+        self._logged = -math.inf
+
+    def has(self, transport: asyncio.Transport, now: float) -> bool:
+        """Whether a new connection is one of them. Too many that send nothing are closed, beginning with the oldest."""
+        peer = transport.get_extra_info("socket")
+        if files_left(peer.fileno()) >= RESERVED_FILES:
+            return False
+        if now > self._logged + LOG_INTERVAL:
+            self._logged = now
+            logger.error(
+                "Nearly all file descriptors of this process are in use: connections are refused. "
+                "Raise the limit (ulimit -n, LimitNOFILE), or lower WS_CHAT_MAX_CONNECTIONS."
+            )
+        self._connections[transport] = None
+        if len(self._connections) > RESERVED_FILES // 4:
+            oldest = next(iter(self._connections))
+            self.discard(oldest)
+            oldest.abort()  # type: ignore[attr-defined]
+        return True
+
+    def discard(self, transport: asyncio.BaseTransport) -> None:
+        self._connections.pop(transport, None)

@@ -22,6 +22,12 @@ Invariants, with the tests that hold them:
 - Every `Upgrade` but that of a WebSocket handshake is ignored, and the body of such a request is read as a body
   (RFC 9110, section 7.8; tests/server/uvicorn_protocols/test_upgrade.py). uvicorn and httptools end the request with its
   head, and parse its body as another request (uvicorn #2722, httptools #124).
+- What follows a complete request and is no HTTP is not answered, like a pipelined request: nothing stands before, or in, the
+  answer to the request (tests/server/uvicorn_protocols/test_closing.py: test_garbage_behind_a_request_does_not_break_its_answer).
+- A response to HTTP/1.0 is not chunked: it ends with the connection (RFC 9112, section 6.1;
+  tests/server/uvicorn_protocols/test_closing.py: test_an_answer_to_http_1_0_is_not_chunked).
+- A few file descriptors stay free for health checks: on a connection with one of the last, anything else is refused
+  (tests/server/uvicorn_protocols/test_files.py).
 - Trailers do not become headers (RFC 9110, section 6.5.1), as they do in uvicorn: a client must not send X-Forwarded-Proto
   past a proxy (tests/server/uvicorn_protocols/test_upgrade.py: test_trailers_do_not_become_headers).
 """
@@ -31,16 +37,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ws_chat.server.chat.sender import DIRECT_WRITER
-from ws_chat.server.uvicorn_protocols.bounds import bound
+from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.server.chat.sender import DIRECT_WRITER, LIMIT
+from ws_chat.server.http_errors import error_response
+from ws_chat.server.uvicorn_protocols.bounds import LastFiles, bound
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from starlette.types import Receive, Send
+    from uvicorn._types import ASGISendEvent
 
     from ws_chat.protocol.frames import Frame
     from ws_chat.server.chat.sender import Encode
@@ -53,6 +62,30 @@ MAX_HEAD: Final = 64 * 1024
 """Bytes of a request's head, of the chunk sizes between two pieces of a body, and of trailers."""
 
 
+_ERROR: Final = error_response(
+    ErrorInfo.of("overloaded", "This server's limit of open files is reached.", retry_after=1)
+).body
+_FULL: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_ERROR), bytes(_ERROR))
+)
+
+
+class _UnchunkedCycle(RequestResponseCycle):
+    """A request of HTTP/1.0. uvicorn would answer it with chunks, unless the length of the response is known."""
+
+    _unbounded = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            self._unbounded = b"content-length" not in {name.lower() for name, _ in message.get("headers", ())}
+            if self._unbounded:
+                self.chunked_encoding = False
+        elif message["type"] == "http.response.body" and self._unbounded:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+
 class DirectHTTPProtocol(HttpToolsProtocol):
     """An HTTP connection to which the chunks of a response can be written directly."""
 
@@ -63,12 +96,17 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     _upgraded = False
     _ignoring = False  # the head is complete and its Upgrade is ignored: it is parsed again without it
     _head = 0  # bytes received of a head, or since the last piece of a body: chunk sizes, trailers
+    _is_last = False  # it has one of the last file descriptors
     _deadline: asyncio.TimerHandle | None = None  # of the request that is being received
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         bound(transport, self.app_state)
         self._close_after(HEAD_TIMEOUT)
+        self._last_files: LastFiles = self.app_state.setdefault("ws_chat.last_files", LastFiles())
+        if self._last_files.has(transport, self.loop.time()):
+            self._is_last = True
+            self._count("open_files")
 
     # At a pipelined request uvicorn pauses reading until the answer before it has ended, which may take minutes: it
     # would not notice that the client disconnects. Such a request is not answered, and the connection closes after the
@@ -80,11 +118,20 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
             return
         self._head = 0
+        if self._is_last and not self.url.partition(b"?")[0].endswith(b"/healthz"):
+            self._discarding = True
+            self.transport.write(_FULL)
+            self.transport.close()
+            return
         if self.parser.should_upgrade() and not self._should_upgrade():
             self._ignoring = True
             return
         self._close_after(BODY_TIMEOUT)
         super().on_headers_complete()
+        if self._is_last:
+            self.cycle.keep_alive = False
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.__class__ = _UnchunkedCycle
         self.headers = list(self.headers)  # uvicorn appends trailers to this list; the other one is the application's
 
     def on_body(self, body: bytes) -> None:
@@ -108,6 +155,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         self._parse(data)
         if self._head > MAX_HEAD:
             self.logger.warning("Closing a connection: its request's head has more than %d bytes.", MAX_HEAD)
+            self._count("head_bytes")
             self.transport.abort()
         elif self._deadline is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
             # Any byte stops uvicorn's own keep-alive timer, and a line break starts no request.
@@ -117,7 +165,11 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
-            self._refuse()
+            if self.cycle and not (self.cycle.more_body or self.cycle.response_complete):
+                self._discarding = True
+                self.cycle.keep_alive = False
+            else:
+                self._refuse()
         except httptools.HttpParserUpgrade as upgrade:  # behind a head: `data` may have more
             if self._ignoring:
                 self._ignore_upgrade(data[upgrade.args[0] :])
@@ -170,6 +222,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._close_after(None)
+        self._last_files.discard(self.transport)
         self.dropped = isinstance(exc, TimeoutError)
         self._call_on_writable()
 
@@ -208,7 +261,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         data = encode(frame)
         self.sent += len(data)
         if data and not self.transport.is_closing():
-            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self.cycle.chunked_encoding else data)
 
     def _call_on_writable(self) -> None:
         if self.on_writable:
@@ -218,4 +271,12 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         """Close the connection after `seconds`, unless called again; None: never."""
         if self._deadline:
             self._deadline.cancel()
-        self._deadline = self.loop.call_later(seconds, self.transport.abort) if seconds else None
+        self._deadline = self.loop.call_later(seconds, self._expire) if seconds else None
+
+    def _expire(self) -> None:
+        self._count("request_seconds")
+        self.transport.abort()
+
+    def _count(self, limit: str) -> None:
+        if count := self.app_state.get(LIMIT):
+            count(limit)

@@ -8,8 +8,15 @@ Invariants, with the tests that hold them:
   (tests/server/chat/test_direct_writing.py; tests/server/uvicorn_protocols/test_conformance.py runs Autobahn's cases).
 - Backpressure is the transport's, for both ways of writing (uvicorn has it since #3048). Pongs are subject to it too
   (tests/server/chat/test_websocket.py: test_pings_of_a_client_that_does_not_read_pile_up_nowhere).
-- Frames are parsed SLICE_BYTES at a time, for PARSE_TIMEOUT in one turn of the event loop: a read of thousands of tiny
-  frames delays no other connection (tests/server/uvicorn_protocols/test_holding.py: test_one_that_floods_disturbs_nobody).
+- Frames are parsed SLICE_BYTES at a time, and all connections with more than that take turns, for TURN_TIME in one turn
+  of the event loop: reads of thousands of tiny frames delay no other connection
+  (tests/server/uvicorn_protocols/test_holding.py: test_one_that_floods_disturbs_nobody,
+  test_many_that_flood_take_turns).
+- Fragments are joined as they arrive (tests/server/uvicorn_protocols/test_closing.py:
+  test_fragments_take_no_more_memory_than_their_bytes).
+- After a close frame for a fault of the peer, what it still sends is read and discarded for LINGER_TIMEOUT: closing a
+  connection with unread bytes resets it, and the peer may never see why (RFC 6455, section 7.1.1;
+  tests/server/uvicorn_protocols/test_closing.py).
 - Reading is paused while a message waits for the application, or slices for the parser; the application always has a
   task in `receive`, so pongs and close frames are read
   (tests/server/chat/test_websocket.py: test_a_client_that_asks_without_reading_is_slowed_down_and_loses_nothing).
@@ -22,31 +29,35 @@ Invariants, with the tests that hold them:
 
 from __future__ import annotations
 
-import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import CloseCode
+from websockets.frames import Close, CloseCode, Frame, Opcode
 
 from ws_chat.protocol.errors import ErrorInfo
-from ws_chat.server.chat.sender import DIRECT_WRITER
+from ws_chat.server.chat.sender import DIRECT_WRITER, LIMIT
 from ws_chat.server.http_errors import error_response
 from ws_chat.server.uvicorn_protocols.bounds import is_bounded, pending
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from starlette.types import Receive, Send
     from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
     from websockets.http11 import Request
 
-    from ws_chat.protocol.frames import Frame
+    from ws_chat.protocol.frames import Frame as ChatFrame
     from ws_chat.server.chat.sender import Encode
 
 SLICE_BYTES: Final = 512
 """Bytes of a client's frames that are parsed at a time."""
-PARSE_TIMEOUT: Final = 0.002
-"""Seconds of parsing in one turn of the event loop."""
+PARSE_TIMEOUT: Final = 0.001
+"""Seconds of parsing until another connection has its turn."""
+TURN_TIME: Final = 0.004
+"""Seconds of parsing in one turn of the event loop, besides reads of up to SLICE_BYTES."""
+LINGER_TIMEOUT: Final = 2.0
 
 _HEAD = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
@@ -58,6 +69,33 @@ _BAD_HANDSHAKE: Final = _HEAD % (len(_ERROR), _ERROR)
 _SHORT_HEADERS = [bytes((0x81, length)) for length in range(126)]
 
 
+class _Turns:
+    """The connections with unparsed bytes: a little of each in turn."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[DirectWebSocketProtocol] = deque()
+
+    def add(self, connection: DirectWebSocketProtocol) -> None:
+        if not connection.waits:
+            connection.waits = True
+            if not self._waiting:
+                connection.loop.call_soon(self._run, connection.loop)
+            self._waiting.append(connection)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        end = loop.time() + TURN_TIME
+        again = []
+        while self._waiting and loop.time() < end:
+            connection = self._waiting.popleft()
+            connection.waits = False
+            if connection.parse():
+                again.append(connection)
+        if self._waiting:
+            loop.call_soon(self._run, loop)
+        for connection in again:
+            self.add(connection)
+
+
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket to which text frames can be written directly."""
 
@@ -65,11 +103,15 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     sent = 0
     dropped = False
     _full = False
+    waits = False
+    """Whether it is one of those that take turns."""
+    _discarding = False  # our close frame was sent, and what the peer still sends does not matter
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn.debug = False  # else it logs the handshake, which contains keys
         self._unread = bytearray()
+        self._turns: _Turns = self.app_state.setdefault("ws_chat.turns", _Turns())
 
     def handle_connect(self, event: Request) -> None:
         """Start the application, with the direct writer in its scope."""
@@ -86,14 +128,44 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         # uvicorn would log text that is not UTF-8 as an error of the application, with a traceback.
+        self.frames = [b"".join(self.frames)]
         if self.curr_msg_data_type == "text" and not self.close_sent:
             try:
-                b"".join(self.frames).decode()
+                self.frames[0].decode()
             except UnicodeDecodeError:
-                self.conn.send_close(CloseCode.INVALID_DATA)
-                self.handle_parser_exception()
+                self._close_for_fault(CloseCode.INVALID_DATA)
                 return
         super().send_receive_event_to_app()
+
+    def handle_cont(self, event: Frame) -> None:
+        # In one buffer: a list of fragments of a byte would take fifty times their size.
+        if self.frames and not isinstance(self.frames[0], bytearray):
+            self.frames[0] = bytearray(self.frames[0])  # type: ignore[call-overload]
+        self.frames[0] += event.data
+        if event.fin:
+            self.send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        assert self.conn.close_sent is not None  # noqa: S101  (as in uvicorn)
+        self._close_for_fault(self.conn.close_sent.code, self.conn.close_sent.reason)
+
+    def _close_for_fault(self, code: int, reason: str = "") -> None:
+        """Send a close frame, and close the connection when the peer has, or after LINGER_TIMEOUT."""
+        if self.close_sent:
+            return
+        if code == CloseCode.MESSAGE_TOO_BIG and (count := self.app_state.get(LIMIT)):
+            count("max_frame_bytes")
+        self.conn.data_to_send()  # it may hold the answer to a close frame that came in the same read
+        self.transport.write(Frame(Opcode.CLOSE, Close(code, reason).serialize()).serialize(mask=False))
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.close_sent = self._discarding = True
+        self._unread.clear()
+        self.stop_keepalive()
+        self.close_timer = self.loop.call_later(LINGER_TIMEOUT, self.transport.close)
+        if self.transport.can_write_eof():  # not with TLS
+            self.transport.write_eof()
+        self.transport.resume_reading()
+        self._call_on_writable()
 
     def handle_ping(self) -> None:
         # No pongs for a peer that reads none: they would pile up without limit.
@@ -117,19 +189,22 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self._call_on_writable()
 
     def data_received(self, data: bytes) -> None:
+        if self._discarding:
+            return
         self._unread += data
         if len(self._unread) > SLICE_BYTES:
             self.transport.pause_reading()
-        self._feed()
+            self._turns.add(self)
+        else:
+            self.parse()
 
-    def _feed(self) -> None:
-        """Parse until there is a message for the application, or for PARSE_TIMEOUT."""
+    def parse(self) -> bool:
+        """Parse until there is a message for the application, or for PARSE_TIMEOUT; return whether it needs more turns."""
         end = self.loop.time() + PARSE_TIMEOUT
         # After our close frame the application receives no more messages: parse until the peer's close frame.
         while self._unread and (self.close_sent or self.queue.empty()) and not self.transport.is_closing():
             if self.loop.time() > end:
-                self.loop.call_soon(self._feed)
-                return
+                return True
             part = self._unread[:SLICE_BYTES]
             del self._unread[:SLICE_BYTES]
             super().data_received(bytes(part))
@@ -139,6 +214,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
         if self.is_gone():
             self._call_on_writable()
+        return False
 
     def _refuse_handshake(self) -> None:
         # uvicorn leaves such a connection open for ever, and fails when it is shut down.
@@ -147,12 +223,13 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.close()
 
     async def receive(self) -> ASGIReceiveEvent:
-        while self._unread and self.queue.empty() and not self.is_gone():
-            await asyncio.sleep(0)
-            self._feed()
-        if self.read_paused and self.queue.empty() and not self.transport.is_closing():
-            self.read_paused = False
-            self.transport.resume_reading()
+        if self.queue.empty() and not self.transport.is_closing():
+            if self.read_paused:
+                self.read_paused = False
+                if not self._unread:
+                    self.transport.resume_reading()
+            if self._unread:
+                self._turns.add(self)
         return await self.queue.get()
 
     def keepalive_timeout(self) -> None:
@@ -177,7 +254,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         """Whether no frame will ever be written again."""
         return self.close_sent or self.transport.is_closing()
 
-    def write_direct(self, encode: Encode, frame: Frame) -> None:
+    def write_direct(self, encode: Encode, frame: ChatFrame) -> None:
         """Write a text frame. On a connection that is closing it is lost."""
         data = encode(frame)
         length = len(data)

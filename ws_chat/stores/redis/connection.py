@@ -1,58 +1,56 @@
-"""The connection to one shard. What goes wrong with it becomes one error here: `overloaded`, to be tried again."""
+"""The connection to Redis: a server, a server behind Sentinel, or a Cluster. Its errors become `overloaded` here."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import time
-from typing import TYPE_CHECKING, Any, Final
+import secrets
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from limits.aio.storage import RedisStorage
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError, ResponseError
 
 from ws_chat.protocol.errors import UNREACHABLE, ChatError
-from ws_chat.stores.redis.names import Names
+from ws_chat.stores.redis.keys import slots
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from limits.aio.storage import Storage
     from limits.aio.storage.redis.redispy import RedispyBridge
 
+    from ws_chat.stores.redis.keys import Slot
+
 logger = logging.getLogger("ws_chat.redis")
 
-CLUSTER: Final = "+cluster://"
-"""In a URL: this shard is a slot of a Redis Cluster, of which the URL names any node."""
-BLOCK: Final = 1.0
-"""Seconds that a read waits for something to come."""
-STEADY: Final = 4.0
-"""Seconds after which, when Redis is back, everybody who lives has said so."""
-PATIENCE: Final = 2.0
+Command: TypeAlias = tuple[Any, ...]
+
+OLDEST: Final = 7
+"""The oldest major version of Redis."""
+CLUSTER_SLOTS: Final = 16
+"""Slots of a Redis Cluster that are used, which is for how many of its primaries there is work."""
+TIMEOUT: Final = 2.0
 """Seconds that Redis may take to answer, and to be connected to."""
+RETRIES: Final = 1
+MAX_WAITING: Final = 16
+"""Commands of requests that may wait for an answer at once, each on a connection of its own."""
+MARKER_TTL: Final = 15_000
+"""Milliseconds that the marker lasts. Less than all that may not get lost unnoticed, should the clock of Redis be changed."""
+HOLD_TTL: Final = 5_000
+"""Milliseconds in which every replica notices that Redis lost something, and writes again what it has."""
 FAULTS: Final = (RedisError, RedisClusterException, OSError)
 """What the client raises, TimeoutError among them."""
-AT_ONCE: Final = 16
-"""How many commands may wait for their answer, each on a connection of its own."""
-
-
-async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks that use a link, and wait for their end."""
-    pending = set(tasks)
-    while pending:
-        # Once is not enough: under the client lies asyncio.wait_for, which in Python 3.11 can lose it (bpo-42130).
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=0.1)
 
 
 class _Counters(RedisStorage):
-    """Counts over connections that are there."""
+    """Counts requests over the connections of a client."""
 
     bridge: RedispyBridge
 
@@ -70,116 +68,156 @@ class _Counters(RedisStorage):
 
 
 class Link:
-    """Runs commands and scripts. Each raises ChatError (`overloaded`) when Redis is away, or refuses to write."""
+    """Runs commands. Every command may be repeated, by the client too: it is one that changes nothing the second time."""
 
-    def __init__(self, urls: Sequence[str], shard: int) -> None:
-        """Connect to the URL of this number; the others may name more nodes of the same cluster.
-
-        Raises TypeError or ValueError for a URL that says what cannot be.
-        """
-        self.names = Names(shard, len(urls))
-        self._urls = urls
-        self._url = urls[shard]
-        self._client = self._connect(PATIENCE)
-        self._reading = self._connect(BLOCK + PATIENCE)
-        self._turns = asyncio.Semaphore(AT_ONCE)
-        self._scripts: dict[str, Any] = {}
-        self.available = False
-        """Whether nothing has gone wrong since Redis last took a write."""
-        self._since = time.monotonic()
-        self._faults = 0
+    def __init__(self, urls: Sequence[str]) -> None:
+        """Raises TypeError or ValueError for URLs that do not fit together, or have unknown options."""
+        self._client: Any = _connect(urls)
+        self.slots = slots(CLUSTER_SLOTS if isinstance(self._client, RedisCluster) else 1)
+        self._turns = asyncio.Semaphore(MAX_WAITING)
 
     @property
-    def steady(self) -> bool:
-        """Whether Redis has been there for long enough that who says nothing is dead."""
-        return self.available and time.monotonic() - self._since >= STEADY
+    def available(self) -> bool:
+        return all(slot.up for slot in self.slots)
 
-    @property
-    def away(self) -> float:
-        """For how many seconds Redis has been away."""
-        return 0.0 if self.available else time.monotonic() - self._since
+    async def run(self, slot: Slot, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+        """Run a script for a request. Raises ChatError (`overloaded`), at once while Redis does not answer."""
+        return await self._request(slot, lambda: self._client.execute_command(*evaluate(script, keys, *arguments)))
 
-    def found(self) -> None:
-        """Tell that Redis takes writes."""
-        if not self.available:
-            logger.info("Redis answers")
-            self._since = time.monotonic()
-        self.available = True
+    async def call(self, slot: Slot, *command: Any) -> Any:
+        """Run a command for a request, as `run` does."""
+        return await self._request(slot, lambda: self._client.execute_command(*command))
 
-    async def call(self, *command: Any) -> Any:
-        """Run a command."""
-        return await self._answer(lambda: self._client.execute_command(*command))
-
-    async def at_once(self, *command: Any) -> Any:
-        """Run a command that waits for no turn."""
-        return await self._in_time(lambda: self._client.execute_command(*command))
-
-    async def run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
-        """Run a script."""
-        known = self._scripts.get(script) or self._scripts.setdefault(script, self._client.register_script(script))
-        return await self._answer(lambda: known(keys=keys, args=arguments))
-
-    async def _answer(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        faults = self._faults
-        async with self._turns:
-            if self._faults != faults:  # to wait once more for what has just not answered would make the queue endless
-                raise ChatError.of(UNREACHABLE)
-            return await self._in_time(ask)
-
-    async def _in_time(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+    async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        """Run commands in their order; return their answers, which may be exceptions."""
+        if not commands:
+            return []
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
         try:
-            async with asyncio.timeout(PATIENCE):
-                return await ask()
+            async with asyncio.timeout(TIMEOUT * (1 + RETRIES)):
+                answers: list[Any] = await pipeline.execute(raise_on_error=False)
         except FAULTS as error:
-            raise await self._lost(error) from None
+            answers = [error] * len(commands)
+        for answer in answers:
+            if isinstance(answer, ReadOnlyError | OSError) or (
+                isinstance(answer, RedisError) and not isinstance(answer, ResponseError)
+            ):
+                await self._reconnect(answer)
+                break
+        return answers
 
-    async def read(self, positions: Mapping[str, bytes]) -> Any:
-        """Wait for new entries of streams after these positions; return pairs of a name and its entries."""
-        streams: dict[Any, Any] = dict(positions)
-        try:
-            return await self._reading.xread(streams, block=round(BLOCK * 1000)) or ()
-        except FAULTS as error:
-            if isinstance(self._reading, RedisCluster):
-                # It asks a node of its choice where the keys of an XREAD are, and looks for no other when that is gone.
-                await self._reading.aclose()
-            raise await self._lost(error) from None
+    async def read(self, slot: Slot, positions: Mapping[str, str]) -> Any:
+        """Return pairs of a stream and its entries after the position, for those streams that have any."""
+        options: dict[str, Any] = {}
+        if isinstance(self._client, RedisCluster):
+            await self._client.initialize()  # if that has not been done
+            # Otherwise it asks another node where the keys of this command are.
+            options["target_nodes"] = self._client.get_node_from_key(next(iter(positions)))
+        command = ("XREAD", "COUNT", 1000, "STREAMS", *positions, *positions.values())
+        return await self._in_time(lambda: self._client.execute_command(*command, **options)) or ()
+
+    async def check(self) -> None:
+        """Raise ValueError if this Redis is too old; log a warning if it may evict keys. Raises FAULTS."""
+        server: dict[str, Any] = await self._in_time(self._client.info)
+        version = str(server["redis_version"])
+        if int(version.partition(".")[0]) < OLDEST:
+            raise ValueError(f"WS_CHAT_REDIS_URL: Redis {OLDEST}.0 or newer is needed, this one is {version}")
+        if (policy := server.get("maxmemory_policy")) not in (None, "noeviction"):
+            logger.warning("Redis has maxmemory-policy %s, which evicts running answers: set noeviction", policy)
 
     def counters(self) -> Storage:
-        """Return what counts requests."""
         return _Counters(self._client)
 
     async def close(self) -> None:
-        """Close all connections."""
-        for client in (self._client, self._reading):
-            if isinstance(client, RedisCluster):
-                # One that is about to look for its nodes anew would close none.
-                with contextlib.suppress(*FAULTS):
-                    await client.initialize()
-            await client.aclose()
+        with contextlib.suppress(*FAULTS):
+            if isinstance(self._client, RedisCluster):
+                await self._client.initialize()  # one that is about to look for its nodes anew would close none
+        await self._client.aclose()
 
-    def _connect(self, patience: float) -> Redis | RedisCluster:
-        options = {"socket_timeout": patience, "socket_connect_timeout": PATIENCE, "protocol": 2}
-        once = Retry(NoBackoff(), 0)
-        if CLUSTER not in self._url:
-            pool = BlockingConnectionPool.from_url(
-                self._url, max_connections=2 * AT_ONCE, timeout=PATIENCE, retry=once, **options
-            )
-            pool.make_connection()  # type: ignore[no-untyped-call]  # raises for options that there are not
-            return Redis.from_pool(pool)
-        nodes = [ClusterNode(place.hostname or "localhost", place.port or 6379) for place in map(urlsplit, self._urls)]
-        return RedisCluster.from_url(
-            self._url.replace(CLUSTER, "://"), startup_nodes=nodes, max_connections=1000, retry=once, **options
+    async def _request(self, slot: Slot, ask: Callable[[], Awaitable[Any]]) -> Any:
+        async with self._turns:
+            if not slot.up:  # waiting for what has just not answered would make the queue endless
+                raise ChatError.of(UNREACHABLE)
+            try:
+                return await self._in_time(ask)
+            except FAULTS as error:
+                slot.up = False
+                logger.warning("Redis does not answer: %s", describe(error))
+                await self._reconnect(error)
+                raise ChatError.of(UNREACHABLE) from None
+
+    async def _in_time(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        async with asyncio.timeout(TIMEOUT * (1 + RETRIES)):
+            return await ask()
+
+    async def _reconnect(self, error: Exception) -> None:
+        """Look for the nodes of a Cluster again; leave a server that has become a replica for where its name leads now."""
+        with contextlib.suppress(*FAULTS):
+            if isinstance(self._client, RedisCluster):
+                await self._client.aclose()
+            elif isinstance(error, ReadOnlyError):
+                await self._client.connection_pool.disconnect()
+
+
+def evaluate(script: str, keys: Sequence[str], *arguments: Any) -> Command:
+    """Return the command that runs a script."""
+    return ("EVAL", script, len(keys), *keys, *arguments)
+
+
+def state_arguments() -> tuple[Any, ...]:
+    """Return the arguments with which scripts look after the marker."""
+    return secrets.token_hex(8), MARKER_TTL, HOLD_TTL
+
+
+def describe(error: Exception) -> str:
+    return str(error) or "no answer in time"
+
+
+def _connect(urls: Sequence[str]) -> Redis | RedisCluster:
+    retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RETRIES)
+    options: dict[str, Any] = {
+        "socket_timeout": TIMEOUT,
+        "socket_connect_timeout": TIMEOUT,
+        "protocol": 2,
+        "retry": retry,
+    }
+    scheme, _, place = urls[0].partition("://")
+    scheme, _, kind = scheme.partition("+")
+    if any(url.partition("://")[0] != urls[0].partition("://")[0] for url in urls):
+        raise ValueError("all URLs must have the same scheme")
+    plain = f"{scheme}://{place}"
+    parts = [urlsplit(url) for url in urls]
+    if kind == "cluster":
+        nodes = [ClusterNode(part.hostname or "localhost", part.port or 6379) for part in parts]
+        return RedisCluster.from_url(plain, startup_nodes=nodes, max_connections=1000, **options)
+    if kind == "sentinel":
+        return _behind_sentinel(plain, [(part.hostname or "localhost", part.port or 26379) for part in parts], options)
+    if len(urls) > 1:
+        raise ValueError(
+            "several URLs name the nodes of one redis+cluster:// or redis+sentinel://, not several servers"
         )
+    pool = BlockingConnectionPool.from_url(plain, max_connections=2 * MAX_WAITING, timeout=TIMEOUT, **options)
+    pool.make_connection()  # type: ignore[no-untyped-call]  # raises for unknown options
+    return Redis.from_pool(pool)
 
-    async def _lost(self, error: Exception) -> ChatError:
-        if self.available:
-            logger.warning("Redis is away: %s", str(error) or "no answer in time")
-            self._since = time.monotonic()
-        self.available = False
-        if not isinstance(error, ResponseError):
-            self._faults += 1
-        if isinstance(error, ReadOnlyError) and isinstance(self._client, Redis) and isinstance(self._reading, Redis):
-            # Its role went to another, which its name leads to by now.
-            await self._client.connection_pool.disconnect()
-            await self._reading.connection_pool.disconnect()
-        return ChatError.of(UNREACHABLE)
+
+def _behind_sentinel(url: str, sentinels: list[tuple[str, int]], options: dict[str, Any]) -> Redis:
+    """Return a client of the primary that Sentinel names; the path of the URL is its name, and the database."""
+    service, _, database = urlsplit(url).path.strip("/").partition("/")
+    if not service:
+        raise ValueError(
+            "redis+sentinel:// must end in the name of the primary, as in redis+sentinel://host:26379/mymaster"
+        )
+    given: dict[str, Any] = {**parse_url(url), "db": int(database or 0)}
+    for own in ("host", "port", "connection_class"):
+        given.pop(own, None)
+    timeouts = {name: value for name, value in options.items() if name.startswith("socket_")}
+    secret = {name: given.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    tls = {name: value for name, value in given.items() if name.startswith("ssl_")}
+    tls = {**tls, "ssl": True} if url.startswith("rediss") else {}
+    sentinel: Any = Sentinel(sentinels, sentinel_kwargs={**timeouts, **secret, **tls})  # type: ignore[no-untyped-call]
+    client: Redis = sentinel.master_for(service, **options, **given, **({"ssl": True} if tls else {}))
+    client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    return client

@@ -1,44 +1,74 @@
 """Logs shared through Redis: any replica serves any reader of a named generation. Those without a name stay in memory.
 
-Named logs are spread over shards by their keys; `shard` is what a replica does in each. All replicas name the
-same shards in the same order.
+A replica writes the logs of its own generations (`writer`) and keeps copies of those that its readers read (`follower`).
+Redis may lose something: its latest writes when a replica of it takes over, or everything. A script that every look at an
+id goes through notices (`keys`). From then on all replicas write again what they have, and until they had time to, nobody
+starts a generation or says that an id is unknown.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
-from typing import TYPE_CHECKING
-from zlib import crc32
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import UNSET
+
+from ws_chat.protocol.errors import RESTORING, ChatError
 from ws_chat.stores.memory import MemoryStore
-from ws_chat.stores.redis.connection import Link
-from ws_chat.stores.redis.names import redis_name
-from ws_chat.stores.redis.shard import Shard
+from ws_chat.stores.redis.connection import FAULTS, Link, describe, evaluate, state_arguments
+from ws_chat.stores.redis.follower import Follower
+from ws_chat.stores.redis.keys import FIND, RENEW, Names, lease_key, slot_of
+from ws_chat.stores.redis.log import Copy
+from ws_chat.stores.redis.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from limits.aio.storage import Storage
 
     from ws_chat.protocol.frames import Start
     from ws_chat.stores.base import GenerationKey, Log, RunningGenerations
+    from ws_chat.stores.redis.keys import Slot
+    from ws_chat.stores.redis.log import OwnLog
+
+logger = logging.getLogger("ws_chat.redis")
+
+WRITE_INTERVAL: Final = 0.2
+READ_INTERVAL: Final = 0.1
+LEASE: Final = 4_000
+"""Milliseconds that the lease of a replica lasts."""
+RENEWAL: Final = 1.0
+"""Seconds between renewals of the lease; with each, the others' are looked at."""
+STEADY: Final = 4.0
+"""Seconds after Redis was away, or lost something, in which no replica counts as gone."""
+AWAY: Final = 5.0
+"""Seconds without Redis after which the readers of copies are let go."""
+GET_TIMEOUT: Final = 8.0
 
 
 class RedisStore:
     """A replica's part in the logs that replicas share. Those that have ended are kept for `retention` seconds."""
 
     def __init__(self, urls: Sequence[str], *, retention: float = 300.0) -> None:
-        """Use one shard for each URL."""
+        """Connect to one Redis; several URLs name more of its nodes. Raises TypeError or ValueError."""
         self.replica = secrets.token_hex(8)
         self._unnamed = MemoryStore(retention=retention)
-        self._links = [Link(urls, shard) for shard in range(len(urls))]
-        self._shards = [Shard(link, self.replica, max(1, round(retention * 1000))) for link in self._links]
+        self._link = Link(urls)
+        milliseconds = max(1, round(retention * 1000))
+        self._follower = Follower(self._link, milliseconds)
+        self._writer = Writer(self._link, self.replica, milliseconds, self._end_of)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._checked = False
+        self._renewals = count()
+        self._unsteady = 0.0  # when Redis was last away, or had lost something
+        self._reached: dict[Slot, float] = {}
 
     @property
     def available(self) -> bool:
-        """Whether every shard answers."""
-        return all(link.available for link in self._links)
+        return self._link.available
 
     @property
     def shared(self) -> bool:
@@ -47,28 +77,150 @@ class RedisStore:
     @property
     def counters(self) -> Storage:
         """Where all replicas count requests."""
-        return self._links[0].counters()
+        return self._link.counters()
 
     async def open(self, running: RunningGenerations) -> None:
-        await asyncio.gather(*(shard.open(running) for shard in self._shards))
+        """Start; wait until it is sure what there is. Raises ValueError for a Redis that is too old."""
+        self._writer.generations = running
+        loop = asyncio.get_running_loop()
+        self._reached = dict.fromkeys(self._link.slots, loop.time())
+        await self._renew()
+        while any(slot.up and slot.held for slot in self._link.slots):
+            await asyncio.sleep(0.1)
+            await self._renew()
+        if not self.available:
+            logger.warning("Redis does not answer yet")
+        for interval, work in (
+            (WRITE_INTERVAL, self._writer.write),
+            (READ_INTERVAL, self._follower.read),
+            (RENEWAL, self._look_after),
+        ):
+            self._tasks.add(asyncio.create_task(_forever(interval, work)))
 
     async def create(self, key: GenerationKey, start: Start, request: bytes) -> Log:
-        return await self._place(key).create(key, start, request)
+        if not key.named:
+            return await self._unnamed.create(key, start, request)
+        slot, name = self._place(key)
+        epoch = secrets.token_hex(8) if start.epoch is UNSET else start.epoch
+        names = Names.of(slot, name, f"{epoch} {self.replica}".encode())
+        return await self._writer.create(slot, key, names, start, request)
 
     async def get(self, key: GenerationKey, after: int = 0) -> Log | None:
-        return await self._place(key).get(key, after)
+        if not key.named:
+            return await self._unnamed.get(key)
+        try:
+            async with asyncio.timeout(GET_TIMEOUT):
+                log = await self._find(key)
+                if isinstance(log, Copy) and log.last < after and log.terminal is None:
+                    await self._follower.reach(log, after)
+        except TimeoutError:
+            log = None
+            raise ChatError("overloaded", "The generation cannot be reached now.", retry_after=1) from None
+        if log and log.fault:
+            raise ChatError.of(log.fault)
+        return log
 
     async def cancel(self, key: GenerationKey) -> None:
-        await self._place(key).cancel(key)
+        if key.named and isinstance(log := await self.get(key), Copy) and log.terminal is None:
+            await self._follower.cancel(log)
 
     def remove(self, key: GenerationKey) -> None:
-        self._place(key).remove(key)
+        self._unnamed.remove(key)
 
     async def close(self) -> None:
-        await asyncio.gather(*(shard.close() for shard in self._shards))
+        while self._tasks:
+            # Once is not enough: asyncio.wait_for, which the client uses, can lose it in Python 3.11 (bpo-42130).
+            for task in self._tasks:
+                task.cancel()
+            _, self._tasks = await asyncio.wait(self._tasks, timeout=0.1)
+        if await self._writer.close():  # else it is left like one that was killed: others end what it ran
+            await self._link.pipeline([("DEL", lease_key(self.replica))])
+        await self._link.close()
         await self._unnamed.close()
 
-    def _place(self, key: GenerationKey) -> Shard | MemoryStore:
-        if not key.named:
-            return self._unnamed
-        return self._shards[crc32(redis_name(key).encode()) % len(self._shards)]
+    async def _find(self, key: GenerationKey) -> OwnLog | Copy | None:
+        slot, name = self._place(key)
+        pointer = Names.of(slot, name, b"").pointer
+        while True:
+            if log := self._writer.get(pointer):
+                return log
+            marker, held, value = await self._link.run(slot, FIND, (*slot.keys, pointer), *state_arguments())
+            self._see(slot, marker, held)
+            if value is None:
+                if held:
+                    raise ChatError.of(RESTORING)
+                return None
+            names = Names.of(slot, name, value)
+            if names.replica == self.replica and await self._writer.undo(names.stream):
+                continue
+            if copy := await self._follower.open(slot, key, names):
+                return copy
+            raise ChatError.of(RESTORING)
+
+    def _place(self, key: GenerationKey) -> tuple[Slot, str]:
+        name = f"{key.owner}/{key.id}"
+        return slot_of(name, self._link.slots), name
+
+    async def _end_of(self, log: OwnLog) -> Any:
+        copy = await self._follower.read_once(log.slot, log.key, log.names)
+        return copy and copy.terminal
+
+    async def _look_after(self) -> None:
+        await self._renew()
+        now = asyncio.get_running_loop().time()
+        await self._writer.renew()
+        await self._follower.look(steady=now - self._unsteady >= STEADY)
+        for slot, reached in self._reached.items():
+            if now - reached >= AWAY:
+                self._follower.interrupt(slot)
+
+    async def _renew(self) -> None:
+        """Renew the lease and the markers."""
+        if not self._checked:
+            try:
+                await self._link.check()
+                self._checked = True
+            except FAULTS:
+                return
+        key = lease_key(self.replica)
+        commands = [
+            ("SET", key, next(self._renewals), "PX", LEASE),
+            ("PEXPIRE", key, LEASE),  # a Redis that is out of memory refuses the first, but not this one
+            *(evaluate(RENEW, slot.keys, *state_arguments()) for slot in self._link.slots),
+        ]
+        _, _, *answers = await self._link.pipeline(commands)
+        now = asyncio.get_running_loop().time()
+        before = self.available
+        for slot, answer in zip(self._link.slots, answers, strict=True):
+            slot.up = not isinstance(answer, Exception)
+            if slot.up:
+                self._reached[slot] = now
+                self._see(slot, *answer)
+            else:
+                self._unsteady = now
+                fault = answer
+        if before and not self.available:
+            logger.warning("Redis does not answer: %s", describe(fault))
+        elif self.available and not before:
+            logger.info("Redis answers")
+
+    def _see(self, slot: Slot, marker: bytes, held: int) -> None:
+        """Note the state of a slot."""
+        slot.held = bool(held)
+        if marker != slot.marker:
+            if slot.marker:
+                logger.warning("Redis may have lost something: all replicas write again what they have")
+            slot.marker = marker
+            self._unsteady = asyncio.get_running_loop().time()
+            self._writer.doubt(slot)
+
+
+async def _forever(interval: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        try:
+            await work()
+        except ChatError:
+            pass  # Redis is away, which has been logged
+        except Exception:
+            logger.exception("The shared log failed")

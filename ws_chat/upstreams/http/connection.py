@@ -63,6 +63,11 @@ class Head(NamedTuple):
     status: int
     headers: list[tuple[bytes, bytes]]
 
+    @property
+    def is_plain_success(self) -> bool:
+        """Whether the body is an answer that can be read as it is: the status is 2xx, and it is not compressed."""
+        return 200 <= self.status < 300 and not any(name.lower() == b"content-encoding" for name, _ in self.headers)
+
 
 class Turns:
     """The connections whose last read waits to be parsed: a slice of each in turn, for TURN_TIME of an event loop's turn."""
@@ -108,7 +113,8 @@ class Connection(asyncio.Protocol):
         self._last = 0.0  # loop time of the request or the last read
         self._timeout = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._head: asyncio.Future[Head] | None = None
+        self._head: Head | None = None
+        self._answered: asyncio.Future[None] | None = None  # the head was received, or the body was pushed to its end
         self._body: Body | None = None
         self._rest = b""  # of a large read, waiting in `turns`
         self._held = False  # the body's buffer is full
@@ -120,10 +126,12 @@ class Connection(asyncio.Protocol):
         """Whether the connection is closed, or about to be."""
         return self._transport.is_closing()
 
-    async def exchange(self, request: bytes, timeout: float | None) -> tuple[Head, Body]:
+    async def exchange(self, request: bytes, timeout: float | None, body: Body) -> Head:
         """Send a request and wait for the head of its response. `timeout`: seconds of silence, here and in the body.
 
-        Being cancelled closes the connection. Raises httpx2's errors, and StaleConnectionError.
+        A body with a sink is pushed into it, if the response is a plain success, and then this waits for its end too.
+        Being cancelled closes the connection. Raises httpx2's errors (none after the head: those are the body's), and
+        StaleConnectionError.
         """
         if self.closing:
             # `connection_lost`, which would end the wait, may have been called already.
@@ -133,18 +141,21 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._overhead = 0  # bytes since the last piece of a body
         self._heard = self._complete = self._surplus = self._keep_alive = self._ends_with_connection = False
-        self._head = self._loop.create_future()
-        self._body = body = Body(self)
+        self._head = None
+        self._answered = self._loop.create_future()
+        self._body = body
+        body.connection = self
         self._last = self._loop.time()
         if timeout is not None:
             self._timeout = timeout
             self._timer = self._loop.call_later(timeout, self._check_silence)
         self._transport.write(request)
         try:
-            return await self._head, body
+            await self._answered
         except BaseException:
             self.close()
             raise
+        return body.head  # this connection may serve another request already
 
     def close(self) -> None:
         """Close at once."""
@@ -226,7 +237,7 @@ class Connection(asyncio.Protocol):
         while self._rest:
             self.parse_slice()
         self._parser = None  # it refers to this object: a cycle (as in uvicorn #1604)
-        if self._head and not self._head.done():
+        if self._body and not self._head:
             if not self._heard and self._served:
                 self._fail(StaleConnectionError())
             elif exc:
@@ -251,10 +262,11 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status >= 200 and self._head and not self._head.done():
+        if status >= 200 and self._head is None and self._answered and self._body:
             names = {name.lower() for name, _ in self._headers}
             self._ends_with_connection = not names & {b"content-length", b"transfer-encoding"}
-            self._head.set_result(Head(status, self._headers))
+            self._head = Head(status, self._headers)
+            self._body.start(self._head, self._answered)
         self._headers = []  # for the final response after an interim one, or for trailers
 
     def on_body(self, body: bytes) -> None:
@@ -264,7 +276,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._complete:
             return
-        self._complete = self._head is not None and self._head.done()
+        self._complete = self._head is not None
         self._keep_alive = self._parser.should_keep_alive()  # after this call the parser has forgotten it (llhttp #147)
 
     def _join_parts(self) -> bytes:
@@ -276,7 +288,7 @@ class Connection(asyncio.Protocol):
         """End the body, and offer the connection for another request, or close it."""
         self._stop_timer()
         self._rest = b""
-        body, self._body, self._head = self._body, None, None
+        body, self._body = self._body, None
         self._served += 1
         if body:
             body.end()
@@ -289,11 +301,10 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, error: Exception) -> None:
         self.close()
-        body, head = self._body, self._head
-        self._body = self._head = None
-        if head and not head.done():
-            head.set_exception(error)
-        if body:
+        body, self._body = self._body, None
+        if self._head is None and self._answered and not self._answered.done():
+            self._answered.set_exception(error)
+        elif body:
             body.end(error)
 
     def _check_silence(self) -> None:
@@ -319,18 +330,42 @@ class Connection(asyncio.Protocol):
 
 
 class Body(httpx2.AsyncByteStream):
-    """A response's body: pushed into a function, or read piece by piece like any httpx2 stream."""
+    """A response's body: pushed into a function, or read piece by piece like any httpx2 stream.
 
-    def __init__(self, connection: Connection) -> None:
+    `sink`: the function, if it is known before the request is sent; only a plain success is pushed into that.
+    """
+
+    connection: Connection
+    """The connection that it comes from."""
+    head: Head
+
+    def __init__(self, sink: Sink | None = None) -> None:
+        self.pushed = False
+        """Whether it went to the sink that was known before."""
+        self._sink = sink
         self.deliver: Sink = self._keep
         """Called with each read. An attribute, because a method that passes it on would cost a call for every token."""
-        self._connection = connection
         self._reads: list[bytes] = []
         self._size = 0
         self._stopped = False  # the sink needs no more
         self._ended = False  # the response has ended, and the connection may serve another one
         self._error: Exception | None = None
         self._changed: asyncio.Future[None] | None = None
+
+    def start(self, head: Head, answered: asyncio.Future[None]) -> None:
+        """Start with the head: `answered` is done now, or at the end of a body that is pushed. Called by the connection."""
+        self.head = head
+        if self._sink and head.is_plain_success:
+            self.pushed = True
+            self.deliver = self._sink
+            self._changed = answered
+        else:
+            answered.set_result(None)
+
+    def check(self) -> None:
+        """Raise the error that broke a body, unless the sink had what it needs."""
+        if self._error and not self._stopped:
+            raise self._error
 
     async def push(self, sink: Sink) -> None:
         """Pass every read to `sink` as it arrives; return at the end, or when `sink` returns True: it needs no more.
@@ -347,8 +382,7 @@ class Body(httpx2.AsyncByteStream):
             self.deliver = sink
         while not (self._stopped or self._ended):
             await self._change()
-        if self._error and not self._stopped:
-            raise self._error
+        self.check()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield each read. Raises httpx2's errors."""
@@ -368,12 +402,12 @@ class Body(httpx2.AsyncByteStream):
         if self._ended:
             return
         if self._stopped:
-            self._connection.close_unless_ended(DRAIN_TIMEOUT)
+            self.connection.close_unless_ended(DRAIN_TIMEOUT)
         else:
-            self._connection.close()
+            self.connection.close()
 
     def stop(self) -> None:
-        """Deliver nothing more: the sink needs no more. Called by the connection."""
+        """Deliver nothing more: the sink needs no more."""
         self._stopped = True
         self.deliver = _discard
         self._wake()
@@ -390,14 +424,14 @@ class Body(httpx2.AsyncByteStream):
         self._reads.append(read)
         self._size += len(read)
         if self._size > BUFFER_LIMIT:
-            self._connection.pause()
+            self.connection.pause()
         self._wake()
         return False
 
     def _take(self) -> list[bytes]:
         reads, self._reads = self._reads, []
         if self._size > BUFFER_LIMIT and not self._ended:
-            self._connection.resume()
+            self.connection.resume()
         self._size = 0
         return reads
 

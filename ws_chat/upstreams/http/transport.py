@@ -1,7 +1,11 @@
 """The transport that the SDK gets for direct connections: a pool of HTTP/1.1 connections, with and without TLS.
 
-It connects, keeps idle connections, and raises httpx2's errors. Redirects, headers, retries and proxies are handled by
+It connects, keeps idle connections, and raises httpx2's errors. Headers, retries, redirects and proxies are handled by
 httpx2 and the SDK.
+
+The SDK needs most of the time of a short answer to build a head that is always the same. So its head is the template of
+later requests: `post` sends them without the SDK. Whatever does not succeed there, the SDK gets as the result of its own
+first attempt (`replay`), so that its retries and its errors are the same, and no request is sent twice.
 
 Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 
@@ -11,6 +15,8 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 - A request is sent again only if the server closed an idle connection without an answer, once, and on a new connection
   (test_a_connection_that_was_given_up_is_replaced_at_once,
   test_a_request_is_sent_again_once_and_not_on_every_idle_connection).
+- A template is a head of the SDK's first attempt that two requests in a row had in common, except for their Content-Length
+  (test_a_head_that_changes_is_no_template in tests/upstreams/test_template.py).
 - A read timeout is not retried by the SDK (test_silence_is_waited_for_once in tests/upstreams/test_errors.py).
 - Certificates are checked (test_tls).
 """
@@ -18,20 +24,49 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import resource
 import ssl
-from typing import Final
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import httpx2
 import openai
 
-from ws_chat.upstreams.http.connection import Connection, StaleConnectionError, Turns
+from ws_chat.upstreams.http.connection import Body, Connection, Head, StaleConnectionError, Turns
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 KEEPALIVE_TIMEOUT: Final = 15.0
 """Seconds after which an idle connection is closed: a NAT or firewall on its way may have dropped it silently."""
 PUSHED: Final = "pushed_body"
 """The response extension that holds the Body, to be pushed."""
 
+RESERVED_FILES: Final = 32
+"""File descriptors that are used neither for clients nor, but for half of them, for upstreams: for health checks."""
+
 Origin = tuple[bool, str, int]
+
+
+def files_left(number: int) -> float:
+    """Return how many more files the process can open, from the number of a new one: the lowest that is free."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if limit == resource.RLIM_INFINITY else limit - 1 - number
+
+
+class Template(NamedTuple):
+    """What the SDK's requests have in common."""
+
+    origin: Origin
+    head: bytes
+    """Up to the value of the Content-Length."""
+    connect: float | None
+    read: float | None
+
+
+_replay: ContextVar[list[tuple[Head, Body] | Exception]] = ContextVar("replay")
 
 
 class PushTransport(httpx2.AsyncBaseTransport):
@@ -44,6 +79,9 @@ class PushTransport(httpx2.AsyncBaseTransport):
         self._open: set[Connection] = set()
         self._turns = Turns()
         self._sweep: asyncio.TimerHandle | None = None
+        self._seen: Template | None = None
+        self.template: Template | None = None
+        """The template for `post`, as soon as there is one."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and return its response, whose body is still to come. Raises httpx2's errors."""
@@ -51,20 +89,42 @@ class PushTransport(httpx2.AsyncBaseTransport):
         secure = url.scheme == "https"
         origin = (secure, url.host, url.port or (443 if secure else 80))
         timeouts = request.extensions.get("timeout", {})
-        connect, read = timeouts.get("connect"), timeouts.get("read")
-        message = _encode(request, await request.aread())
-        connection = self._take_idle(origin) or await self._connect(origin, connect)
+        content = await request.aread()
+        template = Template(origin, _encode(request), timeouts.get("connect"), timeouts.get("read"))
         try:
-            try:
-                head, body = await connection.exchange(message, read)
-            except StaleConnectionError:
-                connection = await self._connect(origin, connect)
-                head, body = await connection.exchange(message, read)
+            if first := _replay.get(None):
+                result = first.pop()
+                if isinstance(result, Exception):
+                    raise result
+                head, body = result
+            else:
+                self._learn(template, request)
+                body = Body()
+                head = await self.post(template, content, body)
         except httpx2.ReadTimeout:
             # The SDK would retry httpx2's error twice, three times the wait for the caller; it does not retry its own.
             raise openai.APITimeoutError(request=request) from None
         extensions = {"http_version": b"HTTP/1.1", PUSHED: body}
         return httpx2.Response(head.status, headers=head.headers, stream=body, extensions=extensions)
+
+    async def post(self, template: Template, content: bytes, body: Body) -> Head:
+        """Send a request; see `Connection.exchange`. Raises httpx2's errors."""
+        message = b"%s%d\r\n\r\n%s" % (template.head, len(content), content)
+        connection = self._take_idle(template.origin) or await self._connect(template.origin, template.connect)
+        try:
+            return await connection.exchange(message, template.read, body)
+        except StaleConnectionError:
+            connection = await self._connect(template.origin, template.connect)
+            return await connection.exchange(message, template.read, body)
+
+    def forget(self) -> None:
+        """Forget the template: the SDK would make another head now."""
+        self.template = self._seen = None
+
+    def _learn(self, template: Template, request: httpx2.Request) -> None:
+        if request.headers.get("x-stainless-retry-count") == "0":
+            self.template = template if template == self._seen else None
+            self._seen = template
 
     async def aclose(self) -> None:
         if self._sweep:
@@ -104,7 +164,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
 
         try:
             async with asyncio.timeout(timeout):
-                _, connection = await loop.create_connection(
+                transport, connection = await loop.create_connection(
                     lambda: Connection(on_idle, on_lost, self._turns),
                     host,
                     port,
@@ -115,12 +175,30 @@ class PushTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ConnectTimeout("The server could not be reached in time.", request=None) from None
         except (OSError, ssl.SSLError) as error:
             raise httpx2.ConnectError(str(error)) from error
+        if files_left(transport.get_extra_info("socket").fileno()) < RESERVED_FILES // 2:
+            connection.close()
+            raise httpx2.ConnectError("nearly all file descriptors of this process are in use")
         if not connection.closing:  # else `on_lost` was called already, and nothing would discard it
             self._open.add(connection)
         return connection
 
 
-def _encode(request: httpx2.Request, body: bytes) -> bytes:
+@contextlib.asynccontextmanager
+async def replay(result: tuple[Head, Body] | Exception) -> AsyncIterator[None]:
+    """Give the first request of the block, in any PushTransport, this result, instead of sending it."""
+    results = [result]
+    token = _replay.set(results)
+    try:
+        yield
+    finally:
+        _replay.reset(token)
+        for left in results:
+            if not isinstance(left, Exception):
+                await left[1].aclose()
+
+
+def _encode(request: httpx2.Request) -> bytes:
+    """Return the head of a request up to the value of its Content-Length, which comes last."""
     lines = [b"%s %s HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
-    lines += [b"%s: %s" % header for header in request.headers.raw]
-    return b"\r\n".join([*lines, b"", body])
+    lines += [b"%s: %s" % header for header in request.headers.raw if header[0].lower() != b"content-length"]
+    return b"\r\n".join([*lines, b"Content-Length: "])

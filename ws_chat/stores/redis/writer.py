@@ -1,0 +1,257 @@
+"""The logs that this replica writes: created, written in batches, repaired when Redis has lost something of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import ResponseError
+
+from ws_chat.protocol.errors import RESTORING, ChatError
+from ws_chat.protocol.frames import DIGEST_SIZE, encode
+from ws_chat.stores.base import LogExistsError
+from ws_chat.stores.redis.connection import describe, evaluate, state_arguments
+from ws_chat.stores.redis.keys import CREATE, REPAIR, TERMINAL, UNDO, cancels
+from ws_chat.stores.redis.log import OwnLog, head, lost_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ws_chat.protocol.frames import Start, Terminal
+    from ws_chat.stores.base import GenerationKey, RunningGenerations
+    from ws_chat.stores.redis.connection import Command, Link
+    from ws_chat.stores.redis.keys import Names, Slot
+
+logger = logging.getLogger("ws_chat.redis")
+
+BATCH: Final = 200
+"""Logs that are written at once: the event loop does nothing else meanwhile."""
+KEPT: Final = 30.0
+"""Seconds for which an ended log is kept here, to be written again if Redis loses it."""
+SPARE: Final = 30_000
+"""Milliseconds that a running log is kept longer than an ended one, if its replica renews it no more."""
+RENEWAL: Final = 10.0
+"""Seconds between renewals."""
+
+
+class Writer:
+    """The logs of a replica. Ended ones are kept in Redis for `retention` milliseconds."""
+
+    def __init__(self, link: Link, replica: str, retention: int, end_of: Callable[[OwnLog], Any]) -> None:
+        """`end_of` reads the terminal frame that a log has in Redis."""
+        self._link = link
+        self._cancels = cancels(replica)
+        self._replica = replica
+        self._retention = retention
+        self._end_of = end_of
+        self._running: dict[str, OwnLog] = {}  # by the key of the pointer
+        self._ended: dict[str, tuple[OwnLog, float]] = {}
+        self._undoing: dict[str, tuple[Slot, Command]] = {}  # creates of unknown outcome, by the key of the stream
+        self._renew_at = 0.0
+        self.generations: RunningGenerations | None = None
+
+    def get(self, pointer: str) -> OwnLog | None:
+        return self._running.get(pointer) or self._ended.get(pointer, (None,))[0]
+
+    async def create(self, slot: Slot, key: GenerationKey, names: Names, start: Start, request: bytes) -> OwnLog:
+        """Create a log. Raises LogExistsError, and ChatError (`overloaded`) while it is unsure whether there is one."""
+        if self.get(names.pointer):
+            raise LogExistsError
+        keys = (*slot.keys, names.pointer, names.stream)
+        created = names.value, self._expiry, head(start, request), request[DIGEST_SIZE:]
+        try:
+            _, _, found = await self._link.run(slot, CREATE, keys, *state_arguments(), *created)
+        except BaseException:
+            undo = evaluate(UNDO, keys[2:], names.value, self._expiry, lost_entry(key.id))
+            self._undoing[names.stream] = (slot, undo)
+            raise
+        if found is None:
+            raise ChatError.of(RESTORING)
+        if found != names.value:
+            raise LogExistsError
+        log = self._running[names.pointer] = OwnLog(slot, key, names, start, request)
+        return log
+
+    async def undo(self, stream: str | None = None) -> bool:
+        """Undo creates of unknown outcome, or that of one stream; return whether it was one."""
+        chosen = [stream] if stream in self._undoing else [] if stream else list(self._undoing)
+        answers = await self._link.pipeline([self._undoing[each][1] for each in chosen])
+        for each, answer in zip(chosen, answers, strict=True):
+            if isinstance(answer, Exception):
+                continue
+            self._undoing.pop(each, None)
+        return bool(chosen)
+
+    def doubt(self, slot: Slot) -> None:
+        """Compare all logs of a slot with what Redis has, because it has lost something."""
+        for log in self._logs():
+            log.in_doubt = log.in_doubt or log.slot is slot
+
+    async def write(self) -> None:
+        """Write what is new, and carry out the cancels of other replicas."""
+        logs = [log for log in self._running.values() if log.has_news and not log.in_doubt]
+        await self._cancel()
+        for at in range(0, len(logs), BATCH):
+            await self._write(logs[at : at + BATCH])
+        for _ in range(3):  # a repair is compared once more
+            doubtful = [log for log in self._logs() if log.in_doubt]
+            for at in range(0, len(doubtful), BATCH):
+                await self._compare(doubtful[at : at + BATCH])
+        now = asyncio.get_running_loop().time()
+        while self._ended and (oldest := next(iter(self._ended.items())))[1][1] < now:
+            del self._ended[oldest[0]]
+
+    async def renew(self) -> None:
+        """Keep the running logs from expiring; find out which have a reader elsewhere."""
+        await self.undo()
+        now = asyncio.get_running_loop().time()
+        logs = list(self._running.values())
+        due, self._renew_at = (True, now + RENEWAL) if now >= self._renew_at else (False, self._renew_at)
+        for at in range(0, len(logs), BATCH):
+            batch = logs[at : at + BATCH]
+            commands: list[Command] = [("EXISTS", log.names.read) for log in batch]
+            if due:
+                for log in batch:
+                    commands += (
+                        ("PEXPIRE", log.names.stream, self._expiry),
+                        ("PEXPIRE", log.names.pointer, self._expiry),
+                    )
+            answers = await self._link.pipeline(commands)
+            for log, read in zip(batch, answers, strict=False):
+                self._count_reader(log, read)
+            for number, there in enumerate(answers[len(batch) :]):
+                batch[number // 2].in_doubt |= there == 0
+
+    def _count_reader(self, log: OwnLog, read: Any) -> None:
+        if isinstance(read, Exception) or bool(read) == log.read_elsewhere or self.generations is None:
+            return
+        log.read_elsewhere = bool(read)
+        (self.generations.add_remote_reader if read else self.generations.remove_remote_reader)(log.key)
+
+    @property
+    def _expiry(self) -> int:
+        return self._retention + SPARE
+
+    def _logs(self) -> Iterator[OwnLog]:
+        yield from list(self._running.values())
+        yield from [log for log, _ in self._ended.values()]
+
+    async def _cancel(self) -> None:
+        (streams,) = await self._link.pipeline([("SMEMBERS", self._cancels)])
+        if isinstance(streams, Exception) or not streams:
+            return
+        for log in self._logs():
+            if log.names.stream.encode() in streams and self.generations:
+                self.generations.cancel(log.key)
+        await self._link.pipeline([("SREM", self._cancels, *streams)])
+
+    async def _write(self, logs: list[OwnLog]) -> None:
+        batches = [(log, log.last, log.ending, log.news(self._retention)) for log in logs]
+        answers = iter(await self._link.pipeline([command for *_, commands in batches for command in commands]))
+        for log, last, ending, commands in batches:
+            results = [next(answers) for _ in commands]
+            for (name, _, *arguments), answer in zip(commands, results, strict=True):
+                if name != "XADD":
+                    log.entries_stored -= name == "XDEL" and answer == 1
+                    continue
+                if answer is None or (isinstance(answer, ResponseError) and "equal or smaller" in str(answer)):
+                    log.in_doubt = True
+                    break
+                if isinstance(answer, Exception):
+                    _note(log.slot, answer)
+                    break
+                if arguments[1] == TERMINAL and ending:
+                    self._show_end(log, ending)
+                else:
+                    log.stored = last
+                    log.entries_stored += 1
+
+    async def _compare(self, logs: list[OwnLog]) -> None:
+        """Compare logs with what Redis has of them, and repair them."""
+        commands: list[Command] = []
+        for log in logs:
+            stream = log.names.stream
+            commands += ("GET", log.names.pointer), ("XREVRANGE", stream, "+", "-", "COUNT", 1), ("XLEN", stream)
+        answers = await self._link.pipeline(commands)
+        repairs: list[Command] = []
+        for number, log in enumerate(logs):
+            pointer, entries, length = answers[3 * number : 3 * number + 3]
+            if isinstance(
+                error := next((one for one in (pointer, entries, length) if isinstance(one, Exception)), None),
+                Exception,
+            ):
+                _note(log.slot, error)
+                continue
+            entry, fields = entries[0] if entries else (b"", {})
+            terminal = log.terminal or log.ending
+            ended = fields.get(b"terminal")
+            if ended and (terminal is None or ended != encode(terminal)):
+                await self._refuse(log)
+            elif self._is_whole(log, pointer, entry, length):
+                log.in_doubt = False
+                if ended and terminal and log.terminal is None:
+                    self._show_end(log, terminal)
+            else:
+                repairs.append(self._repair(log, terminal, b"%b %d" % (entry, length)))
+        if repairs:
+            holds: list[Command] = [
+                ("SET", slot.keys[1], "", "PX", state_arguments()[2]) for slot in {log.slot for log in logs}
+            ]
+            for answer in await self._link.pipeline([*holds, *repairs]):
+                if isinstance(answer, Exception):
+                    logger.warning("A log could not be written again: %s", describe(answer))
+
+    def _is_whole(self, log: OwnLog, pointer: bytes | None, entry: bytes, length: int) -> bool:
+        """Return whether Redis has all of a log, and note up to where."""
+        if pointer != log.names.value and not (pointer and log.terminal):
+            return False
+        kind, _, number = entry.partition(b"-")
+        stored = {b"0": 0, b"1": int(number or 0), b"2": log.last}.get(kind, -1)
+        # Redis loses what was written last. What has been added since cannot have brought the length back: entries
+        # that it confirmed are missing.
+        expected = log.entries_stored + (stored > log.stored) + (kind == b"2")
+        if stored < log.stored or stored > log.last or length != expected:
+            return False
+        log.entries_stored = length - (kind == b"2")
+        log.stored = stored
+        return True
+
+    def _repair(self, log: OwnLog, terminal: Terminal | None, state: bytes) -> Command:
+        entries = log.entries(terminal)
+        log.stored = log.last
+        log.entries_stored = len(entries) // 3 - (terminal is not None)
+        expiry = self._retention if terminal else self._expiry
+        arguments = (log.names.value, expiry, lost_entry(log.key.id), state, *entries)
+        return evaluate(REPAIR, (log.names.pointer, log.names.stream), *arguments)
+
+    async def _refuse(self, log: OwnLog) -> None:
+        """End a log that another replica has ended, as that did."""
+        if log.terminal is None:
+            terminal = await self._end_of(log)
+            if terminal is None:
+                return
+            self._running.pop(log.names.pointer, None)
+            log.show_end(terminal)
+            if self.generations:
+                self.generations.cancel(log.key)
+        self._ended.pop(log.names.pointer, None)
+        log.in_doubt = False
+
+    def _show_end(self, log: OwnLog, terminal: Terminal) -> None:
+        log.stored = log.last
+        self._running.pop(log.names.pointer, None)
+        kept = min(KEPT, self._retention / 2000)
+        self._ended[log.names.pointer] = (log, asyncio.get_running_loop().time() + kept)
+        log.show_end(terminal)
+
+    async def close(self) -> bool:
+        """Write what is left; return whether that is all."""
+        await self.write()
+        return not self._running
+
+
+def _note(slot: Slot, error: Exception) -> None:
+    if slot.up:
+        logger.warning("The shared log cannot be written: %s", describe(error))
+    slot.up = slot.up and isinstance(error, ResponseError)
