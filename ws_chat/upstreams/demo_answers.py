@@ -69,7 +69,7 @@ _NOTE: Final = "\n\n*This is the built-in demo, which knows four answers by hear
 `OPENAI_BASE_URL` for a real model.*"
 
 _ANSWERS: Final = (
-    (re.compile(r"\bsky\b.*\bblue\b", re.IGNORECASE | re.DOTALL), _SKY),
+    (re.compile(r"\bsky\b.*\bformula\b", re.IGNORECASE | re.DOTALL), _SKY),
     (re.compile(r"\bmerges?\b.*\bsorted lists\b", re.IGNORECASE | re.DOTALL), _MERGE),
     (re.compile(r"\bWebSockets?\b.*\b(server-sent events|SSE)\b", re.IGNORECASE | re.DOTALL), _COMPARISON),
     (re.compile(r"\bKyoto\b", re.IGNORECASE), _KYOTO),

@@ -112,16 +112,10 @@ class OpenAIUpstream:
     async def models(self) -> list[str]:
         """Return the ids of the models that the server offers. Raises ChatError."""
         try:
-            response = cast(
-                "httpx2.Response",
-                await self._client.get(
-                    "/models",
-                    cast_to=httpx2.Response,
-                    options={"max_retries": 0},
-                    stream=True,
-                    stream_cls=openai.AsyncStream[object],
-                ),
-            )
+            get: Any = self._client.get  # the overloads do not express `cast_to`
+            options = {"max_retries": 0}
+            stream = openai.AsyncStream[object]
+            response = await get("/models", cast_to=httpx2.Response, options=options, stream=True, stream_cls=stream)
             body = bytearray()
             async with contextlib.aclosing(response.aiter_bytes()) as reads:
                 async for read in reads:
