@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 _SKY: Final = r"""Sunlight is scattered by the molecules of the air, and short waves are scattered most: **Rayleigh scattering**.
+
 Its strength falls with the fourth power of the wavelength:
 
 $$I \propto \frac{1}{\lambda^4}$$

@@ -36,7 +36,11 @@ export class Thread {
     });
     this.#box.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     this.#latest.addEventListener("click", () => this.toEnd());
-    const follow = new ResizeObserver(() => this.#follows && this.toEnd());
+    const follow = new ResizeObserver(() => {
+      // So wide are its scroll bars, which the composer below leaves free too.
+      document.body.style.setProperty("--scrollbars", `${this.#box.offsetWidth - this.#box.clientWidth}px`);
+      if (this.#follows) this.toEnd();
+    });
     for (const element of [this.#turns, this.#box]) follow.observe(element); // the box: the composer has grown
     this.#open();
   }
