@@ -34,7 +34,10 @@ async function keep(urls) {
 async function answer(request) {
   try {
     const response = await fetch(request);
-    if (response.ok) {
+    const policy = response.headers.get("Content-Security-Policy") ?? "";
+    if (!policy.includes("trusted-types scripts")) {
+      void self.registration.unregister(); // another program has this address now, as happens on localhost
+    } else if (response.ok) {
       const copy = response.clone();
       caches.open(CACHE).then((cache) => cache.put(request, copy)).catch(() => {}); // there is no room
     }

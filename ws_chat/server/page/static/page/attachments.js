@@ -35,6 +35,7 @@ export class Attachments {
   /** Return the images, which are gone from here then. */
   take() {
     const taken = this.ids;
+    images.keep(taken);
     this.ids = [];
     this.#draw();
     return taken;
@@ -69,7 +70,7 @@ export class Attachments {
         const most = this.#maxBytes * ROOM;
         if (size > most) throw new Error(`with it the message would be larger than this server takes (${megabytes(most)})`);
         if (this.ids.length >= MOST) throw new Error(`there are ${MOST} images already`);
-        this.ids.push(images.keep(url));
+        this.ids.push(images.hold(url));
       } catch (error) {
         this.#notify(`${file.name || "The image"} cannot be attached: ${error instanceof Error ? error.message : error}.`);
       }

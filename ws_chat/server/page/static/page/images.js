@@ -24,12 +24,19 @@ export async function load(ids) {
   }));
 }
 
-/** Keep an image; return its id. @param {string} url A data URL. */
-export function keep(url) {
+/** Name an image, for as long as the page lasts; return its id. @param {string} url A data URL. */
+export function hold(url) {
   const id = Math.random().toString(36).slice(2, 12);
   cache.set(id, url);
-  void stored("readwrite", (store) => store.put(url, id));
   return id;
+}
+
+/** Keep images that are part of a question now. @param {string[]} ids */
+export function keep(ids) {
+  for (const id of ids) {
+    const url = cache.get(id);
+    if (url) void stored("readwrite", (store) => store.put(url, id));
+  }
 }
 
 /** Delete all images but those. @param {Set<string>} used */

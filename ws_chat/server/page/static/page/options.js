@@ -36,11 +36,10 @@ export function options(conversations, line, names) {
   model.addEventListener("input", () => (conversations.current.model = model.value.trim()));
   // A list of suggestions shows only what fits to what is there, so that a click makes room for all.
   model.addEventListener("pointerdown", () => {
-    const before = model.value;
-    if (document.activeElement === model || !before) return;
+    if (document.activeElement === model || !model.value) return;
     model.value = "";
     model.addEventListener("blur", () => {
-      if (!model.value) model.value = conversations.current.model = before;
+      if (!model.value) model.value = conversations.current.model; // unless it was emptied by hand
     }, { once: true });
   });
   conversations.addEventListener("opened", show);
