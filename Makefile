@@ -9,7 +9,7 @@ ARGS ?=
 # The tests start a hundred programs: without compiled files each of them would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test stress soak chaos fuzz bench pictures lint format clean
+.PHONY: run test stress attack soak chaos fuzz bench pictures lint format clean
 
 run: $(INSTALLED)  ## Start the server: make run ARGS="--port 9000"
 	@$(BIN)/ws-chat serve $(ARGS)
@@ -29,6 +29,9 @@ soak: $(DEVELOPMENT)  ## Break ten thousand connections and check that nothing i
 
 fuzz: $(DEVELOPMENT)  ## Try a hundred thousand hostile frames: make fuzz ARGS="--seconds 60 --seed 1"
 	PYTHONPATH=tests $(BIN)/python -m load.fuzz $(ARGS)
+
+attack: $(DEVELOPMENT)  ## Attack a server, and measure what it costs others: make attack ARGS="--only upstream --server ../other"
+	PYTHONPATH=tests $(BIN)/python -m load.attack $(ARGS)
 
 bench: $(DEVELOPMENT)  ## Measure against others, in under 10 minutes: make bench ARGS="--runs 5 --sides ours-ws,vllm-router"
 	$(BIN)/python benchmarks/run.py --seconds 3 --write docs/performance.md $(ARGS)

@@ -153,7 +153,8 @@ async def test_it_speaks_tls(tmp_path):
     ("options", "message"),
     [
         ({"ssl_keyfile": "key"}, "--ssl-keyfile needs --ssl-certfile"),
-        ({"ssl_keyfile": "key", "ssl_certfile": "nowhere"}, "--ssl-certfile nowhere with --ssl-keyfile key: .*No such"),
+        ({"ssl_keyfile": __file__, "ssl_certfile": "nowhere"}, r"no file nowhere \(--ssl-certfile\)"),
+        ({"ssl_keyfile": "nowhere", "ssl_certfile": __file__}, r"no file nowhere \(--ssl-keyfile\)"),
         ({"ssl_certfile": __file__}, "cannot use --ssl-certfile .*: .*PEM"),
     ],
 )
@@ -215,6 +216,47 @@ def test_wrong_options_are_named(given, capsys):
     assert left.value.code == 2
     assert given[0] in err
     assert "[--port PORT]" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("sevre", "unknown command 'sevre'. Did you mean `ws-chat serve`?"),
+        ("chta", "Did you mean `ws-chat chat`?"),
+        ("frobnicate", "The commands are serve and chat."),
+    ],
+)
+def test_an_unknown_command_is_named_with_a_suggestion(given, said, capsys):
+    assert cli.main([given]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_in_use_is_named_with_a_hint(workers, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with pytest.raises(SystemExit) as left:
+            run(Settings(), ServeOptions(port=port, workers=int(workers)))
+    assert left.value.code == 3
+    said = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use. Choose another port with --port" in said
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_of_another_machine_is_named_with_a_hint(host, capsys):
+    with pytest.raises(SystemExit) as left:
+        run(Settings(), ServeOptions(host=host))
+    assert left.value.code == 3
+    assert "--host must be an address of this machine" in capsys.readouterr().err
+
+
+async def test_a_variable_that_is_no_setting_is_named_with_the_nearest_one():
+    variables = {"WS_CHAT_DRAIN_TIMOUT": "1", "WS_CHAT_URL": "ws://x", "WS_CHAT_QQ": "1"}
+    async with program("ws-chat", "--port", "0", **variables) as server:
+        await server.port()
+    assert "WS_CHAT_DRAIN_TIMOUT is not a setting and has no effect. Is it WS_CHAT_DRAIN_TIMEOUT?" in server.log
+    assert "WS_CHAT_QQ is not a setting and has no effect." in server.log
+    assert "WS_CHAT_URL is not" not in server.log
 
 
 async def test_a_command_that_cannot_run_leaves_its_status():

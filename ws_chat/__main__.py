@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import sys
 from functools import partial
@@ -21,6 +22,7 @@ usage: ws-chat [serve] [options]          start a server
 
 For the options of each: ws-chat serve --help, ws-chat chat --help
 """
+COMMANDS: Final = ("serve", "chat")
 LOG_LEVELS: Final = ("critical", "error", "warning", "info", "debug")  # not uvicorn's trace, which logs keys
 
 
@@ -36,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[:1] == ["serve"]:
         del arguments[0]
+    elif arguments and not arguments[0].startswith("-"):
+        near = difflib.get_close_matches(arguments[0], COMMANDS, 1)
+        hint = f"Did you mean `ws-chat {near[0]}`?" if near else f"The commands are {' and '.join(COMMANDS)}."
+        print(f"ws-chat: unknown command {arguments[0]!r}. {hint}", file=sys.stderr)
+        return 2
     options = ServeOptions(**vars(_parser().parse_args(arguments)))
     try:
         settings = Settings.load()

@@ -117,6 +117,18 @@ async def test_opening_is_tried_once(pauses):
     assert pauses == []
 
 
+@pytest.mark.parametrize("heard", [True, False])
+async def test_waiting_for_a_server_is_logged_or_reported(heard, pauses, caplog):
+    reported = []
+    chat = connect(NOWHERE, patience=0.2, on_retry=(lambda *report: reported.append(report)) if heard else None)
+    with pytest.raises(ConnectionLostError):
+        await chat.__aenter__()
+    warnings = [record.getMessage() for record in caplog.records if record.name == "ws_chat.client"]
+    assert bool(reported) == heard
+    assert all("cannot be reached" in warning and "trying again in" in warning for warning in warnings)
+    assert bool(warnings) != heard
+
+
 async def test_a_server_that_comes_late_is_waited_for(service, pauses):
     async with dropping(service.url) as proxy:
         await proxy.pull()
@@ -144,6 +156,22 @@ def test_what_is_no_url_is_told_at_once(given):
         connect(given)
 
 
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("https://a", "wss://a/v1/chat/ws"),
+        ("a:8000/", "ws://a:8000/v1/chat/ws"),
+        ("http://a/chat", "ws://a/chat/v1/chat/ws"),
+        ("wss://a/chat/?k=1", "wss://a/chat/v1/chat/ws?k=1"),
+        ("http://a/v1", "ws://a/v1/chat/ws"),
+        ("ws://a/chat/v1/chat/ws", "ws://a/chat/v1/chat/ws"),
+        ("ws://a/behind/a/proxy/ws", "ws://a/behind/a/proxy/ws"),
+    ],
+)
+def test_a_url_may_be_that_of_a_mount_or_of_the_socket(given, url):
+    assert connect(given)._address.url == url
+
+
 @pytest.mark.parametrize("key", ["a b", "a\r\nX: y", "ключ"])
 def test_what_is_no_key_is_told_at_once(key):
     with pytest.raises(ValueError, match="ASCII"):
@@ -152,7 +180,7 @@ def test_what_is_no_key_is_told_at_once(key):
 
 def test_a_password_in_the_url_is_not_told():
     chat = connect("wss://user:secret@host:99/path?token=secret")
-    assert str(chat._address) == "wss://host:99/path"
+    assert str(chat._address) == "wss://host:99/path/v1/chat/ws"
     for url in ("ftp://u:secret@h/", "ws://u:a/secret@h", "u:secret@h:many", "ws://h /?token=secret"):
         with pytest.raises(ValueError, match="is not the URL") as raised:
             connect(url)
@@ -168,7 +196,7 @@ def test_a_password_in_the_url_is_not_told():
             AuthenticationError,
             "un",
         ),
-        (404, "nothing here", InvalidRequestError, "refused"),
+        (404, "nothing here", InvalidRequestError, r"refused: ws://127.0.0.1:\d+/v1/chat/ws answered with status 404"),
         (418, '{"error":"tea"}', InvalidRequestError, "refused"),
         (501, '{"error":{"code":7,"message":"?"}}', ServerError, "refused"),
     ],

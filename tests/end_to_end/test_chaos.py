@@ -15,7 +15,7 @@ from support.processes import ROOT
 
 pytestmark = pytest.mark.anyio
 
-SECONDS = 20.0
+SECONDS = 12.0
 PATIENCE = 3.0
 """On a machine that is three times slower than needed, deadlines are missed; everything else holds."""
 
@@ -25,15 +25,15 @@ async def test_readers_see_none_of_the_faults(tmp_path):
 
     async def each(site, chance) -> None:
         nonlocal struck
-        for strike in (nemeses.flush, nemeses.kill, nemeses.promote):
+        for strike in (nemeses.flush, nemeses.promote, nemeses.kill):
             await strike(site, chance)
             struck += 1
-            await asyncio.sleep(4)  # so that the next one finds something at work
+            await asyncio.sleep(2)  # so that the next one finds something at work
 
-    nemesis = nemeses.Nemesis(each, secondary=True)
+    nemesis = nemeses.Nemesis(each, secondary=True, pause=2)
     history = await one(nemesis, "some", 1, SECONDS, ROOT, 1.0, tmp_path)
     violations = check(history, PATIENCE)
     print(report(history, violations, SECONDS))
-    assert struck >= 3
+    assert struck == 3
     assert sum(run.completed for run in history.runs) > 5
     assert not violations

@@ -7,7 +7,7 @@ import contextlib
 
 import httpx
 import pytest
-from support.service import HELLO, Service, events, joined
+from support.service import HELLO, Service, both_paths, events, joined
 from support.waiting import until
 
 from ws_chat.server.chat.sender import DRAIN
@@ -59,6 +59,7 @@ async def test_a_socket_may_move_at_once_while_the_answer_is_produced(replicas, 
     assert len(fake.requests) == 1
 
 
+@both_paths
 @pytest.mark.parametrize("query", ["", "?format=frames"])
 async def test_a_stream_of_another_replica_ends_in_order_and_is_resumed_there(query, replicas, fake):
     one, other = replicas
@@ -82,6 +83,7 @@ async def test_a_stream_of_another_replica_ends_in_order_and_is_resumed_there(qu
     assert len(fake.requests) == 1
 
 
+@both_paths
 async def test_a_stream_that_has_not_begun_is_sent_elsewhere(replicas, fake):
     one, other = replicas
     fake.default = Reply(head_after=[Hang()])

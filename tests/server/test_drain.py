@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from uvicorn.supervisors import multiprocess
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from ws_chat.server.chat.sender import DRAIN
 from ws_chat.server.run import Server, _Worker
 from ws_chat.testing import Hang, Reply, Wait, text
 
@@ -359,3 +361,27 @@ async def test_a_request_that_has_not_come_does_not_hold_the_end_up(serving):
         assert await server.process.wait() == 0
         writer.close()
     assert "Traceback" not in server.log
+
+
+async def test_a_drain_may_be_announced_before_anything_is_refused(serve, fake, monkeypatch):
+    """So that a proxy that asks /readyz sends no more requests when they begin to be refused."""
+    over = asyncio.Event()
+    service = await serve(drain_delay=7)
+    slept = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await over.wait()
+
+    monkeypatch.setattr("ws_chat.server.app.asyncio", SimpleNamespace(sleep=sleep))
+    draining = asyncio.create_task(service.server.lifespan.state[DRAIN]())
+    await until(lambda: slept, "the delay")
+    async with http() as client, service.socket() as socket:
+        assert (await client.get(f"{service.url}/readyz")).status_code == 503
+        assert (await service.post()).status_code == 200
+        assert (await socket.chat())[-1]["status"] == "completed"
+        over.set()
+        assert (await socket.receive())["type"] == "goaway"
+        assert (await service.post()).status_code == 503
+    await draining
+    assert slept == [7]

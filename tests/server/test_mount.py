@@ -249,6 +249,18 @@ async def test_the_docs_are_those_of_the_part(site):
     assert "/own" in own["paths"]
 
 
+async def test_an_unknown_path_says_which_there_are(site):
+    async with site.running("ours") as around, httpx.AsyncClient(base_url=around.url, timeout=None) as client:
+        unknown = await client.post("/chat/v1/chat/completions", json={})
+        elsewhere = await client.get("/chat/favicon.ico")
+
+    assert (unknown.status_code, elsewhere.status_code) == (404, 404)
+    message = unknown.json()["error"]["message"]
+    for path in ("/v1/chat/ws (WebSocket)", "/v1/chat/stream (POST)", "/v1/chat/stream/{id} (DELETE, GET)"):
+        assert path in message
+    assert elsewhere.json()["error"]["message"] == "There is no resource at this path."
+
+
 async def test_pages_of_other_hosts_are_kept_out_here_too(site):
     async with site.running("ours") as around:
         response = await below(around).post(Origin="https://evil.example.com", **ALICE)

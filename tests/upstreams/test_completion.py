@@ -1,4 +1,4 @@
-"""The parser of a streamed completion: a plain text delta is kept as the bytes that came, and they are the exact text."""
+"""The parser of a streamed completion: the deltas that it logs have the exact text, in the quick way and in the general."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from ws_chat.protocol.deltas import Outcome, decode_delta, encode_delta
 from ws_chat.protocol.errors import ChatError
 from ws_chat.testing import DONE, chunk, sse
-from ws_chat.upstreams import completion
 from ws_chat.upstreams.completion import CompletionParser
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('"\\/\n\r\t\0\x7f,:{}\u2028😀'), max_size=8)
@@ -63,12 +62,8 @@ def test_any_text_is_exact_in_any_split_and_as_the_decoder_has_it(strings, cuts)
     assert [json.loads(delta) for delta in deltas] == [{"content": text} for text in texts]
     assert not any(b"\n" in delta for delta in deltas)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(completion, "_is_text", lambda _: False)
+        patch.setattr(CompletionParser, "_parse", CompletionParser._parse_any)
         assert list(map(decode_delta, parsed(stream))) == list(map(decode_delta, deltas))
-
-
-def test_a_plain_text_is_kept_as_it_came():
-    assert parsed(event('{"content":"\\u0041\\/b"}')) == [b'{"content":"\\u0041\\/b"}']
 
 
 @pytest.mark.parametrize(
@@ -82,9 +77,12 @@ def test_a_plain_text_is_kept_as_it_came():
         ('{"content":"a","x":null,"y":"b"}', b'{"content":"a","y":"b"}'),
         ('{"content":"a","x":["}"]}', b'{"content":"a","x":["}"]}'),
         ('{"reasoning_content":"\\u0041"}', b'{"reasoning_content":"A"}'),
+        ('{"role":"assistant","content":"","reasoning":"a","refusal":null}', b'{"reasoning":"a"}'),
+        ('{"content":5}', b'{"content":5}'),
+        ('{"content":"a","refusal":["b"]}', b'{"content":"a","refusal":["b"]}'),
     ],
 )
-def test_any_other_delta_is_decoded_and_encoded(delta, logged):
+def test_a_delta_is_logged_without_what_is_never_sent(delta, logged):
     assert parsed(event(delta)) == [logged]
 
 

@@ -69,7 +69,10 @@ FAULTS = {
         status(413, b"too much", {"Content-Type": "text/plain"}), "upstream_rejected", 413, "too much"
     ),
     "404 as a page": Fault(
-        status(404, b"<html>nginx</html>", {"Content-Type": "text/html"}), "upstream_rejected", 404, "status 404"
+        status(404, b"<html>nginx</html>", {"Content-Type": "text/html"}),
+        "upstream_rejected",
+        404,
+        "status 404. Does the server's OPENAI_BASE_URL end in /v1?",
     ),
     "the key in a message": Fault(
         status(
@@ -212,8 +215,11 @@ def check(fault: Fault, error: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", FAULTS)
 async def test_becomes_its_error_at_every_door(name, serve, fake):
     fault = FAULTS[name]
-    fake.default = fault.reply
     service = await serve(**fault.settings)
+    if not fault.settings:  # two answers, after which requests are sent without the SDK: see test_template.py
+        for _ in range(2):
+            await service.post()
+    fake.default = fault.reply
 
     async with service.socket() as socket:
         (start, *tokens, failed), over_sse, as_text = await asyncio.gather(
@@ -468,3 +474,13 @@ async def test_hundreds_of_generations_run_at_once(serve, fake):
         assert [joined(frames) for frames in answers] == ["ab"] * each
         assert {frames[-1]["type"] for frames in answers} == {"done"}
     assert fake.accepted == sockets * each
+
+
+@pytest.mark.parametrize("ends_in", ["", "/v1"])
+async def test_a_404_of_an_address_without_v1_is_logged_with_a_hint(ends_in, serve, fake, caplog):
+    fake.refuse(404, "no such path")
+    service = await serve(openai_base_url=fake.base_url.removesuffix("/v1") + ends_in)
+    response = await service.post()
+    assert response.status_code == 404
+    assert "answered with status 404" in caplog.text
+    assert ("Does OPENAI_BASE_URL end in /v1?" in caplog.text) == (not ends_in)

@@ -94,6 +94,14 @@ async def test_what_has_no_end_is_malformed(endless, raw, path):
         assert await code(raw) == "upstream_malformed"
 
 
+async def test_an_error_without_end_is_read_up_to_a_limit(raw):
+    head = b"HTTP/1.1 400 No\r\nContent-Type: text/plain\r\n" + CLOSED
+    raw.default = lambda: itertools.chain([head], itertools.repeat(b"no " * 10_000))
+
+    with bounded_memory(4 * MEGABYTES):
+        assert await code(raw) == "upstream_rejected"
+
+
 @pytest.mark.parametrize("status", [200, 400, 429, 503])
 async def test_a_compressed_response_is_not_decompressed(status, raw):
     bomb = gzip.compress(b" " * 40 * MEGABYTES, 1)

@@ -254,7 +254,9 @@ class ChatCore(Generic[R]):
         return connection
 
     def _report(self, reason: ClientError, pause: float) -> None:
-        logger.info("%s; trying again in %.1f s", reason, pause)
+        # Without `on_retry`, this is the only sign of a program that waits.
+        level = logging.INFO if self._on_retry else logging.WARNING
+        logger.log(level, "%s; trying again in %.1f s", reason, pause)
         if self._on_retry:
             self._on_retry(reason, pause)
 
@@ -289,7 +291,7 @@ class Chat(ChatCore[Reply]):
 
 
 def connect(url: str, *, api_key: str | None = None, patience: float = 60.0, on_retry: OnRetry | None = None) -> Chat:
-    """Return a connection to the server at `url` (`ws://`, `wss://`, `http://` or `https://`).
+    """Return a connection to the server at `url` (`ws://`, `wss://`, `http://` or `https://`), with a mount prefix if any.
 
     `async with connect(…) as chat` connects at once and closes at the end; `chat = connect(…)` connects with the first
     request, and `await chat.close()` closes it.

@@ -55,7 +55,7 @@ class Address:
                 ping_interval=None,  # ChatConnection pings, as a full write buffer does not mean a dead peer
             )
         except InvalidStatus as error:
-            raise _refusal(error) from error
+            raise _refusal(error, str(self)) from error
         except InvalidURI as error:
             raise ValueError(str(error)) from error
         except (OSError, EOFError, WebSocketException) as error:
@@ -69,7 +69,7 @@ def _websocket_url(url: str) -> str:
     try:
         scheme, host, path, query, _ = urlsplit(url if "://" in url else f"ws://{url}")
         scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
-        given = urlunsplit((scheme, host, path if path.strip("/") else "/v1/chat/ws", query, ""))
+        given = urlunsplit((scheme, host, _socket_path(path), query, ""))
         parse_uri(given)
     except InvalidURI as error:
         raise ValueError(f"{shown} is not the URL of a server: {error.msg}") from None
@@ -80,14 +80,20 @@ def _websocket_url(url: str) -> str:
     return given
 
 
-def _refusal(refused: InvalidStatus) -> ReplyError:
+def _socket_path(path: str) -> str:
+    """Return the path of the WebSocket under a mount prefix; one that ends in `/ws` is that of the WebSocket."""
+    path = path.rstrip("/")
+    return path if path.endswith("/ws") else f"{path.removesuffix('/v1')}/v1/chat/ws"
+
+
+def _refusal(refused: InvalidStatus, address: str) -> ReplyError:
     response = refused.response
     status = response.status_code
     retry_after = response.headers.get("Retry-After", "")
     error: dict[str, Any] = {
         "type": _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
         "code": "refused",
-        "message": f"the server answered with status {status}",
+        "message": f"{address} answered with status {status}",
         "status": status,
         "retryable": status in _RETRYABLE,
     }

@@ -55,14 +55,17 @@ class SSEDecoder:
             if self._size > MAX_EVENT_BYTES:
                 raise NotAnEventStreamError(f"an event has more than {MAX_EVENT_BYTES} bytes")
             return []
-        *blocks, rest = b"".join(self._pending).split(b"\n\n")
+        whole, _, rest = b"".join(self._pending).rpartition(b"\n\n")
         self._pending = [rest] if rest else []
         self._size = len(rest)
-        events = []
+        if whole.startswith(b"data: ") and whole.count(b"\n") == 2 * whole.count(b"\n\ndata: "):
+            blocks = []
+            events = whole[6:].split(b"\n\ndata: ")  # nearly always: one data line in each event
+        else:
+            blocks = whole.split(b"\n\n")
+            events = []
         for block in blocks:
-            if block.startswith(b"data: ") and b"\n" not in block:
-                events.append(block[6:])  # nearly always
-            elif block and (data := self._data(block)) is not None:
+            if block and (data := self._data(block)) is not None:
                 events.append(data)
         self._started = self._started or bool(events)
         self.between = self._started and not (rest or self._after_cr)

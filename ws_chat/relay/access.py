@@ -11,8 +11,9 @@ import base64
 import binascii
 import hmac
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -27,6 +28,7 @@ from ws_chat.stores.base import GenerationKey
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from limits import RateLimitItem
     from limits.aio.storage import Storage
@@ -107,6 +109,7 @@ def bearer(authorization: str | None, subprotocols: Sequence[str] = ()) -> str |
     return None
 
 
+@lru_cache(maxsize=4096)
 def network(host: str | None) -> str:
     """Return the network of one client: the address, or the first 64 bits of an IPv6 address (RFC 6177)."""
     try:
@@ -206,26 +209,26 @@ class Quota:
         self._limiter = SlidingWindowCounterRateLimiter(storage or MemoryStorage())
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
 
-    @asynccontextmanager
-    async def counted(self, principal: str) -> AsyncIterator[None]:
+    def counted(self, principal: str) -> AbstractAsyncContextManager[None]:
         """Count one generation, unless the block raises.
 
         Raises ChatError (`rate_limited`) with the seconds until the next one is allowed.
         """
-        if self._item is None:
-            yield
-            return
+        return self._counted(self._item, principal) if self._item else nullcontext()
+
+    @asynccontextmanager
+    async def _counted(self, item: RateLimitItem, principal: str) -> AsyncIterator[None]:
         limiter = self._limiter
         try:
-            await _hit(limiter, self._item, principal)
+            await _hit(limiter, item, principal)
         except StorageError:  # the shared counters cannot be reached: count in this process
             limiter = self._own
-            await _hit(limiter, self._item, principal)
+            await _hit(limiter, item, principal)
         try:
             yield
         except BaseException:
             with suppress(StorageError):
-                await limiter.hit(self._item, principal, cost=-1)
+                await limiter.hit(item, principal, cost=-1)
             raise
 
 

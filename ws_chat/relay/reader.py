@@ -5,7 +5,9 @@ it sends everything after its position while the sender is writable. A reader th
 one that has fallen behind finds many deltas after its position and sends them joined. So a slow connection delays no
 other one, and needs no memory beyond the log.
 
-The first read, live frames and a replay are the same pump.
+The first read, live frames and a replay are the same pump. What takes more than one frame shares the event loop's time
+with all other readers: after each frame, the log's `may_go_on` says whether there is time for another one. So a frame for a
+reader that keeps up never waits, and a long replay delays nothing else.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from ws_chat.protocol.deltas import MERGE_LIMIT, merge
-from ws_chat.protocol.frames import Refused, Start, Token
+from ws_chat.protocol.frames import Refused, Start, Token, token_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ws_chat.protocol.deltas import Delta
-    from ws_chat.protocol.frames import Frame
+    from ws_chat.protocol.errors import ErrorInfo
+    from ws_chat.protocol.frames import Frame, Terminal
     from ws_chat.stores.base import Log
 
 
@@ -39,27 +42,29 @@ class Sender(Protocol):
 class Reader:
     """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once.
 
-    If the log cannot be read on, the reader ends with that error, which is no terminal frame.
+    If the log cannot be read on, the reader ends with that error, which is no terminal frame. Another protocol overrides
+    the methods that write.
     """
 
-    __slots__ = ("_after", "_closed", "_id", "_on_end", "_sender", "_seq", "_started", "frames", "log")
+    __slots__ = ("_after", "_closed", "_head", "_on_end", "_queued", "_started", "frames", "log", "sender", "seq")
 
     def __init__(self, log: Log, after: int, sender: Sender, on_end: Callable[[], None]) -> None:
         """Read `log` after the seq `after`; `on_end` is called once, when the last frame is out."""
         self.log = log
-        self._id = log.start.id
-        self._seq = self._after = after
-        self._sender = sender
+        self.seq = self._after = after
+        self.sender = sender
+        self._head = token_head(log.start.id)
         self._on_end = on_end
         self._started = False
         self._closed = False
+        self._queued = False  # waits for its turn to go on
         self.frames = 0
         """Token frames sent."""
 
     @property
     def deltas(self) -> int:
         """Deltas sent in those frames."""
-        return self._seq - self._after
+        return self.seq - self._after
 
     def open(self) -> None:
         self.log.watch(self._wake)
@@ -72,10 +77,11 @@ class Reader:
         self.log.unwatch(self._wake)
 
     def pump(self) -> None:
-        """Send the frames after the position while the sender is writable."""
-        log, sender = self.log, self._sender
+        """Send the frames after the position while the sender is writable and there is time."""
+        log, sender = self.log, self.sender
+        first = True
         while not self._closed:
-            seq = self._seq
+            seq = self.seq
             if seq >= log.last and not log.terminal and not log.fault and self._started:
                 return
             # Checked before deltas are joined: for a full sender that would be wasted work.
@@ -84,28 +90,54 @@ class Reader:
                 return
             if not self._started:
                 self._started = True
-                sender.write(Start(self._id, seq, log.start.model, log.start.epoch))
+                self.write_start()
             elif seq < log.last:
-                self._write_deltas(log.after(seq, MERGE_LIMIT))
+                if not (first or log.may_go_on(self._continue)):
+                    self._queued = True
+                    return
+                self.write_deltas(log.after(seq, MERGE_LIMIT))
+                first = False
             elif log.terminal:
                 self.close()
-                sender.write(log.terminal)
+                self.write_terminal(log.terminal)
                 self._on_end()
             elif log.fault:
                 self.close()
-                sender.write(Refused(id=self._id, error=log.fault))
+                self.write_fault(log.fault)
                 self._on_end()
 
     def _wake(self, last: int, deltas: Sequence[Delta]) -> None:
         # Called after each append. A single delta that is next in line (nearly every token) is sent directly.
-        if self._started and len(deltas) == 1 and last == self._seq + 1 and self._sender.writable:
-            self._write_deltas(deltas)
-        else:
+        if self._started and len(deltas) == 1 and last == self.seq + 1 and self.sender.writable:
+            self.write_deltas(deltas)
+        elif not self._queued:
             self.pump()
 
-    def _write_deltas(self, deltas: Sequence[Delta]) -> None:
-        """Send the leading ones of the deltas after the position as one frame."""
-        delta, count = merge(deltas)
-        self._seq += count
+    def _continue(self) -> None:
+        self._queued = False
+        self.pump()
+
+    def write_start(self) -> None:
+        start = self.log.start
+        self.sender.write(Start(start.id, self.seq, start.model, start.epoch))
+
+    def write_deltas(self, deltas: Sequence[Delta]) -> None:
+        """Send some of the deltas, which come after `seq`, at least one, and move `seq`."""
+        log, seq = self.log, self.seq
+        end = seq + len(deltas)
+        shared = log.shared
+        if shared and shared[0] == seq and shared[1] == end:
+            token = shared[2]
+        else:
+            delta, count = (deltas[0], 1) if len(deltas) == 1 else merge(deltas)
+            token = Token(self._head, seq + count, delta)
+            log.shared = (seq, end, token)
+        self.seq = token.seq
         self.frames += 1
-        self._sender.write(Token.of(self._id, self._seq, delta))
+        self.sender.write(token)
+
+    def write_terminal(self, terminal: Terminal) -> None:
+        self.sender.write(terminal)
+
+    def write_fault(self, error: ErrorInfo) -> None:
+        self.sender.write(Refused(id=self.log.start.id, error=error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -120,7 +121,8 @@ class Relay:
         `rate_limited`, `too_many_generations`, `overloaded`, `draining`; `invalid_request` as `find`).
         """
         key = caller.key(generation_id, named=chat.id is not None)
-        lock = self._starting.setdefault(key, asyncio.Lock())  # a request that is sent twice at once is reserved once
+        # A named request that is sent twice at once is reserved once.
+        lock = self._starting.setdefault(key, asyncio.Lock()) if key.named else nullcontext()
         try:
             async with asyncio.timeout(START_TIMEOUT), lock:
                 log = await self._store.get(key, position.seq) if key.named else None
@@ -275,11 +277,10 @@ class Relay:
             message = "This generation failed before its answer began, so its messages are not kept. Send them again."
             raise ChatError("not_found", message, param="previous_id")
         answer = Answer()
-        if log.last <= JOINED_AT_ONCE:
-            answer.add(log.after(0, JOINED_AT_ONCE))
-        else:
+        deltas = log.after(0, JOINED_AT_ONCE)
+        answer.add(deltas)
+        if (seq := len(deltas)) < log.last:
             async with self._joining:
-                seq = 0
                 while deltas := log.after(seq, JOINED_AT_ONCE):
                     seq += len(deltas)
                     answer.add(deltas)

@@ -17,7 +17,7 @@ from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.errors import DRAINING, INTERNAL_ERROR, ChatError
 from ws_chat.protocol.frames import Done, Failed
 from ws_chat.relay.conversation import Answer
-from ws_chat.relay.events import GenerationEnded, GenerationStarted
+from ws_chat.relay.events import GenerationEnded, GenerationStarted, LimitReached
 from ws_chat.relay.generation import Generation
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ class _FirstDelta:
         self._log = log
         self._clock = clock
 
-    def __call__(self, _: int, deltas: Sequence[Delta]) -> None:
+    def __call__(self, last: int, _: Sequence[Delta]) -> None:
         self._log.unwatch(self)
-        if deltas:
+        if last:
             self._generation.record_first_delta(self._clock())
 
 
-class _Emit:
-    """Appends what an upstream emits to a log, as bytes, at most `limit`. Raises ChatError (`upstream_malformed`) beyond."""
+class _Answer:
+    """What an upstream may still append to a log: at most `limit` bytes."""
 
     __slots__ = ("_limit", "_log", "_room")
 
@@ -66,18 +66,25 @@ class _Emit:
         self._log = log
         self._limit = self._room = limit
 
-    def __call__(self, deltas: Sequence[Fields | Delta]) -> None:
-        encoded = [delta if isinstance(delta, bytes) else encode_delta(delta) for delta in deltas]
-        if all(encoded):
-            self._append(encoded)
-        elif left := list(filter(None, encoded)):
-            self._append(left)
-
-    def _append(self, deltas: list[Delta]) -> None:
-        self._room -= sum(map(len, deltas))
+    def emit(self, deltas: Sequence[Fields | Delta]) -> None:
+        """Append deltas. Raises ChatError (`upstream_malformed`) when they are too many bytes."""
+        encoded: Sequence[Delta]
+        if len(deltas) == 1 and type(deltas[0]) is bytes:  # nearly always
+            encoded = deltas  # type: ignore[assignment]
+            self._room -= len(deltas[0])
+        else:
+            try:
+                self._room -= len(b"".join(deltas))  # type: ignore[arg-type]  # fields among them are found fastest so
+                encoded = deltas  # type: ignore[assignment]
+            except TypeError:
+                found = (delta if isinstance(delta, bytes) else encode_delta(delta) for delta in deltas)
+                encoded = [delta for delta in found if delta]
+                self._room -= sum(map(len, encoded))
         if self._room < 0:
-            raise ChatError("upstream_malformed", f"The upstream's answer has more than {self._limit} bytes.")
-        self._log.append(deltas)
+            message = f"The upstream's answer has more than {self._limit} bytes."
+            raise ChatError("upstream_malformed", message, limit="max_answer_bytes")
+        if encoded:
+            self._log.append(encoded)
 
 
 class Runner:
@@ -158,7 +165,7 @@ class Runner:
             self._observe(_ended(caller, key, log, terminal, generation, request))
 
         log.watch(_FirstDelta(generation, log, self._clock))
-        emit = _Emit(log, self._max_answer_bytes)
+        emit = _Answer(log, self._max_answer_bytes).emit
         task = asyncio.create_task(self._upstream.generate(request, emit, generation.outcome))
         # A callback, because a task that is cancelled before its first step never runs a line of its own.
         task.add_done_callback(on_done)
@@ -265,6 +272,8 @@ class Runner:
         if error is None:
             return generation.finish(last, now)
         if isinstance(error, ChatError):
+            if error.limit:
+                self._observe(LimitReached(error.limit))
             return generation.fail(last, error.info, now)
         logger.error("Generation %s failed", generation.id, exc_info=error)
         return generation.fail(last, INTERNAL_ERROR, now)

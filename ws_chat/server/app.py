@@ -32,7 +32,7 @@ from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
 from ws_chat.server.page.page import FrontPage, Page, docs, service_worker
-from ws_chat.server.settings import Settings, SettingsError
+from ws_chat.server.settings import Settings, SettingsError, unknown_variables
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
 from ws_chat.upstreams.demo import DemoUpstream
@@ -67,7 +67,10 @@ def create_app(
     `settings` are read from the environment by default, `upstream` and `store` chosen by the settings. `observers`
     receive events besides metrics and logs. `principal` authenticates requests in place of API keys.
     """
-    settings = settings or Settings.load()
+    if settings is None:
+        settings = Settings.load()
+        for warning in unknown_variables():
+            logger.warning(warning)
     if principal and settings.api_keys:
         raise SettingsError("WS_CHAT_API_KEYS conflicts with the principal= argument: use one of the two")
     metrics = Metrics()
@@ -145,9 +148,9 @@ def create_app(
         redoc_url=None,
         # Plain ASGI: FastAPI's own handling would add half of the cost of a request.
         routes=[
+            Route("/v1/chat/stream", streams, methods=["POST"]),  # first: it is matched for each answer
             WebSocketRoute("/v1/chat/ws", sockets),
             Route("/v1/chat/ws", _upgrade_required),
-            Route("/v1/chat/stream", streams, methods=["POST"]),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             Route("/v1/chat/models", models, methods=["GET"]),
             WebSocketRoute("/{path:path}", _no_websocket),
@@ -234,7 +237,7 @@ async def _asyncapi(request: Request) -> Response:
 
 
 async def _no_websocket(websocket: WebSocket) -> None:
-    error = ErrorInfo.of("not_found", "There is no WebSocket at this path.")
+    error = ErrorInfo.of("not_found", "There is no WebSocket at this path: it is /v1/chat/ws.")
     await websocket.send_denial_response(error_response(error))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
 
 from ws_chat.protocol.errors import INTERNAL_ERROR, ChatError, ErrorBody, ErrorInfo
 
@@ -30,6 +31,19 @@ def error_response(error: ErrorInfo, headers: Mapping[str, str] | None = None) -
     return Response(msgspec.json.encode(ErrorBody(error)), error.status, headers, "application/json")
 
 
+def _api_paths(app: FastAPI) -> list[str]:
+    """Return the paths under /v1/, each with its methods."""
+    methods: dict[str, set[str]] = {}
+    for route in app.routes:
+        if isinstance(route, Route | WebSocketRoute) and route.path.startswith("/v1/"):
+            named = {"WebSocket"} if isinstance(route, WebSocketRoute) else {*(route.methods or ())} - {"HEAD"}
+            methods.setdefault(route.path, set()).update(named)
+    return [
+        f"{path} ({'WebSocket' if 'WebSocket' in named else ', '.join(sorted(named))})"
+        for path, named in methods.items()
+    ]
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Answer every error of an application with the error object, including FastAPI's own errors."""
 
@@ -38,8 +52,11 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(error.info)
 
     @app.exception_handler(404)
-    async def _(_: Request, __: HTTPException) -> Response:
-        return error_response(ErrorInfo.of("not_found", "There is no resource at this path."))
+    async def _(request: Request, __: HTTPException) -> Response:
+        message = "There is no resource at this path."
+        if request.scope["path"].removeprefix(request.scope.get("root_path", "")).startswith("/v1/"):
+            message += f" There are: {', '.join(_api_paths(app))}."
+        return error_response(ErrorInfo.of("not_found", message))
 
     @app.exception_handler(405)
     async def _(_: Request, error: HTTPException) -> Response:

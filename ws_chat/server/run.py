@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
+import errno
 import logging
 import os
 import resource
@@ -73,6 +74,7 @@ class ServeOptions:
 def run(settings: Settings, options: ServeOptions) -> None:
     """Serve until a signal. Exits the process with uvicorn's status when it cannot listen."""
     _check_certificate(options)
+    _check_address(options)
     _raise_file_limit()
     config = uvicorn.Config(options.app, **uvicorn_config(settings, options))
     with _socket_file(options) as sockets:
@@ -242,8 +244,11 @@ def _check_certificate(options: ServeOptions) -> None:
     """Exit with a message when the certificate cannot be loaded. uvicorn asks for the password of an encrypted key."""
     if options.ssl_certfile is None:
         if options.ssl_keyfile is not None:
-            sys.exit("ws-chat: --ssl-keyfile needs --ssl-certfile")
+            sys.exit("ws-chat: --ssl-keyfile needs --ssl-certfile, the file of the certificate")
         return
+    for option, file in (("--ssl-certfile", options.ssl_certfile), ("--ssl-keyfile", options.ssl_keyfile)):
+        if file is not None and not Path(file).is_file():
+            sys.exit(f"ws-chat: there is no file {file} ({option})")
     encrypted = False
 
     def password() -> str:
@@ -258,6 +263,34 @@ def _check_certificate(options: ServeOptions) -> None:
             files = f"--ssl-certfile {options.ssl_certfile}"
             files += f" with --ssl-keyfile {options.ssl_keyfile}" if options.ssl_keyfile else ""
             sys.exit(f"ws-chat: cannot use {files}: {error}")
+
+
+_ADDRESS_HINTS: Final = {
+    errno.EADDRINUSE: "Choose another port with --port; `ss -ltnp sport = :{port}` shows the program that uses it",
+    errno.EACCES: "Ports below 1024 need a privilege: choose another one with --port, or put a proxy in front",
+    errno.EADDRNOTAVAIL: "--host must be an address of this machine",
+    socket.EAI_NONAME: "--host must be an address of this machine",
+}
+
+
+def _check_address(options: ServeOptions) -> None:
+    """Exit with a message and a hint when nothing can listen on the address; uvicorn gives no hint."""
+    if options.uds is not None:
+        return
+    try:
+        found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+                probe.listen()
+    except OSError as error:
+        if hint := _ADDRESS_HINTS.get(error.errno or 0):  # else uvicorn tries, and names the error
+            place, hint = f"{options.host}:{options.port}", hint.format(port=options.port)
+            sys.stderr.write(f"ws-chat: cannot listen on {place}: {error.strerror}. {hint}.\n")
+            sys.exit(STARTUP_FAILURE)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pydantic_core import ErrorDetails
+
+
+_OTHER_VARIABLES: Final = frozenset({"WS_CHAT_URL", "WS_CHAT_API_KEY", "WS_CHAT_SYSTEM", "WS_CHAT_KEY"})
+"""Variables of `ws-chat chat`, and of the commands that the page shows."""
 
 
 class SettingsError(ValueError):
@@ -136,11 +141,26 @@ class Settings(BaseModel):
     @classmethod
     def load(cls) -> Settings:
         """Read the process's environment, and the file `.env` for what is not set there. Raises SettingsError."""
-        try:
-            file = dotenv_values(".env")
-        except UnicodeDecodeError as error:
-            raise SettingsError(f"the file .env is not UTF-8: {error}") from None
-        return cls.from_environment({**{name: value for name, value in file.items() if value}, **os.environ})
+        return cls.from_environment(_environment())
+
+
+def unknown_variables() -> list[str]:
+    """Return a warning for each variable of the environment or `.env` that has our prefix and is no setting."""
+    known = {str(field.alias) for field in Settings.model_fields.values()} | _OTHER_VARIABLES
+    warnings = []
+    for name in sorted(_environment()):
+        if name.startswith("WS_CHAT_") and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            warnings.append(f"{name} is not a setting and has no effect." + (f" Is it {near[0]}?" if near else ""))
+    return warnings
+
+
+def _environment() -> dict[str, str]:
+    try:
+        file = dotenv_values(".env")
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"the file .env is not UTF-8: {error}") from None
+    return {**{name: value for name, value in file.items() if value}, **os.environ}
 
 
 def _message(error: ErrorDetails) -> str:

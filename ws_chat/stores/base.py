@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from ws_chat.protocol.deltas import Delta
     from ws_chat.protocol.errors import ErrorInfo
     from ws_chat.protocol.frames import Start, Terminal, Token
+    from ws_chat.stores.turns import MayGoOn
 
     OnEnd: TypeAlias = Callable[[Terminal], None]
     """Called with the terminal frame that a log has ended with."""
     Wake: TypeAlias = Callable[[int, Sequence[Delta]], None]
-    """Called with the seq of the log's last delta, and the deltas just written: none after the terminal frame, or a
-    fault."""
+    """Called with the seq of the log's last delta, and the deltas just written. None: after the terminal frame or a fault,
+    and where a log with very many readers announces several writes at once."""
 
 
 class GenerationKey(NamedTuple):
@@ -85,9 +86,12 @@ class Log(Protocol):
     def size(self) -> int:
         """Bytes of its deltas."""
 
-    shared: Token | None
-    """The token frame that a reader made last, for the others at the same position. The log drops it with its last
-    watcher."""
+    shared: tuple[int, int, Token] | None
+    """The token frame that a reader made last, of the deltas after one seq up to another, for the others at that position.
+    The log drops it with its last watcher."""
+
+    may_go_on: MayGoOn
+    """Called by a reader that has sent a frame and has more (`Turns.may_go_on`)."""
 
     def after(self, seq: int, limit: int) -> Sequence[Delta]:
         """Return at most `limit` deltas after `seq`: fewer than there are if that is cheaper, none only at the end."""
@@ -105,7 +109,7 @@ class Log(Protocol):
     def watch(self, wake: Wake) -> None:
         """Call `wake` after every write, until `unwatch`. It must not block and must not raise.
 
-        Both may be called from within a `wake`: a reader that is removed may still be woken by that write, one that is
+        Very many readers are woken in several turns of the event loop, the first ones at once. Both may be called from within a `wake`: a reader that is removed may still be woken by that write, one that is
         added is not.
         """
 

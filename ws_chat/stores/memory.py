@@ -10,25 +10,32 @@ import asyncio
 import dataclasses
 from bisect import bisect_right
 from collections import OrderedDict
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ws_chat.protocol.frames import DIGEST_SIZE
 from ws_chat.stores.base import LogEndedError, LogExistsError, failed_early
+from ws_chat.stores.turns import Turns, always
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ws_chat.protocol.deltas import Delta
     from ws_chat.protocol.errors import ErrorInfo
     from ws_chat.protocol.frames import Start, Terminal, Token
     from ws_chat.stores.base import GenerationKey, OnEnd, RunningGenerations, Wake
+    from ws_chat.stores.turns import MayGoOn
 
 KEPT_LIMIT: Final = 256 * 1024 * 1024
 """Bytes of packed logs that a store keeps by default."""
 PART: Final = 512
 """Deltas that are packed together, at most: a reader unpacks that many at a time."""
+TAIL: Final = 2 * PART
+"""Deltas at which the older ones are packed: a reader that keeps up, or nearly, need not unpack."""
 PART_SIZE: Final = 64 * 1024
 """Bytes after which nothing more is packed with them."""
+MANY: Final = 64
+"""Readers that are woken in one slice."""
 OVERHEAD: Final = 2048
 """Bytes that a packed log takes besides its deltas and its request, roughly."""
 
@@ -37,28 +44,38 @@ class MemoryLog:
     """A log as packed parts, and the list of the deltas after them. `on_packed` is called once, at the end."""
 
     __slots__ = (
+        "_again",
         "_firsts",
         "_on_packed",
         "_packed",
         "_parts",
+        "_round",
         "_tail",
         "_wakes",
         "_watchers",
         "fault",
         "last",
+        "may_go_on",
         "request",
         "shared",
         "start",
         "terminal",
     )
 
-    def __init__(self, start: Start, request: bytes = b"", on_packed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        start: Start,
+        request: bytes = b"",
+        on_packed: Callable[[], None] = lambda: None,
+        may_go_on: MayGoOn = always,
+    ) -> None:
         self.start = start
         self.request = request
         self.last = 0
         self.terminal: Terminal | None = None
         self.fault: ErrorInfo | None = None
-        self.shared: Token | None = None
+        self.shared: tuple[int, int, Token] | None = None
+        self.may_go_on = may_go_on
         self._on_packed = on_packed
         self._parts: list[bytes] = []  # packed deltas, one in a line
         self._firsts: list[int] = []  # the seq before each part
@@ -68,6 +85,8 @@ class MemoryLog:
         # The watchers as a tuple, because they may change while a write wakes them. A change empties it and the next
         # write fills it: filling it at each change would make the end of a log quadratic in its readers.
         self._wakes: tuple[Wake, ...] = ()
+        self._round: Iterator[Wake] | None = None  # the watchers that are still to be woken
+        self._again = False  # all of them once more: there was a write meanwhile
 
     @property
     def size(self) -> int:
@@ -86,11 +105,15 @@ class MemoryLog:
             raise LogEndedError
         tail = self._tail
         tail.extend(deltas)
-        if len(tail) >= 2 * PART:  # so that a reader that keeps up need not unpack
+        if len(tail) >= TAIL:
             self._pack(len(tail) - PART)
         self.last = last = self.last + len(deltas)
-        for wake in self._wakes or self._all_wakes():
-            wake(last, deltas)
+        wakes = self._wakes or self._all_wakes()
+        if len(wakes) <= MANY:
+            for wake in wakes:
+                wake(last, deltas)
+        else:
+            self._wake_many(deltas)
 
     def end(self, terminal: Terminal, on_end: OnEnd | None = None) -> None:
         if self.terminal:
@@ -100,16 +123,14 @@ class MemoryLog:
         if failed_early(self.last, terminal):
             self.request = self.request[:DIGEST_SIZE]
         self._on_packed()
-        for wake in self._all_wakes():
-            wake(self.last, ())
+        self._wake_many(())
         if on_end:
             on_end(terminal)
 
     def interrupt(self, fault: ErrorInfo) -> None:
         """Tell the readers that they cannot read on now."""
         self.fault = fault
-        for wake in self._all_wakes():
-            wake(self.last, ())
+        self._wake_many(())
 
     def watch(self, wake: Wake) -> None:
         self._watchers[wake] = None
@@ -136,6 +157,30 @@ class MemoryLog:
             at = end
         del tail[:count]
         self._packed += count
+
+    def _wake_many(self, deltas: Sequence[Delta]) -> None:
+        self._again = self._round is not None
+        if self._round is None:
+            self._round = iter(self._wakes or self._all_wakes())
+            self._wake_slice(deltas)
+
+    def _wake_slice(self, deltas: Sequence[Delta] = ()) -> None:
+        """Wake the next MANY watchers, and more while there is time."""
+        while self._round:
+            wakes = list(islice(self._round, MANY))
+            try:
+                for wake in wakes:
+                    if wake in self._watchers:
+                        wake(self.last, deltas)
+            except BaseException:
+                self._round = None  # else no later write would wake anybody
+                raise
+            if len(wakes) < MANY:
+                self._round = iter(self._all_wakes()) if self._again else None
+                self._again = False
+                deltas = ()
+            if self._round and not self.may_go_on(self._wake_slice):
+                return
 
     def _all_wakes(self) -> tuple[Wake, ...]:
         self._wakes = wakes = tuple(self._watchers)
@@ -167,7 +212,8 @@ class _Share:
 class MemoryStore:
     """Logs by key. Ended ones are kept for `retention` seconds, all together in at most `limit` bytes."""
 
-    def __init__(self, *, retention: float = 300.0, limit: int = KEPT_LIMIT) -> None:
+    def __init__(self, *, retention: float = 300.0, limit: int = KEPT_LIMIT, turns: Turns | None = None) -> None:
+        self._turns = turns or Turns()
         self._retention = retention
         self._limit = limit
         self._logs: dict[GenerationKey, MemoryLog] = {}
@@ -191,7 +237,7 @@ class MemoryStore:
     async def create(self, key: GenerationKey, start: Start, request: bytes) -> MemoryLog:
         if key in self._logs:
             raise LogExistsError
-        log = self._logs[key] = MemoryLog(start, request, lambda: self._keep(key))
+        log = self._logs[key] = MemoryLog(start, request, lambda: self._keep(key), self._turns.may_go_on)
         return log
 
     async def get(self, key: GenerationKey, after: int = 0) -> MemoryLog | None:

@@ -6,14 +6,14 @@ object in mid-stream. All of these are accepted here; anything else raises.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from pydantic_core import from_json
 
 from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.errors import ChatError
-from ws_chat.protocol.frames import DEEP, check_depth
+from ws_chat.protocol.frames import check_depth
 from ws_chat.protocol.sse import SSEDecoder
 
 if TYPE_CHECKING:
@@ -33,13 +33,38 @@ VALUES_LIMIT: Final = 100_000
 LARGE_EVENT: Final = 16 * 1024
 """Bytes of an event from which its values are counted."""
 _LF: Final = 10
-_OPENING: Final = b'{"content":"'
-_TEXT: Final = slice(len(_OPENING) - 1, -1)  # the JSON string of a delta with this opening
+
+
+class _Text(msgspec.Struct, gc=False, omit_defaults=True, forbid_unknown_fields=True):
+    """A delta of nothing but text."""
+
+    role: Any = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+
+
+class _TextChoice(msgspec.Struct, gc=False):
+    delta: _Text
+    index: Literal[0] = 0
+    finish_reason: str | None = None
+    logprobs: None = None
+
+
+class _TextEvent(msgspec.Struct, gc=False):
+    """What nearly all chunks are, decoded without a dict: one choice, whose delta is text, and no usage."""
+
+    choices: tuple[_TextChoice]
+    usage: None = None
+    model: Annotated[str, msgspec.Meta(max_length=NAME_LIMIT)] | None = None
+    error: None = None
+    object: Literal["chat.completion.chunk"] | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
     index: int | None = 0
-    delta: msgspec.Raw = msgspec.Raw(b"null")
+    delta: dict[str, Any] | None = None
     finish_reason: str | None = None
     logprobs: Any = None
 
@@ -55,9 +80,9 @@ class _Event(msgspec.Struct, gc=False):
     message: Any = None
 
 
+_decode_text: Final = msgspec.json.Decoder(_TextEvent).decode
 _decode: Final = msgspec.json.Decoder(_Event).decode
-_decode_text: Final = msgspec.json.Decoder(str).decode
-_decode_fields: Final = msgspec.json.Decoder(dict[str, Any] | None).decode
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class CompletionParser:
@@ -134,16 +159,27 @@ class CompletionParser:
         if len(data) > LARGE_EVENT and sum(map(data.count, (b",", b"[", b"{"))) > VALUES_LIMIT:
             raise ChatError("upstream_malformed", f"The upstream sent an event of more than {VALUES_LIMIT} values.")
         try:
+            event = _decode_text(data)
+        except (ValueError, RecursionError):
+            return self._parse_any(data)
+        if event.model:
+            self._outcome.model = event.model
+        (choice,) = event.choices
+        if choice.finish_reason:
+            self._finish(choice.finish_reason)
+        delta = choice.delta
+        if delta.content and delta.role is None:
+            return _encode(delta)
+        return encode_delta(msgspec.structs.asdict(delta))
+
+    def _parse_any(self, data: bytes) -> Delta | None:
+        try:
             event = _decode(data)
-            if len(data) > 2 * DEEP:
-                check_depth(data)
-            return self._read(event, len(data))
+            check_depth(data)
         except msgspec.ValidationError:
             raise ChatError("upstream_malformed", "The upstream sent an event that is not a chat completion.") from None
         except (ValueError, RecursionError):
             raise ChatError("upstream_malformed", "The upstream sent an event that is not JSON.") from None
-
-    def _read(self, event: _Event, size: int) -> Delta | None:
         if event.error or event.object == "error":
             message = error_message(event.error or event.message, self._mask)
             raise ChatError("upstream_unavailable", message or "The upstream reported an error.")
@@ -151,35 +187,22 @@ class CompletionParser:
         if type(event.model) is str and event.model:
             outcome.model = event.model[:NAME_LIMIT]
         if event.usage and type(event.usage) is dict:
-            if size > USAGE_LIMIT and len(msgspec.json.encode(event.usage)) > USAGE_LIMIT:
+            if len(data) > USAGE_LIMIT and len(msgspec.json.encode(event.usage)) > USAGE_LIMIT:
                 raise ChatError("upstream_malformed", f"The upstream's usage has more than {USAGE_LIMIT} bytes.")
             outcome.usage = event.usage
         for choice in event.choices or ():
             if not choice.index:
                 if choice.finish_reason:
-                    outcome.finish_reason = choice.finish_reason[:NAME_LIMIT]
-                    self.finished = True
-                delta = bytes(choice.delta)
-                if not choice.logprobs and _is_text(delta):
-                    return delta
-                fields = _decode_fields(delta) or {}
+                    self._finish(choice.finish_reason)
+                fields = choice.delta or {}
                 if isinstance(choice.logprobs, dict) and any(choice.logprobs.values()):
                     fields["logprobs"] = choice.logprobs
                 return encode_delta(fields)
         return None
 
-
-def _is_text(delta: bytes) -> bool:
-    """Whether a delta is exactly `{"content":"…"}` and not empty, as nearly all are. Such a one is kept as it is.
-
-    msgspec decodes a Raw value without checking UTF-8, and escapes only by their form: decoding the string checks them.
-    """
-    if not (delta.startswith(_OPENING) and delta.endswith(b'"}')):
-        return False
-    try:
-        return bool(_decode_text(delta[_TEXT]))
-    except ValueError:  # invalid, or there is another field: the decoder of all fields knows
-        return False
+    def _finish(self, reason: str) -> None:
+        self._outcome.finish_reason = reason[:NAME_LIMIT]
+        self.finished = True
 
 
 def _is_whole(data: bytes) -> bool:

@@ -204,6 +204,8 @@ class OpenAIUpstream:
         if isinstance(error, openai.APIStatusError):
             location = error.response.headers.get("location")
             hint = f" and a redirect to {shorten(redact_url(location), self._mask)}" if location else ""
+            if error.status_code == 404 and not str(server).rstrip("/").endswith("/v1"):
+                hint = ". Does OPENAI_BASE_URL end in /v1?"
             logger.warning("%s answered with status %d%s", server, error.status_code, hint)
             return
         cause: BaseException = error
@@ -231,6 +233,8 @@ class OpenAIUpstream:
             message = error_message(body, self._mask) or fallback
             return ChatError("upstream_rate_limited", message, retry_after=_retry_after(response.headers))
         if 400 <= status < 500:
+            if status == 404:
+                fallback += " Does the server's OPENAI_BASE_URL end in /v1?"
             return ChatError("upstream_rejected", error_message(body, self._mask) or fallback, status=status)
         if status < 400:
             return ChatError("upstream_malformed", f"{fallback[:-1]}: redirects are not followed.")

@@ -28,6 +28,8 @@ LEFT_WITHIN = 60.0
 """Seconds that keys may stay besides the retention time, once every replica has gone."""
 ABSENCE = 3.0
 """Seconds between two connections after which a reader was absent, by its own choice."""
+SLOW = 0.5
+"""Seconds of lag from which a machine is slow."""
 GRACE = 1.0
 """Seconds that no deadline is more exact than."""
 
@@ -136,8 +138,8 @@ class _Checker:
     # What excuses.
 
     def _slack(self, start: float, end: float) -> float:
-        lags = (lag for time, lag in self._history.lags if start - 2 <= time <= end + 2)
-        return GRACE + 2 * max(lags, default=0.0)
+        lags = [lag for time, lag in self._history.lags if start - 2 <= time <= end + 2]
+        return GRACE + 2 * max(lags, default=0.0) + sum(lag for lag in lags if lag > SLOW) / 4
 
     def _end(self, fault: Fault) -> float:
         return self._history.end if fault.end is None else fault.end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ CROWD = 2000
 """Generations that run at once."""
 WAVE = 100
 """How many of them are started together."""
+AT_ONCE = 6
+"""Generations that are asked for again when something breaks."""
 CROWD_SIZE = 20
 CROWD_RATE = 0.5
 FOLLOWING = (WebSocketReading, SSEReading)
@@ -51,11 +54,30 @@ class Load:
         self._rate = rate
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure: BaseException | None = None
+        self._asked: list[tuple[Reading, dict[str, Any]]] = []  # those that ask, and what
         self.readers: list[Reading] = []
 
     async def mixed(self, seconds: float) -> None:
         """Start generations for so long, with readers of all kinds."""
-        await self._start(self._generation, seconds)
+        asking_again = asyncio.create_task(self._ask_again_when_struck())
+        try:
+            await self._start(self._generation, seconds)
+        finally:
+            asking_again.cancel()
+
+    async def _ask_again_when_struck(self) -> None:
+        """Each time that something breaks, ask for what runs again at once: a second run starts then, if ever."""
+        chance = random.Random(self._seed)
+        for number in itertools.count():
+            await self._site.struck(3600)
+            running = [(reading, ask) for reading, ask in self._asked if reading.began.is_set() and not reading.ended]
+            for reading, ask in chance.sample(running, min(AT_ONCE, len(running))):
+                again = self.reader(chance.choice(FOLLOWING), f"{reading.record.id} struck{number}", chance, ask=ask)
+                self.spawn(self._after(chance.choice([0, 0.05, 0.1, 0.2, 0.4]), again.run()))
+
+    async def _after(self, delay: float, work: Coroutine[Any, Any, None]) -> None:
+        await asyncio.sleep(delay)
+        await work
 
     async def reuse(self, seconds: float) -> None:
         """Start generations for so long, whose ids are used again after the retention time."""
@@ -136,6 +158,7 @@ class Load:
         hop = chance.choice([None, HOP])
         kind = chance.choice([WebSocketReading, WebSocketReading, SSEReading, SSEReading, ClientReading])
         asker = self.reader(kind, f"{generation_id} asker", chance, ask=ask, hop=hop)
+        self._asked.append((asker, ask))
         asking = self.spawn(self._read(asker, ask, chance))
         await asker.began.wait()
         if asker.ended and asker.refusal:
@@ -211,9 +234,9 @@ class Load:
     async def _read(
         self, reading: Reading, ask: dict[str, Any] | None, chance: random.Random, *, delay: float = 0.0
     ) -> None:
-        if delay and chance.random() < 0.4:
+        if delay and chance.random() < 0.6:
             await self._site.struck(2 * delay)  # what breaks finds it at work
-            delay = chance.uniform(0, 2)
+            delay = chance.choice([0.0, chance.uniform(0, 0.5), chance.uniform(0, 2)])
         await asyncio.sleep(delay)
         await reading.run()
         if ask and reading.refusal in ("not_found", "generation_gone") and chance.random() < 0.7:

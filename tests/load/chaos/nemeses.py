@@ -111,19 +111,19 @@ async def flush(site: Site, chance: random.Random) -> None:
 async def promote(site: Site, chance: random.Random) -> None:
     """Promote a secondary that lacks the last writes."""
     await _promote(site)
-    await site.replicate()
 
 
 async def promote_kill(site: Site, chance: random.Random) -> None:
     """Promote a secondary that lacks the last writes, and kill a replica at the same time."""
     replica = chance.choice(site.replicas)
     await _promote(site, replica)
-    await site.replicate()
     await asyncio.sleep(AWAY)
     await replica.start()
 
 
 async def _promote(site: Site, dead: Replica | None = None) -> None:
+    if site.secondary is None:  # the last one has been promoted
+        await site.replicate()
     assert site.replication
     site.replication.hold("up", "down")
     site.strike()
@@ -205,15 +205,18 @@ async def clock(site: Site, chance: random.Random) -> None:
         site.happened("lost all")  # everything has expired
 
 
+async def some(site: Site, chance: random.Random) -> None:
+    """Do those that take little time, one after the other. The replica that is killed stays away."""
+    for strike in (flush, promote):
+        await strike(site, chance)
+        await asyncio.sleep(2)  # so that the next one finds something at work
+    await _kill(site, chance.choice(site.replicas))
+
+
 async def mixed(site: Site, chance: random.Random) -> None:
     """Do any of these."""
-    name = chance.choice(
-        [
-            name
-            for name, nemesis in NEMESES.items()
-            if nemesis.load == "mixed" and nemesis.workers == 1 and name != "mix"
-        ]
-    )
+    names = [name for name, nemesis in NEMESES.items() if nemesis.load == "mixed" and nemesis.workers == 1]
+    name = chance.choice([name for name in names if name not in ("some", "mix")])
     await NEMESES[name].strike(site, chance)
 
 
@@ -236,5 +239,6 @@ NEMESES = {
     "clock": Nemesis(clock, clock=True),
     "reuse": Nemesis(nothing, load="reuse", retention=4.0),
     "crowd": Nemesis(kill, load="crowd", often=False),
+    "some": Nemesis(some, secondary=True, pause=2.0),
     "mix": Nemesis(mixed, secondary=True, clock=True),
 }

@@ -109,9 +109,13 @@ class Reading:
                 elif now > left_at:
                     break
         finally:
-            task.cancel()
+            left = not task.done()
+            if left:
+                self.note("closed", replica.name)  # now: a closing handshake takes its time
+                task.cancel()
             results = await asyncio.gather(task, return_exceptions=True)
-            self.note("closed", replica.name)
+            if not left:
+                self.note("closed", replica.name)
         error = results[0]
         if isinstance(error, Exception) and not isinstance(error, BROKEN):
             raise error

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from load.chaos.history import FaultKind, History
 
 REPLICAS = ("r0", "r1", "r2")
+CLIENT_GONE = "ASGI callable returned without completing response."
+"""What uvicorn logs when a client leaves between the head of an event stream and its first event."""
 DRAIN_TIMEOUT = 3
 ENDED_WITHIN = 30.0
 """Seconds in which a replica ends after a signal, on a slow machine too."""
@@ -435,7 +437,7 @@ async def _look_at_what_is_left(here: Site) -> None:
             group.create_task(replica.end(signal.SIGTERM))
     for replica in here.replicas:
         for line in replica.log.splitlines():
-            if "Traceback" in line or '"level":"error"' in line:
+            if ("Traceback" in line or '"level":"error"' in line) and CLIENT_GONE not in line:
                 here.history.crashes.append(f"{replica.name}: {line}")
     async with here.redis() as redis:
         async for key in redis.scan_iter(count=1000):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from openapi_spec_validator import OpenAPIV32SpecValidator
 from starlette.routing import Route
 from support.processes import need, output
 
@@ -72,6 +73,13 @@ async def test_every_route_is_described(service):
     not_api = {"/", "/asyncapi.json", "/docs", "/openapi.json", "/service-worker.js", "/v1/chat/ws"}
 
     assert routes - not_api == set(describe.openapi()["paths"])
+
+
+def test_it_is_valid():
+    """Of 3.2: `itemSchema`, which describes the events of a stream, is not in 3.1."""
+    document = describe.openapi()
+    assert document["openapi"] == "3.2.0"
+    assert [error.message for error in OpenAPIV32SpecValidator(document).iter_errors()] == []
 
 
 @pytest.mark.parametrize("name", ["openapi", "asyncapi"])

@@ -422,6 +422,15 @@ test("key", async () => {
   assert.throws(() => chat.ask(HELLO), /closed/);
 });
 
+test("mounted", async () => {
+  const mounts = ["/chat/", "/chat", "/chat/v1", "/chat/v1/chat/ws", "/socket/ws"];
+  for (const mount of mounts) {
+    const chat = connect(url + mount);
+    assert.equal(await whole(chat.ask(HELLO)), "new");
+    chat.close();
+  }
+});
+
 test("closing", async () => {
   const chat = connect(url);
   const reply = chat.ask(HELLO);

@@ -357,6 +357,16 @@ async def test_goaway_is_honoured(passes):
         assert len(script.sockets) == 2
 
 
+async def test_a_url_may_be_that_of_a_mount_or_of_the_socket(passes):
+    async def answer(_, socket, frame):
+        await start(socket, frame)
+        await say(socket, frame, "new")
+
+    async with Script(answer) as script:
+        await passes("mounted", script.url)
+    assert [socket.request.path for socket in script.sockets] == ["/chat/v1/chat/ws"] * 4 + ["/socket/ws"]
+
+
 def moving(received, go_on=None):
     """Say the first delta and goaway; the rest after `go_on`, or to whoever resumes on the next connection."""
 

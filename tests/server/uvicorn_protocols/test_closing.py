@@ -36,7 +36,11 @@ def masked(opcode: Opcode, data: bytes, *, fin: bool = True) -> bytes:
     return Frame(opcode, data, fin).serialize(mask=True)
 
 
-@pytest.mark.parametrize("more", [b"", masked(Opcode.CLOSE, b"\x03\xe8"), masked(Opcode.TEXT, b"\xff")])
+@pytest.mark.parametrize(
+    "more",
+    [b"", masked(Opcode.CLOSE, b"\x03\xe8"), masked(Opcode.TEXT, b"\xff")],
+    ids=["nothing", "close", "text"],  # the masks are random
+)
 async def test_text_that_is_not_utf8_is_1007_whatever_comes_with_it(more, service, caplog):
     peer = await connected(service)
     await upgrade(peer)
@@ -91,7 +95,9 @@ async def test_fragments_take_no_more_memory_than_their_bytes(service, fake):
     peer.close()
 
 
-@pytest.mark.parametrize("garbage", [b"\0\0\0", b"x" * 70_000, b"GET / HTTP/9.9\r\n\r\n", b"\r\n\r\nnonsense\r\n\r\n"])
+@pytest.mark.parametrize(
+    "garbage", [b"\0\0\0", b"x" * 70_000, b"GET / HTTP/9.9\r\n\r\n", b"\r\n\r\nnonsense\r\n\r\n"], ids=len
+)
 async def test_garbage_behind_a_request_does_not_break_its_answer(garbage, service, fake, caplog):
     go = asyncio.Event()
     first, *rest = text("Hel", "lo")[1:]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
+import resource
+import socket
 import ssl
 
 import httpx2
@@ -17,7 +20,7 @@ from support.waiting import until
 
 from ws_chat.upstreams.http import connection as connection_module
 from ws_chat.upstreams.http import transport as transport_module
-from ws_chat.upstreams.http.transport import PUSHED, PushTransport
+from ws_chat.upstreams.http.transport import PUSHED, RESERVED_FILES, PushTransport, files_left
 
 pytestmark = pytest.mark.anyio
 
@@ -100,6 +103,9 @@ async def test_a_connection_is_used_again_after_a_whole_body_only(raw, client):
     raw.scripts = [[LENGTH], [LENGTH], [OK + b"Connection: close\r\nContent-Length: 2\r\n\r\nhi"], [LENGTH]]
     for _ in range(3):
         await pushed(client, raw.url)
+        for connection in client._transport._open:
+            sock = connection._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)  # a NAT does not drop it silently
     assert raw.connections == 1
     await pushed(client, raw.url)
     assert raw.connections == 2
@@ -371,3 +377,18 @@ async def test_the_loss_of_many_idle_connections_takes_linear_time(raw, client, 
 
     assert not any(client._transport._idle.values())
     assert compared <= 2 * count
+
+
+async def test_the_last_file_descriptors_are_not_for_upstreams(client, raw, monkeypatch):
+    raw.default = lambda: [LENGTH]
+    with monkeypatch.context() as patch:
+        patch.setattr(transport_module, "files_left", lambda number: RESERVED_FILES // 2 - 1)
+        with pytest.raises(httpx2.ConnectError, match="file descriptors"):
+            await client.get(raw.url)
+    assert raw.requests == []
+    assert (await client.get(raw.url)).text == "hi"
+
+
+def test_how_many_files_are_left():
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert files_left(0) == (math.inf if limit == resource.RLIM_INFINITY else limit - 1)

@@ -52,7 +52,7 @@ class DirectWriter(Protocol):
 
     on_writable: Callable[[], None] | None
     sent: int
-    """Bytes of the encoded frames that were written."""
+    """Bytes of the frames that were written."""
     dropped: bool
     """Whether the connection ended because its peer read nothing, or answered no ping."""
 

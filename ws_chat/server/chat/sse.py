@@ -39,6 +39,7 @@ DISCARD_TIMEOUT: Final = 2.0
 DISCARD_LIMIT: Final = 4
 """Bytes that are read of it at most, as a multiple of the largest accepted body."""
 GOAWAY: Final = GoAway(0, move=True)
+_NO_QUERY: Final = QueryParams()
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -95,7 +96,7 @@ class _Exchange:
         self._send = send
         self.size = 0
         """Bytes of the request's body."""
-        self._query = QueryParams(scope["query_string"])
+        self._query = QueryParams(scope["query_string"]) if scope["query_string"] else _NO_QUERY
         self._format = self._query.get("format", "text")
         if self._format not in FORMATS:
             raise ChatError("invalid_request", '"format" must be "text" or "frames".', param="format")

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ws_chat.protocol.frames import Frame, ServerFrame
 
 
+_OPENING: Final = b'{"content":"'
+
+
 class Format(ABC):
     """Encodes frames as events. `last` is the time of the last one, in seconds of `time.monotonic`.
 
@@ -45,7 +48,9 @@ class FramesFormat(Format):
     def encode(self, frame: Frame) -> bytes:
         self.last = time.monotonic()
         if isinstance(frame, Token):
-            return b"event: token\nid: %d%b\ndata: %b\n\n" % (frame.seq, self._suffix, frame.json)
+            if frame.event is None:
+                frame.event = b"event: token\nid: %d%b\ndata: %b\n\n" % (frame.seq, self._suffix, frame.json)
+            return frame.event
         if isinstance(frame, Start | Done | Failed):
             name = str(frame.__struct_config__.tag).encode()
             return b"event: %b\nid: %d%b\ndata: %b\n\n" % (name, frame.seq, self._suffix, encode(frame))
@@ -65,6 +70,13 @@ class TextFormat(Format):
     def encode(self, frame: Frame) -> bytes:
         if not isinstance(frame, Token):
             return self._other(frame)
+        plain = frame.text
+        if plain is None:
+            plain = frame.text = self._plain(frame)
+        if plain:
+            self._after_cr = False
+            self.last = time.monotonic()
+            return plain
         text = decode_delta(frame.delta).get("content")
         if not isinstance(text, str):
             return b""
@@ -77,6 +89,16 @@ class TextFormat(Format):
         self._after_cr = text.endswith("\r")
         self.last = time.monotonic()
         return self._with_id(event(text), frame.seq)
+
+    def _plain(self, token: Token) -> bytes:
+        """Return the event of a delta that needs no decoding, for all readers; no bytes for any other.
+
+        It is nothing but a text (four quotes) without escapes, and so without a line break.
+        """
+        delta = token.delta
+        if delta.startswith(_OPENING) and b"\\" not in delta and delta.count(b'"') == 4:
+            return self._with_id(b"data: " + delta[len(_OPENING) : -2] + b"\n\n", token.seq)
+        return b""
 
     def _other(self, frame: ServerFrame) -> bytes:
         self.last = time.monotonic()

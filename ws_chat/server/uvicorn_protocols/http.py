@@ -37,6 +37,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ws_chat.protocol.errors import ErrorInfo
@@ -60,6 +61,7 @@ BODY_TIMEOUT: Final = 60.0
 """Seconds for its body."""
 MAX_HEAD: Final = 64 * 1024
 """Bytes of a request's head, of the chunk sizes between two pieces of a body, and of trailers."""
+_FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
 _ERROR: Final = error_response(
@@ -69,6 +71,8 @@ _FULL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(_ERROR), bytes(_ERROR))
 )
+# The lines before chunks of up to 511 bytes (RFC 9112, section 7.1): nearly all events.
+_CHUNK_SIZES = [b"%x\r\n" % length for length in range(512)]
 
 
 class _UnchunkedCycle(RequestResponseCycle):
@@ -101,6 +105,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self._apps = (self.app.app, self.app) if isinstance(self.app, ProxyHeadersMiddleware) else (self.app, self.app)
         bound(transport, self.app_state)
         self._close_after(HEAD_TIMEOUT)
         self._last_files: LastFiles = self.app_state.setdefault("ws_chat.last_files", LastFiles())
@@ -127,6 +132,8 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             self._ignoring = True
             return
         self._close_after(BODY_TIMEOUT)
+        # uvicorn's middleware changes nothing without these, but costs as much as three layers.
+        self.app = self._apps[any(name in _FORWARDED for name, _ in self.headers)]
         super().on_headers_complete()
         if self._is_last:
             self.cycle.keep_alive = False
@@ -261,7 +268,11 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         data = encode(frame)
         self.sent += len(data)
         if data and not self.transport.is_closing():
-            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self.cycle.chunked_encoding else data)
+            if self.cycle.chunked_encoding:
+                length = len(data)
+                size = _CHUNK_SIZES[length] if length < len(_CHUNK_SIZES) else b"%x\r\n" % length
+                data = size + data + b"\r\n"
+            self.transport.write(data)
 
     def _call_on_writable(self) -> None:
         if self.on_writable:

@@ -36,6 +36,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Close, CloseCode, Frame, Opcode
 
 from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.protocol.frames import Token
 from ws_chat.server.chat.sender import DIRECT_WRITER, LIMIT
 from ws_chat.server.http_errors import error_response
 from ws_chat.server.uvicorn_protocols.bounds import is_bounded, pending
@@ -65,8 +66,18 @@ _HEAD = (
 _ERROR = error_response(ErrorInfo.of("invalid_request", "The request is not a WebSocket handshake.")).body
 _BAD_HANDSHAKE: Final = _HEAD % (len(_ERROR), _ERROR)
 
-# The headers of unmasked, unfragmented text frames of up to 125 bytes (RFC 6455, section 5.2).
+# The headers of text frames of up to 125 bytes.
 _SHORT_HEADERS = [bytes((0x81, length)) for length in range(126)]
+
+
+def _message(data: bytes) -> bytes:
+    """Return an unmasked, unfragmented text frame (RFC 6455, section 5.2)."""
+    length = len(data)
+    if length < 126:
+        return _SHORT_HEADERS[length] + data
+    if length < 65536:
+        return b"\x81\x7e" + length.to_bytes(2, "big") + data
+    return b"\x81\x7f" + length.to_bytes(8, "big") + data
 
 
 class _Turns:
@@ -256,17 +267,17 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def write_direct(self, encode: Encode, frame: ChatFrame) -> None:
         """Write a text frame. On a connection that is closing it is lost."""
-        data = encode(frame)
-        length = len(data)
-        self.sent += length
-        if length < 126:
-            header = _SHORT_HEADERS[length]
-        elif length < 65536:
-            header = b"\x81\x7e" + length.to_bytes(2, "big")
+        if isinstance(frame, Token):
+            message = frame.message
+            if message is None:  # made once for all sockets
+                data = frame.head + b"%d," % frame.seq + frame.delta[1:]
+                length = len(data)
+                frame.message = message = _SHORT_HEADERS[length] + data if length < 126 else _message(data)
         else:
-            header = b"\x81\x7f" + length.to_bytes(8, "big")
+            message = _message(encode(frame))
+        self.sent += len(message)
         if not self.transport.is_closing():
-            self.transport.write(header + data)
+            self.transport.write(message)
 
     def _call_on_writable(self) -> None:
         if self.on_writable:

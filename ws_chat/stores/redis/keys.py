@@ -26,6 +26,8 @@ from zlib import crc32
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
+from ws_chat.stores.turns import Turns
+
 HEAD: Final = "0-1"
 MESSAGES: Final = "0-2"
 TERMINAL: Final = "2-0"
@@ -34,7 +36,8 @@ TERMINAL: Final = "2-0"
 class Slot:
     """A part of the generations: their keys share one slot of a Redis Cluster. And what this replica knows of it."""
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, turns: Turns) -> None:
+        self.turns = turns
         self.prefix = f"ws_chat:{{{tag}}}:"
         self.keys = (f"{self.prefix}marker", f"{self.prefix}hold")
         self.marker: bytes | None = None
@@ -50,7 +53,8 @@ def slots(number: int) -> list[Slot]:
     for part in range(number):
         places = ((str(tag), key_slot(str(tag).encode()) * number // REDIS_CLUSTER_HASH_SLOTS) for tag in count())
         tags.append(next(tag for tag, place in places if place == part))
-    return [Slot(tag) for tag in tags]
+    turns = Turns()
+    return [Slot(tag, turns) for tag in tags]
 
 
 def slot_of(name: str, among: list[Slot]) -> Slot:

@@ -59,7 +59,7 @@ class SharedLog(MemoryLog):
     __slots__ = ("key", "names", "slot")
 
     def __init__(self, slot: Slot, key: GenerationKey, names: Names, start: Start, request: bytes) -> None:
-        super().__init__(start, request)
+        super().__init__(start, request, may_go_on=slot.turns.may_go_on)
         self.slot = slot
         self.key = key
         self.names = names

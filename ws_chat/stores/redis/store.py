@@ -55,8 +55,8 @@ class RedisStore:
     def __init__(self, urls: Sequence[str], *, retention: float = 300.0) -> None:
         """Connect to one Redis; several URLs name more of its nodes. Raises TypeError or ValueError."""
         self.replica = secrets.token_hex(8)
-        self._unnamed = MemoryStore(retention=retention)
         self._link = Link(urls)
+        self._unnamed = MemoryStore(retention=retention, turns=self._link.slots[0].turns)
         milliseconds = max(1, round(retention * 1000))
         self._follower = Follower(self._link, milliseconds)
         self._writer = Writer(self._link, self.replica, milliseconds, self._end_of)

@@ -15,7 +15,7 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
   (test_what_came_before_a_fault_in_the_same_read_is_said).
 - Whatever ends the connection ends the wait for the head, or for the body; a body that is cut off is never complete
   (test_what_breaks_is_told_in_the_errors_of_httpx2, test_a_connection_that_is_lost_before_it_is_used_is_told_at_once).
-- A pushed body is never paused. One that is read piece by piece pauses the reading of the socket at BUFFER_LIMIT;
+- A pushed body is paused only while more than a slice of it waits. One that is read piece by piece pauses the reading of the socket at BUFFER_LIMIT;
   emptying the buffer resumes it, and so does the end of the response (test_a_body_that_nobody_takes_is_not_read_into_memory,
   test_a_connection_whose_body_came_at_once_is_read_on_for_the_next).
 - Silence for the timeout, counted from the request or the last read, fails the request (test_silence_in_a_body_ends_it).
@@ -55,6 +55,9 @@ TURN_TIME: Final = 0.005
 """Seconds of a turn of the event loop in which waiting reads are parsed."""
 
 
+_NOTHING: Final = memoryview(b"")
+
+
 class StaleConnectionError(Exception):
     """A reused connection was closed before it answered: the server had closed it as idle."""
 
@@ -62,11 +65,8 @@ class StaleConnectionError(Exception):
 class Head(NamedTuple):
     status: int
     headers: list[tuple[bytes, bytes]]
-
-    @property
-    def is_plain_success(self) -> bool:
-        """Whether the body is an answer that can be read as it is: the status is 2xx, and it is not compressed."""
-        return 200 <= self.status < 300 and not any(name.lower() == b"content-encoding" for name, _ in self.headers)
+    is_plain_success: bool
+    """Whether the body is an answer that can be read as it is: the status is 2xx, and it is not compressed."""
 
 
 class Turns:
@@ -83,14 +83,16 @@ class Turns:
     def _run(self) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + TURN_TIME
-        while self._waiting:
-            connection = self._waiting.popleft()
-            if connection.parse_slice():
-                self._waiting.append(connection)
-            if loop.time() >= end:
-                break
-        if self._waiting:
-            loop.call_soon(self._run)
+        try:
+            while self._waiting:
+                connection = self._waiting.popleft()
+                if connection.parse_slice():
+                    self._waiting.append(connection)
+                if loop.time() >= end:
+                    break
+        finally:
+            if self._waiting:
+                loop.call_soon(self._run)
 
 
 class Connection(asyncio.Protocol):
@@ -111,12 +113,13 @@ class Connection(asyncio.Protocol):
         self._turns = turns
         self._served = 0
         self._last = 0.0  # loop time of the request or the last read
-        self._timeout = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timeout: float | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of a silence; it stays for the next request
+        self._drain: asyncio.TimerHandle | None = None
         self._head: Head | None = None
         self._answered: asyncio.Future[None] | None = None  # the head was received, or the body was pushed to its end
         self._body: Body | None = None
-        self._rest = b""  # of a large read, waiting in `turns`
+        self._rest = _NOTHING  # of a large read, waiting in `turns`
         self._held = False  # the body's buffer is full
         self._paused = False
         self.idle_since = 0.0
@@ -146,8 +149,10 @@ class Connection(asyncio.Protocol):
         self._body = body
         body.connection = self
         self._last = self._loop.time()
-        if timeout is not None:
+        if timeout != self._timeout:
+            self._stop_timer()
             self._timeout = timeout
+        if timeout is not None and self._timer is None:
             self._timer = self._loop.call_later(timeout, self._check_silence)
         self._transport.write(request)
         try:
@@ -160,13 +165,12 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close at once."""
         self._stop_timer()
-        self._rest = b""
+        self._rest = _NOTHING
         self._transport.abort()
 
     def close_unless_ended(self, within: float) -> None:
         """Close, unless the response ends `within` seconds."""
-        self._stop_timer()
-        self._timer = self._loop.call_later(within, self.close)
+        self._drain = self._loop.call_later(within, self.close)
 
     def pause(self) -> None:
         self._held = True
@@ -197,16 +201,16 @@ class Connection(asyncio.Protocol):
         self._last = self._loop.time()
         self._heard = True
         if self._rest:
-            self._rest += data
+            self._rest = memoryview(bytes(self._rest) + data)
         elif len(data) <= DIRECT:
             self._parse(data)
             return
         else:
-            self._rest = data
+            self._rest = memoryview(data)
             self._turns.add(self)
         self._update_reading()
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         body = self._body
         assert body  # noqa: S101  (for the type checker)
         fault: Exception | None = None
@@ -234,6 +238,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_lost(self)
+        self._stop_timer()
         while self._rest:
             self.parse_slice()
         self._parser = None  # it refers to this object: a cycle (as in uvicorn #1604)
@@ -265,7 +270,7 @@ class Connection(asyncio.Protocol):
         if status >= 200 and self._head is None and self._answered and self._body:
             names = {name.lower() for name, _ in self._headers}
             self._ends_with_connection = not names & {b"content-length", b"transfer-encoding"}
-            self._head = Head(status, self._headers)
+            self._head = Head(status, self._headers, 200 <= status < 300 and b"content-encoding" not in names)
             self._body.start(self._head, self._answered)
         self._headers = []  # for the final response after an interim one, or for trailers
 
@@ -286,8 +291,10 @@ class Connection(asyncio.Protocol):
 
     def _release(self) -> None:
         """End the body, and offer the connection for another request, or close it."""
-        self._stop_timer()
-        self._rest = b""
+        if self._drain:
+            self._drain.cancel()
+            self._drain = None
+        self._rest = _NOTHING
         body, self._body = self._body, None
         self._served += 1
         if body:
@@ -297,7 +304,7 @@ class Connection(asyncio.Protocol):
             self.idle_since = self._loop.time()
             self._on_idle(self)
         else:
-            self._transport.abort()
+            self.close()
 
     def _fail(self, error: Exception) -> None:
         self.close()
@@ -308,6 +315,9 @@ class Connection(asyncio.Protocol):
             body.end(error)
 
     def _check_silence(self) -> None:
+        self._timer = None
+        if self._timeout is None or self._body is None:
+            return
         remaining = self._last + self._timeout - self._loop.time()
         if remaining <= 0:
             self._fail(httpx2.ReadTimeout("The server was silent for too long."))
@@ -324,9 +334,10 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _stop_timer(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._drain):
+            if timer:
+                timer.cancel()
+        self._timer = self._drain = None
 
 
 class Body(httpx2.AsyncByteStream):

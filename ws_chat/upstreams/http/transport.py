@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 import math
 import resource
+import socket
 import ssl
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -39,8 +40,10 @@ from ws_chat.upstreams.http.connection import Body, Connection, Head, StaleConne
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-KEEPALIVE_TIMEOUT: Final = 15.0
+KEEPALIVE_TIMEOUT: Final = 60.0
 """Seconds after which an idle connection is closed: a NAT or firewall on its way may have dropped it silently."""
+PROBE_INTERVAL: Final = 15
+"""Seconds of silence after which the kernel probes a connection, so that none of those drops it, or it is closed."""
 PUSHED: Final = "pushed_body"
 """The response extension that holds the Body, to be pushed."""
 
@@ -175,9 +178,14 @@ class PushTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ConnectTimeout("The server could not be reached in time.", request=None) from None
         except (OSError, ssl.SSLError) as error:
             raise httpx2.ConnectError(str(error)) from error
-        if files_left(transport.get_extra_info("socket").fileno()) < RESERVED_FILES // 2:
+        sock: socket.socket = transport.get_extra_info("socket")
+        if files_left(sock.fileno()) < RESERVED_FILES // 2:
             connection.close()
             raise httpx2.ConnectError("nearly all file descriptors of this process are in use")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+            if option := getattr(socket, name, None):
+                sock.setsockopt(socket.IPPROTO_TCP, option, PROBE_INTERVAL)
         if not connection.closing:  # else `on_lost` was called already, and nothing would discard it
             self._open.add(connection)
         return connection

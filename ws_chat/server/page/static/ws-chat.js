@@ -77,7 +77,7 @@ export class ConnectionLostError extends Error {
 }
 
 /**
- * Return a connection to the server at `url` (http, https, ws, wss, or relative to the page).
+ * Return a connection to the server at `url` (http, https, ws, wss, or relative to the page), with a mount prefix if any.
  *
  * A reply fails when for `patience` seconds there was no contact with the server. After `silence` seconds without a
  * frame, while something runs, the connection is checked with a ping.
@@ -692,7 +692,8 @@ function parse(text) {
 function socketUrl(url) {
   const found = new URL(url, globalThis.location?.href);
   found.protocol = found.protocol.replace("http", "ws");
-  if (found.pathname === "/") found.pathname = "/v1/chat/ws";
+  const path = found.pathname.replace(/\/+$/, "");
+  if (!path.endsWith("/ws")) found.pathname = `${path.replace(/\/v1$/, "")}/v1/chat/ws`;
   found.hash = "";
   return found.href;
 }
