@@ -73,8 +73,6 @@ class _Model(msgspec.Struct):
 
 
 class _Models(msgspec.Struct):
-    """OpenAI's list of models."""
-
     data: list[_Model]
 
 
