@@ -158,6 +158,7 @@ export function isRunning(turn) {
 
 /** Return the turns from the beginning to `end`, by default those that are shown. @param {Conversation} conversation */
 export function path({ turns, leaf }, end = leaf) {
+  /** @type {Turn[]} */
   const found = [];
   const known = new Map(turns.map((turn) => [turn.id, turn]));
   for (let turn = known.get(end ?? ""); turn && !found.includes(turn); turn = known.get(turn.parent ?? "")) found.unshift(turn);
