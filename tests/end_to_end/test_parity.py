@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.responses import Events, follow, http, response_socket, streamed
 from support.service import FALLBACK, Service, events, joined, running
 
 from ws_chat import Settings, create_app
@@ -222,3 +223,62 @@ async def test_every_door_tells_what_the_upstream_sent(name, relayed):
     assert "".join(event["data"] for event in texts) == case.content.replace("\r\n", "\n").replace("\r", "\n")
     assert all(set(event) == {"data"} for event in texts)
     assert end == {"event": "done", "data": "[DONE]"}
+
+
+def check_response(case: Case, events: Events) -> None:
+    """Check the events of a response: they say what the frames of a chat say."""
+    items = events.output
+
+    def texts(kind: str) -> str:
+        parts = [part for item in items if "content" in item for part in item["content"]]
+        return "".join(part.get("text", part.get("refusal")) for part in parts if part["type"] == kind)
+
+    assert texts("output_text") == case.content
+    assert texts("refusal") == case.fields.get("refusal", "")
+    assert texts("reasoning_text") == case.fields.get("reasoning_content", case.fields.get("reasoning", ""))
+    assert [item for item in items if item["type"] == "function_call"] == [
+        {
+            "type": "function_call",
+            "id": item["id"],
+            "call_id": call["id"],
+            "name": call["function"]["name"],
+            "arguments": call["function"]["arguments"],
+            "status": item["status"],
+        }
+        for item, call in zip([item for item in items if item["type"] == "function_call"], case.calls, strict=True)
+    ]
+    logprobs = [entry for item in items for part in item.get("content", ()) for entry in part.get("logprobs", ())]
+    assert logprobs == case.logprobs
+    reasons = {"length": ("incomplete", "max_output_tokens"), "content_filter": ("incomplete", "content_filter")}
+    status, reason = reasons.get(case.finish_reason or "", ("completed", None))
+    response = events.response
+    assert response["status"] == status
+    assert response["incomplete_details"] == (reason and {"reason": reason})
+    usage = case.usage and {
+        "input_tokens": case.usage["prompt_tokens"],
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": case.usage["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": case.usage["total_tokens"],
+    }
+    assert response["usage"] == usage
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_response_tells_what_a_chat_tells(name, relayed):
+    fake, service = relayed
+    fake.replies.clear()
+    case = CASES[name]
+    for _ in range(2):
+        fake.reply(case.steps)
+
+    async with response_socket(service) as client:
+        over_websocket = await client.respond()
+    over_http = follow(streamed(await http(service, "POST", body={"input": "hi", "stream": True})))
+
+    for followed in (over_websocket, over_http):
+        check_response(case, followed)
+        path = f"/{followed.response['id']}"
+        assert (await http(service, "GET", path)).json() == followed.response
+        again = follow(streamed(await http(service, "GET", f"{path}?stream=true")))
+        assert again.output == followed.output

@@ -476,7 +476,7 @@ async def measure(name: str, checkout: Path, upstream_port: int) -> Row:
         await eve.stdin.drain()
         worst, most = 0.0, before
         ended = asyncio.create_task(eve.wait())
-        answered = asyncio.create_task(healthy(port)) if CASES[name] is files else None
+        answered = asyncio.create_task(healthy(pid, port)) if CASES[name] is files else None
         while not ended.done():
             start, waited = time.perf_counter(), waiting(pid)
             await alice.send('{"type":"ping"}')
@@ -491,9 +491,11 @@ async def measure(name: str, checkout: Path, upstream_port: int) -> Row:
         return Row(name, worst * 1000, most - before, cpu(pid) - used, fault)
 
 
-async def healthy(port: int) -> bool:
-    """Whether /healthz answers, once a second passed, as often as it is asked."""
-    await asyncio.sleep(0.7)  # until the files are used up
+async def healthy(pid: int, port: int) -> bool:
+    """Whether /healthz answers, as often as it is asked, once the files of the server are used up."""
+    while len(os.listdir(f"/proc/{pid}/fd")) < 69:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)  # until a server without a reserve has used that up too
     try:
         async with httpx.AsyncClient(timeout=5) as client:
             answers = [await client.get(f"http://127.0.0.1:{port}/healthz") for _ in range(10)]

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.frames import Chat, decode
-from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, messages_of
+from ws_chat.relay.conversation import (
+    Answer,
+    conversation,
+    echo_of,
+    encode_request,
+    is_same_request,
+    join_lists,
+    messages_of,
+)
+from ws_chat.stores.base import HEAD_LIMIT, rest_of
 
 HI = {"role": "user", "content": "hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
@@ -48,6 +57,18 @@ def chat(**request) -> Chat:
                 "role": "assistant",
                 "content": None,
                 "tool_calls": [CALL, {"id": "c2", "function": {"name": "g", "arguments": "{}"}}],
+            },
+        ),
+        # Some servers send no ids, and all require them.
+        (
+            [{"tool_calls": [{"index": 3, "function": {"name": "g"}}, {"function": {"name": "h", "arguments": "{}"}}]}],
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "call_3", "function": {"name": "g", "arguments": ""}},
+                    {"id": "call_1", "function": {"name": "h", "arguments": "{}"}},
+                ],
             },
         ),
         ([{"tool_calls": "odd"}, {"content": 5}], None),
@@ -196,3 +217,24 @@ def test_what_else_a_delta_says_does_not_cut_a_call_in_two():
             {"id": "c2", "function": {"name": "g", "arguments": "[]"}},
         ],
     }
+
+
+@pytest.mark.parametrize("echo", [b"", b'{"user":"u"}'])
+def test_what_is_stored_with_a_request(echo):
+    stored = encode_request(Chat.of({"messages": [HI]}, id="r1", echo=echo), b"[1]")
+
+    assert echo_of(stored) == echo
+    assert json.loads(messages_of(stored)) == [1, HI]
+    assert (echo_of(rest_of(stored)), messages_of(rest_of(stored))) == (echo, b"")
+
+
+def test_little_is_kept_of_a_request_that_failed_early():
+    stored = encode_request(Chat.of({"messages": [HI]}, id="r1", echo=b'{"user":"%b"}' % (b"u" * HEAD_LIMIT)), b"")
+
+    assert echo_of(rest_of(stored)) == b"{}"
+
+
+@pytest.mark.parametrize("one", [b"", b"[]", b"[1]", b"[1,2]"])
+@pytest.mark.parametrize("other", [b"[]", b"[3]"])
+def test_lists_are_joined(one, other):
+    assert json.loads(join_lists(one, other)) == [*json.loads(one or b"[]"), *json.loads(other)]

@@ -13,7 +13,7 @@ from support.waiting import until
 from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.frames import DIGEST_SIZE, Done, Failed, Start
-from ws_chat.stores.base import GenerationKey, LogEndedError, LogExistsError
+from ws_chat.stores.base import HEAD_LIMIT, GenerationKey, LogEndedError, LogExistsError, rest_of
 from ws_chat.stores.memory import PART_SIZE, MemoryStore
 from ws_chat.stores.redis.store import RedisStore
 
@@ -184,6 +184,49 @@ async def gone(store, key: GenerationKey) -> None:
         return await store.get(key) is None
 
     await until(forgotten, f"{key} to be forgotten")
+
+
+async def test_an_ended_log_is_forgotten_at_once(store):
+    log = await store.create(K1, Start("r1", 0, "m"), b"d" * DIGEST_SIZE + b"[]")
+    log.append([A, B, C])
+    await end(log)
+    await store.forget(K1)
+
+    assert await store.get(K1) is None
+    assert list(log.after(0, 3)) == [A, B, C], "its readers read on"
+    await store.forget(K1)
+    assert await store.create(K1, Start("r1", 0, "m"), b"{}")
+
+
+@pytest.mark.parametrize("echo", [b'{"a":1}', b'{"a":"%b"}' % (b"x" * HEAD_LIMIT)])
+async def test_a_request_is_the_same_at_another_replica(stores, echo):
+    one, other = stores
+    request = b"d\n" * 8 + echo + b'\n[{"role":"user","content":"hi"}]'
+    log = await one.create(K1, Start("r1", 0, "m"), request)
+    copy = await other.get(K1)
+    assert copy.request == request
+    copy.watch(lambda *_: None)
+    failed = Failed("r1", 1, ErrorInfo.of("upstream_rejected", "no"))
+    log.end(failed)
+    await until(lambda: copy.terminal, "the end")
+    again = await other.get(K1)
+
+    assert log.request == again.request == rest_of(request)
+    assert len(again.request) <= HEAD_LIMIT
+
+
+async def test_an_ended_log_is_forgotten_by_any_replica(stores):
+    one, other = stores
+    log = await one.create(K1, Start("r1", 0, "m"), b"")
+    copy = await other.get(K1)
+    copy.watch(lambda *_: None)
+    log.append([A, B, C])
+    await end(log)
+    await other.forget(K1)
+
+    assert await other.get(K1) is None
+    await gone(one, K1)
+    await until(lambda: copy.terminal, "the end of the copy that is read")
 
 
 async def test_an_ended_log_is_forgotten_after_the_retention():

@@ -17,7 +17,7 @@ from support.service import HELLO, both_paths, events, joined
 from ws_chat.protocol.errors import CODES
 from ws_chat.testing import DONE, Cut, Garbage, Hang, Reply, Reset, Wait, chunk, error_body, sse, text, usage_chunk
 from ws_chat.upstreams import openai as openai_module
-from ws_chat.upstreams.http import connection as connection_module
+from ws_chat.upstreams.http import body as body_module
 
 pytestmark = [pytest.mark.anyio, both_paths]
 
@@ -437,7 +437,7 @@ async def test_stream_options_of_the_client_are_passed_on_and_kept(service, fake
 
 
 async def test_a_connection_serves_one_answer_after_another(service, fake, monkeypatch):
-    for module in (openai_module, connection_module):
+    for module in (openai_module, body_module):
         monkeypatch.setattr(module, "DRAIN_TIMEOUT", 600)
     async with service.socket() as socket:
         for _ in range(20):

@@ -56,7 +56,7 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
     joined delta is larger than MERGE_SIZE, and before a delta whose fields cannot be joined exactly, such as another
     number under the same key. So joining the fields of all frames gives the same result at any pace.
     """
-    deltas = _leading(deltas)
+    deltas = leading(deltas)
     if len(deltas) == 1:
         return deltas[0], 1
     if text := _join_text(deltas):
@@ -72,7 +72,7 @@ def merge(deltas: Sequence[Delta]) -> tuple[Delta, int]:
     return (_encode(joined.result()) if count > 1 else deltas[0]), count
 
 
-def _leading(deltas: Sequence[Delta]) -> Sequence[Delta]:
+def leading(deltas: Sequence[Delta]) -> Sequence[Delta]:
     """Return the leading deltas that may be joined: not more than MERGE_LIMIT, nor any after MERGE_SIZE bytes."""
     deltas = deltas[:MERGE_LIMIT]
     if sum(map(len, deltas)) <= MERGE_SIZE:

@@ -23,6 +23,8 @@ class Kind(NamedTuple):
 CODES: Final[dict[str, Kind]] = {
     "invalid_json": Kind("invalid_request_error", 400, False),
     "invalid_request": Kind("invalid_request_error", 400, False),
+    "previous_response_not_found": Kind("invalid_request_error", 400, False),  # these two: the Responses protocol
+    "invalid_stream_id": Kind("invalid_request_error", 400, False),
     "unauthorized": Kind("authentication_error", 401, False),
     "origin_not_allowed": Kind("permission_error", 403, False),
     "host_not_allowed": Kind("permission_error", 403, False),
@@ -88,6 +90,7 @@ GONE: Final = ErrorInfo.of(
 INTERNAL_ERROR: Final = ErrorInfo.of("internal_error", "Something went wrong inside the server.")
 LOST: Final = ErrorInfo.of("generation_lost", "The replica that produced this answer was lost.")
 RESTORING: Final = ErrorInfo.of("overloaded", "The shared log is being restored.", retry_after=1)
+START_TIMED_OUT: Final = ErrorInfo.of("overloaded", "The generation could not be started in time.", retry_after=1)
 UNREACHABLE: Final = ErrorInfo.of("overloaded", "The shared log cannot be reached.", retry_after=1)
 
 

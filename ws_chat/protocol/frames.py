@@ -90,18 +90,27 @@ class Chat(Struct, frozen=True):
     previous_id: str | None = None
     digest: bytes = b""
     """Of a named request: the same for requests that are equal as JSON values, `type` and `stream` left aside."""
+    instructions: str | None = None
+    """A system message in front of the whole conversation, which later generations do not inherit."""
+    echo: bytes = b""
+    """One JSON object that is stored with the request: what the Responses protocol repeats of it."""
+    generate: bool = True
+    """Whether the upstream is asked at all. If not, the answer is empty, and can be continued from."""
 
     @classmethod
     def of(cls, body: Mapping[str, Any], **names: Any) -> Self:
         """Encode `body`. `names`: `model`, `id` and `previous_id`."""
         # Encoded again, not cut out of the frame: an upstream must not find another value under a key that is given twice.
-        raw = {key: Raw(_encode_json(value)) for key, value in body.items()}
-        chat = cls(raw, **names)
+        chat = cls(encode_body(body), **names)
         if chat.id is None:
             return chat
         ours = {"model": chat.model, "previous_id": chat.previous_id}
-        request = raw | {key: Raw(_encode_json(value)) for key, value in ours.items() if value is not None}
+        request = {**chat.body, **encode_body({key: value for key, value in ours.items() if value is not None})}
         return msgspec.structs.replace(chat, digest=_digest(_encode_json(request)))
+
+
+def encode_body(body: Mapping[str, Any]) -> dict[str, Raw]:
+    return {key: Raw(_encode_json(value)) for key, value in body.items()}
 
 
 ClientFrame: TypeAlias = Chat | Cancel | Resume | Ping
@@ -118,7 +127,7 @@ def decode(data: str | bytes) -> ClientFrame:
 
     Raises InvalidFrameError (`invalid_json` or `invalid_request`).
     """
-    value = _decode_json(data)
+    value = decode_json(data)
     del data  # a large one need not stay while its values are encoded again
     if isinstance(value, list):
         value = {"messages": value}
@@ -136,7 +145,8 @@ def _valid_id(value: Any) -> str | None:
     return frame_id if isinstance(frame_id, str) and _ID.fullmatch(frame_id) else None
 
 
-def _decode_json(data: str | bytes) -> Any:
+def decode_json(data: str | bytes) -> Any:
+    """Decode JSON that can be encoded again. Raises InvalidFrameError (`invalid_json`, `too_large`)."""
     try:
         if isinstance(data, str):
             data = data.encode()

@@ -33,6 +33,14 @@ if TYPE_CHECKING:
     from limits import RateLimitItem
     from limits.aio.storage import Storage
 
+ROUTING_FIELDS: Final = frozenset(
+    {
+        *("models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "route", "preset", "plugins"),
+        *("engine", "deployment_id", "model_list", "user_config", "custom_llm_provider", "extra_body"),
+        *("api_base", "base_url", "api_key", "api_version"),
+    }
+)
+"""What routers (OpenRouter, LiteLLM) read beside `model`: other models, servers and keys. With an allow-list, refused."""
 ANONYMOUS: Final = "anonymous"
 """The principal of every request when no keys are configured."""
 

@@ -1,7 +1,7 @@
 """Stored requests, beside the logs of their answers: to recognise an equal request, and to continue a conversation.
 
-A stored request is the digest of its chat, and the messages of its conversation as JSON: those that `previous_id` put in
-front, and its own. Nothing here decodes messages. Pure functions over JSON.
+A stored request is the digest of its chat, a line with its `echo` if it has one, and the messages of its conversation as
+JSON: those that `previous_id` put in front, and its own. Nothing here decodes messages. Pure functions over JSON.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 
 from ws_chat.protocol.deltas import ToolCalls, decode_delta
 from ws_chat.protocol.frames import DIGEST_SIZE
+from ws_chat.stores.base import head_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 def encode_request(chat: Chat, before: bytes) -> bytes:
     """Return a stored request. `before`: the messages to put in front, as `conversation` returns them."""
-    own = bytes(chat.body["messages"])
-    return chat.digest.ljust(DIGEST_SIZE, b"\0") + (before[:-1] + b"," + own[1:] if before else own)
+    head = chat.digest.ljust(DIGEST_SIZE, b"\0") + (chat.echo + b"\n" if chat.echo else b"")
+    return head + join_lists(before, bytes(chat.body["messages"]))
 
 
 def is_same_request(stored: bytes, chat: Chat) -> bool:
@@ -33,12 +34,22 @@ def is_same_request(stored: bytes, chat: Chat) -> bool:
 
 def messages_of(stored: bytes) -> bytes:
     """Return the messages of a stored request, a JSON list. Empty if they were not kept: its answer never began."""
-    return stored[DIGEST_SIZE:]
+    return stored[len(head_of(stored)) :]
+
+
+def echo_of(stored: bytes) -> bytes:
+    """Return the `echo` of a stored request; empty if it is of a chat."""
+    return head_of(stored)[DIGEST_SIZE:-1]
+
+
+def join_lists(one: bytes, other: bytes) -> bytes:
+    """Join two JSON lists, each of which may be empty."""
+    return one[:-1] + b"," + other[1:] if len(one) > 2 and len(other) > 2 else max(one, other, key=len)
 
 
 def conversation(messages: bytes, answer: dict[str, Any] | None) -> bytes:
     """Return messages and the answer to them, a JSON list."""
-    return messages[:-1] + b"," + msgspec.json.encode(answer) + b"]" if answer else messages
+    return join_lists(messages, msgspec.json.encode([answer])) if answer else messages
 
 
 class Answer:
@@ -61,6 +72,10 @@ class Answer:
     def message(self) -> dict[str, Any] | None:
         """Return the message (text and tool calls); None if it would be empty."""
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self._texts) or None}
-        if tool_calls := [{key: call[key] for key in call if key != "index"} for call in self._calls.result()]:
+        tool_calls = []
+        for at, call in enumerate(self._calls.result()):
+            index = call.pop("index", at)
+            tool_calls.append({"id": f"call_{index}", **call})  # some servers send none, and all require one
+        if tool_calls:
             message["tool_calls"] = tool_calls
         return message if message["content"] or tool_calls else None

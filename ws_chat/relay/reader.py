@@ -12,7 +12,7 @@ reader that keeps up never waits, and a long replay delays nothing else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ws_chat.protocol.deltas import MERGE_LIMIT, merge
 from ws_chat.protocol.frames import Refused, Start, Token, token_head
@@ -21,18 +21,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ws_chat.protocol.deltas import Delta
-    from ws_chat.protocol.errors import ErrorInfo
-    from ws_chat.protocol.frames import Frame, Terminal
     from ws_chat.stores.base import Log
 
 
 class Sender(Protocol):
     """Sends the frames of one connection, in order."""
 
-    writable: bool
-    """Whether `write` may be called now."""
+    @property
+    def writable(self) -> bool:
+        """Whether `write` may be called now."""
 
-    def write(self, frame: Frame) -> None:
+    def write(self, frame: Any) -> None:
         """Send a frame. Only while `writable`."""
 
     def when_writable(self, callback: Callable[[], None]) -> None:
@@ -43,7 +42,7 @@ class Reader:
     """Follows a log from after a seq: a start frame, token frames, the terminal frame, each once.
 
     If the log cannot be read on, the reader ends with that error, which is no terminal frame. Another protocol overrides
-    the methods that write.
+    `write_deltas`.
     """
 
     __slots__ = ("_after", "_closed", "_head", "_on_end", "_queued", "_started", "frames", "log", "sender", "seq")
@@ -90,7 +89,8 @@ class Reader:
                 return
             if not self._started:
                 self._started = True
-                self.write_start()
+                start = log.start
+                sender.write(Start(start.id, seq, start.model, start.epoch))
             elif seq < log.last:
                 if not (first or log.may_go_on(self._continue)):
                     self._queued = True
@@ -99,11 +99,11 @@ class Reader:
                 first = False
             elif log.terminal:
                 self.close()
-                self.write_terminal(log.terminal)
+                sender.write(log.terminal)
                 self._on_end()
             elif log.fault:
                 self.close()
-                self.write_fault(log.fault)
+                sender.write(Refused(id=log.start.id, error=log.fault))
                 self._on_end()
 
     def _wake(self, last: int, deltas: Sequence[Delta]) -> None:
@@ -116,10 +116,6 @@ class Reader:
     def _continue(self) -> None:
         self._queued = False
         self.pump()
-
-    def write_start(self) -> None:
-        start = self.log.start
-        self.sender.write(Start(start.id, self.seq, start.model, start.epoch))
 
     def write_deltas(self, deltas: Sequence[Delta]) -> None:
         """Send some of the deltas, which come after `seq`, at least one, and move `seq`."""
@@ -135,9 +131,3 @@ class Reader:
         self.seq = token.seq
         self.frames += 1
         self.sender.write(token)
-
-    def write_terminal(self, terminal: Terminal) -> None:
-        self.sender.write(terminal)
-
-    def write_fault(self, error: ErrorInfo) -> None:
-        self.sender.write(Refused(id=self.log.start.id, error=error))

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakValueDictionary
 
+import msgspec
 from msgspec import UNSET, Raw
 
-from ws_chat.protocol.errors import DRAINING, GONE, UNREACHABLE, ChatError
+from ws_chat.protocol.errors import DRAINING, GONE, START_TIMED_OUT, UNREACHABLE, ChatError
 from ws_chat.protocol.frames import FROM_START, MAX_VALUES, Failed, Start, has_too_many_values
-from ws_chat.relay.access import Quota, Throttle, ThrottledError
-from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, messages_of
+from ws_chat.relay.access import ROUTING_FIELDS, Quota, Throttle, ThrottledError
+from ws_chat.relay.conversation import Answer, conversation, encode_request, is_same_request, join_lists, messages_of
 from ws_chat.relay.events import Followed, Observers, ReadingEnded
 from ws_chat.relay.runner import Runner
 from ws_chat.stores.base import LogExistsError
 from ws_chat.upstreams.base import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
 
     from ws_chat.protocol.frames import Chat, Position
     from ws_chat.relay.access import Caller
@@ -31,17 +33,12 @@ if TYPE_CHECKING:
     from ws_chat.stores.base import GenerationKey, Log, Store
     from ws_chat.upstreams.base import Upstream
 
+    Check: TypeAlias = Callable[["Log | None", bytes], None]
+    """Called before anything is changed, with the log of the previous generation, and its messages. May raise ChatError."""
+
 START_TIMEOUT: Final = 8.5
 """Seconds in which a request is started or refused: clients are promised an answer within ten."""
 EPOCH_BYTES: Final = 6
-ROUTING_FIELDS: Final = frozenset(
-    {
-        *("models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "route", "preset", "plugins"),
-        *("engine", "deployment_id", "model_list", "user_config", "custom_llm_provider", "extra_body"),
-        *("api_base", "base_url", "api_key", "api_version"),
-    }
-)
-"""What routers (OpenRouter, LiteLLM) read beside `model`: other models, servers and keys. With an allow-list, refused."""
 JOINED_AT_ONCE: Final = 512
 """Deltas of an answer that are joined in one turn of the event loop, to continue from it."""
 
@@ -99,11 +96,9 @@ class Relay:
         self.draining = False
 
     def check_ready(self) -> None:
-        """Raise ChatError while new requests should go elsewhere: `draining`, or `overloaded` if the store is away."""
+        """Raise ChatError (`draining`) while new requests should go elsewhere."""
         if self.leaving or self.draining:
             raise ChatError.of(DRAINING)
-        if not self._store.available:
-            raise ChatError.of(UNREACHABLE)
 
     async def open(self) -> None:
         """Open the store, which serves other processes if it is shared."""
@@ -136,7 +131,7 @@ class Relay:
         except TimeoutError:
             log = None
         if log is None:
-            raise ChatError("overloaded", "The generation could not be started in time.", retry_after=1)
+            raise ChatError.of(START_TIMED_OUT)
         await self.throttle.count(caller, sum(memoryview(value).nbytes for value in chat.body.values()))
         if not is_same_request(log.request, chat):
             raise ChatError("id_conflict", "This id is already used by a different request.", param="id")
@@ -144,10 +139,19 @@ class Relay:
         self._observe(Followed(caller.transport, position.seq))
         return log
 
-    async def _start(self, caller: Caller, key: GenerationKey, chat: Chat) -> Log:
-        """Validate, reserve, interrupt the previous generation, create the log, run.
+    async def create(self, caller: Caller, generation_id: str, chat: Chat, check: Check) -> Log:
+        """Start a generation whose id is new, because it is random; `check` may refuse it. Raises ChatError as `start`."""
+        key = caller.key(generation_id, named=chat.id is not None)
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                return await self._start(caller, key, chat, check)
+        except TimeoutError:
+            raise ChatError.of(START_TIMED_OUT) from None
 
-        Every check comes before the first change, and a reservation is released when a later step fails.
+    async def _start(self, caller: Caller, key: GenerationKey, chat: Chat, check: Check | None = None) -> Log:
+        """Validate, reserve, create the log, interrupt the previous generation, run.
+
+        Every check comes before the first change, and what was reserved or created is released when a later step fails.
         """
         self._check_drain()
         if self._models and (field := next(filter(ROUTING_FIELDS.__contains__, chat.body), None)):
@@ -158,21 +162,33 @@ class Relay:
             raise ChatError("model_not_allowed", "This model is not allowed.", param="model")
         previous = await self._find_any(caller, chat.previous_id, "previous_id") if chat.previous_id else None
         joined = previous.log.last if previous else 0
-        request = encode_request(chat, await self._conversation(previous.log) if previous else b"")
+        before = await self._conversation(previous.log) if previous else b""
+        if check:
+            check(previous.log if previous else None, before)
+        request = encode_request(chat, before)
         if previous:
             self._check_size(messages_of(request))
         model = self._upstream.resolve(chat.model or (previous.log.start.model if previous else None))
         with self._runner.reserve(caller.principal, replacing=previous and previous.key):
             async with self._quota.counted(caller.principal):
-                if previous and previous.log.terminal is None:
-                    await self._interrupt(previous)
-                if previous and previous.log.last > joined:
-                    request = encode_request(chat, await self._conversation(previous.log))
                 # Whatever has had this id before, no position in it is one in this log.
                 epoch = secrets.token_hex(EPOCH_BYTES) if key.named else UNSET
                 log = await self._store.create(key, Start(key.id, 0, model, epoch), request)
-                body = {**chat.body, "model": model, "messages": Raw(messages_of(request))}
-                self._runner.run(caller, key, log, Request(body))
+                try:
+                    if previous and previous.log.terminal is None:
+                        await self._interrupt(previous)
+                    if previous and previous.log.last > joined:
+                        log.replace_request(encode_request(chat, await self._conversation(previous.log)))
+                except BaseException:
+                    self._store.remove(key)
+                    log.interrupt(UNREACHABLE)
+                    raise
+                messages = messages_of(log.request)
+                if chat.instructions:
+                    front = msgspec.json.encode([{"role": "system", "content": chat.instructions}])
+                    messages = join_lists(front, messages)
+                body = {**chat.body, "model": model, "messages": Raw(messages)}
+                self._runner.run(caller, key, log, Request(body), generate=chat.generate)
                 return log
 
     async def find(self, caller: Caller, generation_id: str, position: Position = FROM_START) -> Log:
@@ -181,12 +197,21 @@ class Relay:
         Raises ChatError: `not_found`; `generation_gone` for the epoch of another generation; `invalid_request` past the
         last seq, unless the generation was lost: its replica may have sent more than it had logged; `rate_limited`.
         """
+        log = await self.get(caller, generation_id, position.seq)
+        _check(log, position)
+        self.follow(caller, position.seq)
+        return log
+
+    def follow(self, caller: Caller, after: int) -> None:
+        """Report that an existing generation is read."""
+        self._observe(Followed(caller.transport, after))
+
+    async def get(self, caller: Caller, generation_id: str, after: int = 0) -> Log:
+        """Return the log of a named generation. Raises ChatError (`not_found`, `overloaded`, `rate_limited`)."""
         await self.throttle.count(caller)
-        log = await self._store.get(caller.key(generation_id, named=True), position.seq)
+        log = await self._store.get(caller.key(generation_id, named=True), after)
         if log is None:
             raise ChatError("not_found", "There is no such generation.", param="id")
-        _check(log, position)
-        self._observe(Followed(caller.transport, position.seq))
         return log
 
     async def count_refusal(self, caller: Caller, error: ChatError, size: int) -> ChatError:
@@ -215,6 +240,33 @@ class Relay:
         found = await self._find_any(caller, generation_id, "id")
         if found.log.terminal is None and not self._runner.cancel(found.key):
             await self._store.cancel(found.key)
+
+    @contextmanager
+    def reading(self, key: GenerationKey, log: Log) -> Iterator[None]:
+        """Count the block as a reader of a generation."""
+        self._runner.attach(key, log)
+        try:
+            yield
+        finally:
+            self._runner.detach(key, log)
+
+    def abandon(self, key: GenerationKey, *, unless_read: bool = False) -> None:
+        """Cancel a generation of this process whose client has gone; its log is kept."""
+        self._runner.cancel(key, unless_read=unless_read)
+
+    async def end(self, key: GenerationKey, log: Log) -> None:
+        """Cancel a generation, and wait for its end. Raises ChatError (`overloaded`)."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._interrupt(_Found(key, log))
+        except TimeoutError:
+            raise ChatError("overloaded", "The generation did not end in time.", retry_after=1) from None
+
+    async def forget(self, key: GenerationKey, log: Log) -> None:
+        """Cancel a named generation, wait for its end, and remove it. Raises ChatError (`overloaded`)."""
+        if log.terminal is None:
+            await self.end(key, log)
+        await self._store.forget(key)
 
     def release(self, key: GenerationKey) -> None:
         """Cancel and remove a generation that can no longer be reached."""
@@ -304,26 +356,31 @@ class Relay:
     async def _interrupt(self, found: _Found) -> None:
         """Cancel a generation, here or in another process, and wait for its end."""
         key, log = found
-        ended = asyncio.Event()
-
-        def wake(*_: object) -> None:
-            if log.terminal or log.fault:
-                ended.set()
-
-        log.watch(wake)  # before the cancel: a shared store drops its copy of a log that has no watcher
-        try:
+        with end_of(log) as ended:  # before the cancel: a shared store drops its copy of a log that has no watcher
             if not self._runner.cancel(key):
                 await self._store.cancel(key)
-            wake()
             await ended.wait()
-            if log.fault:
-                raise ChatError.of(log.fault)
-        finally:
-            log.unwatch(wake)
 
     def _check_drain(self) -> None:
         if self.draining:
             raise ChatError.of(DRAINING)
+
+
+@contextmanager
+def end_of(log: Log) -> Iterator[asyncio.Event]:
+    """Watch a log for its end, or a fault, which sets the event."""
+    ended = asyncio.Event()
+
+    def wake(*_: object) -> None:
+        if log.terminal or log.fault:
+            ended.set()
+
+    log.watch(wake)
+    try:
+        wake()
+        yield ended
+    finally:
+        log.unwatch(wake)
 
 
 def is_lost(log: Log) -> bool:

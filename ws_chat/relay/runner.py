@@ -23,7 +23,7 @@ from ws_chat.relay.generation import Generation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ws_chat.protocol.deltas import Delta, Fields
+    from ws_chat.protocol.deltas import Delta, Fields, Outcome
     from ws_chat.protocol.frames import Terminal
     from ws_chat.relay.access import Caller
     from ws_chat.relay.events import Observer
@@ -149,8 +149,11 @@ class Runner:
             self._reserved -= 1
             self._release(principal)
 
-    def run(self, caller: Caller, key: GenerationKey, log: Log, request: Request) -> None:
-        """Start the task that writes the answer to `request` into `log`. After `stop`, it ends at once."""
+    def run(self, caller: Caller, key: GenerationKey, log: Log, request: Request, *, generate: bool = True) -> None:
+        """Start the task that writes the answer to `request` into `log`. After `stop`, it ends at once.
+
+        Without `generate`, the upstream is not asked, and the answer is empty.
+        """
         generation = Generation(log.start.id, log.start.model, self._clock())
 
         def on_done(task: asyncio.Task[None]) -> None:
@@ -166,7 +169,8 @@ class Runner:
 
         log.watch(_FirstDelta(generation, log, self._clock))
         emit = _Answer(log, self._max_answer_bytes).emit
-        task = asyncio.create_task(self._upstream.generate(request, emit, generation.outcome))
+        answer = self._upstream.generate if generate else _answer_nothing
+        task = asyncio.create_task(answer(request, emit, generation.outcome))
         # A callback, because a task that is cancelled before its first step never runs a line of its own.
         task.add_done_callback(on_done)
         if self._stopped:
@@ -195,9 +199,10 @@ class Runner:
         if run := self._running.get(key):
             self._count_reader(run, -1)
 
-    def cancel(self, key: GenerationKey) -> bool:
+    def cancel(self, key: GenerationKey, *, unless_read: bool = False) -> bool:
         """Cancel a generation: its upstream request is closed, then its log ends. Return whether it runs here."""
-        if run := self._running.get(key):
+        run = self._running.get(key)
+        if run and not (unless_read and run.readers):
             run.task.cancel()
         return run is not None
 
@@ -277,6 +282,10 @@ class Runner:
             return generation.fail(last, error.info, now)
         logger.error("Generation %s failed", generation.id, exc_info=error)
         return generation.fail(last, INTERNAL_ERROR, now)
+
+
+async def _answer_nothing(_: object, __: object, outcome: Outcome) -> None:
+    outcome.finish_reason = "stop"
 
 
 def _ended(

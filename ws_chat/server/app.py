@@ -26,13 +26,17 @@ from ws_chat.server.auth import by_key
 from ws_chat.server.chat.models import ModelsEndpoint
 from ws_chat.server.chat.sender import DRAIN, LIMIT, UNPROTECTED, WRITE_TIMEOUT
 from ws_chat.server.chat.sse import SSEEndpoint
-from ws_chat.server.chat.websocket import WebSocketEndpoint
+from ws_chat.server.chat.websocket import ChatSocket
 from ws_chat.server.connections import Connections
 from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
 from ws_chat.server.page.page import FrontPage, Page, docs, service_worker
+from ws_chat.server.responses.http import ResponsesEndpoint
+from ws_chat.server.responses.responses import new_id
+from ws_chat.server.responses.websocket import ResponseSocket
 from ws_chat.server.settings import Settings, SettingsError, unknown_variables
+from ws_chat.server.sockets import UPGRADE_REQUIRED, WebSocketEndpoint
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.upstreams.demo import MODELS as DEMO_MODELS
 from ws_chat.upstreams.demo import DemoUpstream
@@ -99,6 +103,7 @@ def create_app(
     origins = Origins(settings.allowed_origins, hosts)
     connections = Connections(settings.max_connections, authenticate, origins, observe)
     sockets = WebSocketEndpoint(
+        ChatSocket,
         relay,
         connections,
         max_frame_bytes=settings.max_frame_bytes,
@@ -106,6 +111,15 @@ def create_app(
         new_id=_new_id,
     )
     streams = SSEEndpoint(relay, connections, max_body_bytes=settings.max_frame_bytes, new_id=_new_id)
+    response_sockets = WebSocketEndpoint(
+        ResponseSocket,
+        relay,
+        connections,
+        max_frame_bytes=settings.max_frame_bytes,
+        max_generations=settings.max_generations_per_connection,
+        new_id=new_id,
+    )
+    responses = ResponsesEndpoint(relay, connections, max_body_bytes=settings.max_frame_bytes, new_id=new_id)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -153,6 +167,10 @@ def create_app(
             Route("/v1/chat/ws", _upgrade_required),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
             Route("/v1/chat/models", models, methods=["GET"]),
+            WebSocketRoute("/v1/responses", response_sockets),
+            Route("/v1/responses", responses, methods=["GET", "POST"]),
+            Route("/v1/responses/{id}", responses, methods=["GET", "DELETE"]),
+            Route("/v1/responses/{id}/cancel", responses, methods=["POST"]),
             WebSocketRoute("/{path:path}", _no_websocket),
             Route("/", front_page.answer),
             Route("/docs", docs),
@@ -242,8 +260,7 @@ async def _no_websocket(websocket: WebSocket) -> None:
 
 
 async def _upgrade_required(_: Request) -> Response:
-    message = "This path is a WebSocket: the request needs `Upgrade: websocket`, which a proxy may have removed."
-    return error_response(ErrorInfo.of("invalid_request", message))
+    return error_response(ErrorInfo.of("invalid_request", UPGRADE_REQUIRED))
 
 
 def _new_id() -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
-from ws_chat.protocol.frames import Failed
+from ws_chat.protocol.frames import DIGEST_SIZE, Failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     Wake: TypeAlias = Callable[[int, Sequence[Delta]], None]
     """Called with the seq of the log's last delta, and the deltas just written. None: after the terminal frame or a fault,
     and where a log with very many readers announces several writes at once."""
+
+
+HEAD_LIMIT: Final = 4096
+"""Bytes that are kept of the request of a generation that failed before its first delta."""
 
 
 class GenerationKey(NamedTuple):
@@ -44,12 +48,23 @@ class LogExistsError(Exception):
 
 
 def failed_early(last: int, terminal: Terminal) -> bool:
-    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and the digest only.
+    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and `rest_of` its request.
 
     So requests that cost nothing do not evict, or fill a shared store with, answers that were paid for. The digest still
     detects another request under the same id.
     """
     return last == 0 and isinstance(terminal, Failed)
+
+
+def head_of(request: bytes) -> bytes:
+    """Return a stored request without its messages. JSON contains no line break: one ends what is before them."""
+    return request[: request.find(b"\n", DIGEST_SIZE) + 1 or DIGEST_SIZE]
+
+
+def rest_of(request: bytes) -> bytes:
+    """Return what is kept of the request of a generation that `failed_early`: its head, unless that is large."""
+    head = head_of(request)
+    return head if len(head) <= HEAD_LIMIT else head[:DIGEST_SIZE] + b"{}\n"
 
 
 class Log(Protocol):
@@ -67,7 +82,7 @@ class Log(Protocol):
     def request(self) -> bytes:
         """The request, as `ws_chat.relay.conversation` stores it: first the DIGEST_SIZE bytes of its digest.
 
-        After an end that `failed_early`, only the digest.
+        After an end that `failed_early`, `rest_of` that.
         """
 
     @property
@@ -105,6 +120,12 @@ class Log(Protocol):
         In a shared store, another process may have ended the log with another frame. Raises LogEndedError when it has
         ended or is about to.
         """
+
+    def replace_request(self, request: bytes) -> None:
+        """Store another request, before the first delta."""
+
+    def interrupt(self, fault: ErrorInfo) -> None:
+        """Set `fault` and wake the readers: they cannot read on now."""
 
     def watch(self, wake: Wake) -> None:
         """Call `wake` after every write, until `unwatch`. It must not block and must not raise.
@@ -168,7 +189,13 @@ class Store(Protocol):
         """If another process writes the log, ask it to cancel the generation, until it has ended."""
 
     def remove(self, key: GenerationKey) -> None:
-        """Remove the log of an unnamed generation; does nothing if it is unknown."""
+        """Remove a log of this process; does nothing if it is unknown. Other processes may still find it for a moment."""
+
+    async def forget(self, key: GenerationKey) -> None:
+        """Remove the log of a named generation that has ended, at once in this process and soon in others.
+
+        Its readers get it to its end. Does nothing if it is unknown.
+        """
 
     async def close(self) -> None:
         """Stop. Logs that other processes can read are kept for them."""

@@ -13,8 +13,7 @@ from collections import OrderedDict
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ws_chat.protocol.frames import DIGEST_SIZE
-from ws_chat.stores.base import LogEndedError, LogExistsError, failed_early
+from ws_chat.stores.base import LogEndedError, LogExistsError, failed_early, rest_of
 from ws_chat.stores.turns import Turns, always
 
 if TYPE_CHECKING:
@@ -121,14 +120,16 @@ class MemoryLog:
         self._pack(len(self._tail))
         self.terminal = terminal
         if failed_early(self.last, terminal):
-            self.request = self.request[:DIGEST_SIZE]
+            self.request = rest_of(self.request)
         self._on_packed()
         self._wake_many(())
         if on_end:
             on_end(terminal)
 
+    def replace_request(self, request: bytes) -> None:
+        self.request = request
+
     def interrupt(self, fault: ErrorInfo) -> None:
-        """Tell the readers that they cannot read on now."""
         self.fault = fault
         self._wake_many(())
 
@@ -252,6 +253,9 @@ class MemoryStore:
             del share.keys[key]
             if not share.keys:
                 del self._shares[key.principal]
+
+    async def forget(self, key: GenerationKey) -> None:
+        self.remove(key)
 
     async def close(self) -> None:
         if self._sweep:

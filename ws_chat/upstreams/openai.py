@@ -30,7 +30,7 @@ from ws_chat.protocol.sse import NotAnEventStreamError
 from ws_chat.protocol.urls import redact_url
 from ws_chat.upstreams.base import Request
 from ws_chat.upstreams.completion import CompletionParser, error_message, shorten
-from ws_chat.upstreams.http.connection import DRAIN_TIMEOUT, Body
+from ws_chat.upstreams.http.body import DRAIN_TIMEOUT, Body
 from ws_chat.upstreams.http.transport import PUSHED, PushTransport, replay
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from ws_chat.protocol.deltas import Outcome
     from ws_chat.upstreams.base import Emit
-    from ws_chat.upstreams.http.connection import Head
+    from ws_chat.upstreams.http.body import Head
 
 _encode: Final = msgspec.json.Encoder().encode
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import random
 import signal
 import sys
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--server", type=Path, default=ROOT, help="a checkout with its .venv, whose `ws-chat` is run")
     parser.add_argument("--keep", type=Path, help="a folder for the histories, as JSON, and the logs of the replicas")
     options = parser.parse_args()
+    logging.getLogger("ws_chat.client").setLevel(logging.ERROR)  # it says each time that it tries again
     print(HEAD, flush=True)
     total = 0
     for seed in range(options.seed, options.seed + options.seeds):

@@ -13,7 +13,7 @@ from support.service import HELLO, both_paths, events
 from support.waiting import until
 
 from ws_chat.protocol.sse import PING
-from ws_chat.server.chat import sse as sse_transport
+from ws_chat.server import exchange
 from ws_chat.testing import Hang, Pause, Reply, Wait, chunk, sse, text
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ async def test_a_body_that_is_too_large_is_413(serve, fake):
 
 async def test_a_body_that_is_too_large_is_read_before_it_is_refused(serve, monkeypatch):
     """A connection that is closed with unread bytes is reset, and with it the response that is on its way."""
-    monkeypatch.setattr(sse_transport, "DISCARD_TIMEOUT", 600)
+    monkeypatch.setattr(exchange, "DISCARD_TIMEOUT", 600)
     service = await serve(max_frame_bytes=1000)
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
     writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n" + b" " * 2000)
@@ -124,7 +124,7 @@ async def test_a_body_that_is_too_large_is_read_before_it_is_refused(serve, monk
 
 
 async def test_a_body_without_an_end_is_refused(serve, monkeypatch):
-    monkeypatch.setattr(sse_transport, "DISCARD_TIMEOUT", 600)
+    monkeypatch.setattr(exchange, "DISCARD_TIMEOUT", 600)
     service = await serve(max_frame_bytes=1000)
     reader, writer = await asyncio.open_connection(*service.url.removeprefix("http://").split(":"))
     writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: 30000\r\n\r\n" + b" " * 5100)
@@ -183,7 +183,7 @@ async def test_the_status_line_waits_for_the_first_delta(service, fake):
 
 
 async def test_a_comment_is_sent_in_silence(service, fake, monkeypatch):
-    monkeypatch.setattr(sse_transport, "PING_INTERVAL", 0.05)
+    monkeypatch.setattr(exchange, "PING_INTERVAL", 0.05)
     gate = asyncio.Event()
     fake.default = Reply([A, Wait(gate), *text("b")])
     received = b""
@@ -201,7 +201,7 @@ async def test_a_comment_is_sent_in_silence(service, fake, monkeypatch):
 
 
 async def test_a_comment_is_sent_while_the_upstream_says_nothing_to_read(service, fake, monkeypatch):
-    monkeypatch.setattr(sse_transport, "PING_INTERVAL", 0.05)
+    monkeypatch.setattr(exchange, "PING_INTERVAL", 0.05)
     gate = asyncio.Event()
 
     def steps() -> Iterator[Step]:

@@ -10,6 +10,7 @@ from support.service import HELLO, joined, running
 from support.waiting import until
 
 from ws_chat import Settings, create_app
+from ws_chat.server import sockets
 from ws_chat.server.chat import websocket
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.testing import Reply, text
@@ -42,7 +43,7 @@ async def store() -> Store:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch) -> None:
-    monkeypatch.setattr(websocket, "ORDER_TIMEOUT", 0.05)
+    monkeypatch.setattr(sockets, "ORDER_TIMEOUT", 0.05)
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ async def test_it_is_overloaded_in_the_end(service, monkeypatch):
 @pytest.mark.parametrize("limit", ["frames", "bytes"])
 async def test_a_client_that_sends_on_is_read_no_further(limit, service, store, monkeypatch):
     if limit == "frames":
-        monkeypatch.setattr(websocket, "MAX_UNANSWERED", 2)
+        monkeypatch.setattr(sockets, "MAX_UNANSWERED", 2)
     padding = "x" * (3 * 1024 * 1024 if limit == "bytes" else 1)
     read = []
     monkeypatch.setattr(websocket, "decode", lambda data, decode=websocket.decode: read.append(data) or decode(data))

@@ -13,7 +13,7 @@ from support.waiting import until
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from ws_chat.server.chat import websocket as transport
+from ws_chat.server import sockets as transport
 from ws_chat.server.chat.sender import MAX_REPLIES
 from ws_chat.testing import Hang, Reply, Wait, chunk, sse, text
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 from support.processes import ROOT, lacking, need, output
+from support.responses import response_socket
 from support.service import HELLO
 
 from ws_chat.protocol.frames import InvalidFrameError, decode
 from ws_chat.server import describe
+from ws_chat.server.responses.types import EVENTS
 
 if TYPE_CHECKING:
     import jsonschema_rs
@@ -48,7 +50,8 @@ async def test_its_parser_finds_it_valid(service):
     assert status == 0, err.decode()
     found = json.loads(out)
     assert found["diagnostics"] == []
-    assert set(found["operations"]) == {"chat", "resume", "cancel", "ping", "goaway"}
+    chat = {"chat", "resume", "cancel", "ping", "goaway"}
+    assert set(found["operations"]) == chat | {"respond", "cancelResponse", "steer", "processed"}
 
 
 async def test_every_frame_is_as_described(serve):
@@ -66,6 +69,28 @@ async def test_every_frame_is_as_described(serve):
             check(frame)
         service.connections.drain(0)
         check(await socket.receive())
+
+
+async def test_every_event_of_a_response_is_as_described(serve):
+    service = await serve(openai_api_key=None, openai_base_url=None, upstream_timeout=0.2, drain_timeout=0)
+    names = {str(kind.__struct_config__.tag): kind.__name__ for kind in EVENTS}
+    seen = set()
+    async with response_socket(service) as client:
+        for lane, model in enumerate(("demo-fast", "demo-tools", "demo-reasoning", "demo-error", "demo-break")):
+            await client.create(model=model, stream_id=str(lane), tools=[{"type": "custom", "name": "get_time"}])
+            event = {"type": ""}
+            while event["type"] not in ("response.completed", "response.failed", "error"):
+                event = await client.receive()
+                seen.add(event["type"])
+                validator(names[event["type"]]).validate(event)
+        for frame in (
+            {"type": "response.steer", "input": "hi", "previous_response_id": "resp_1"},
+            {"type": "response.cancel"},
+            "no JSON",
+        ):
+            event = await client.ask(frame)
+            validator(names[event["type"]]).validate(event)
+    assert len(seen) > 15
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ with connect(f"ws://{sys.argv[1]}:{sys.argv[2]}/v1/chat/ws", open_timeout=None, 
 @pytest.mark.parametrize("door", PEER)
 async def test_a_peer_whose_cable_is_pulled_is_dropped(door, serve, fake, monkeypatch):
     """Half-open: no close, no reset, nothing ever comes again. A ping that nobody acknowledges tells."""
-    monkeypatch.setattr("ws_chat.server.chat.sse.PING_INTERVAL", 0.2)
+    monkeypatch.setattr("ws_chat.server.exchange.PING_INTERVAL", 0.2)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with cable() as (namespace, address, name, pull):
         # The write timeout ends it, or the ping timeout: when the last ping had come through, and its pong had not.

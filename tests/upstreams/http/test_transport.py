@@ -18,6 +18,7 @@ from support.processes import need, output
 from support.raw import CHUNKED, OK, Raw
 from support.waiting import until
 
+from ws_chat.upstreams.http import body as body_module
 from ws_chat.upstreams.http import connection as connection_module
 from ws_chat.upstreams.http import transport as transport_module
 from ws_chat.upstreams.http.transport import PUSHED, RESERVED_FILES, PushTransport, files_left
@@ -213,7 +214,7 @@ async def test_a_connection_whose_body_came_at_once_is_read_on_for_the_next(size
     raw.scripts = [[large], [LENGTH]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
-    await until(lambda: body._size > connection_module.BUFFER_LIMIT, "the buffer to be full")
+    await until(lambda: body._size > body_module.BUFFER_LIMIT, "the buffer to be full")
     got = []
     await body.push(lambda read: got.append(len(read)) or False)
     await response.aclose()
@@ -253,7 +254,7 @@ async def test_a_late_close_hits_no_request_that_came_after(raw, client):
 
 
 async def test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near(raw, client, monkeypatch):
-    monkeypatch.setattr(connection_module, "DRAIN_TIMEOUT", 600)
+    monkeypatch.setattr(body_module, "DRAIN_TIMEOUT", 600)
     raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"wait", b"0\r\n\r\n"], [LENGTH]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     await response.extensions[PUSHED].push(lambda _: True)
@@ -267,7 +268,7 @@ async def test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near(
 
 
 async def test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far(raw, client, monkeypatch):
-    monkeypatch.setattr(connection_module, "DRAIN_TIMEOUT", 0.01)
+    monkeypatch.setattr(body_module, "DRAIN_TIMEOUT", 0.01)
     raw.scripts = [[CHUNKED + b"2\r\nhi\r\n", b"wait"], [LENGTH]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     await response.extensions[PUSHED].push(lambda _: True)
@@ -287,7 +288,7 @@ async def test_a_connection_that_is_lost_before_it_is_used_is_told_at_once(raw, 
     await until(lambda: connection not in transport._open, "the connection to be lost")
 
     with pytest.raises(httpx2.RemoteProtocolError):
-        await connection.exchange(b"GET / HTTP/1.1\r\n\r\n", None, connection_module.Body())
+        await connection.exchange(b"GET / HTTP/1.1\r\n\r\n", None, body_module.Body())
 
 
 @with_clock
@@ -314,7 +315,7 @@ async def test_a_body_that_nobody_takes_is_not_read_into_memory(raw, client):
     raw.scripts = [[OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x" * 1024 * 1024] * 8]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     body = response.extensions[PUSHED]
-    await until(lambda: body._size > connection_module.BUFFER_LIMIT, "the buffer to be full")
+    await until(lambda: body._size > body_module.BUFFER_LIMIT, "the buffer to be full")
     assert not body.connection._transport.is_reading()
     assert body._size < 1024 * 1024
     assert sum([len(part) async for part in response.aiter_raw()]) == size

@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from ws_chat.protocol.frames import Frame
-
-    Encode: TypeAlias = Callable[[Frame], bytes]
-    """Encodes a frame; returns no bytes for a frame that the format leaves out."""
+    Encode: TypeAlias = Callable[[Any], bytes]
+    """Encodes a frame of the protocol; returns no bytes for a frame that the format leaves out."""
 
 logger = logging.getLogger("ws_chat.sender")
 
@@ -65,7 +63,7 @@ class DirectWriter(Protocol):
     def is_gone(self) -> bool:
         """Whether it will never be writable again."""
 
-    def write_direct(self, encode: Encode, frame: Frame) -> None:
+    def write_direct(self, encode: Encode, frame: Any) -> None:
         """Send a frame. Does nothing on a closed connection."""
 
 
@@ -107,12 +105,12 @@ class ConnectionSender(ABC):
     """
 
     writable = False
-    write: Callable[[Frame], None]
+    write: Callable[[Any], None]
     dropped = False
 
     def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
-        self._replies: deque[Frame] = deque()
+        self._replies: deque[Any] = deque()
         self._room = asyncio.Event()  # for another reply
         self._closed = False
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -134,7 +132,7 @@ class ConnectionSender(ABC):
     def sent(self) -> int:
         """Bytes of the encoded frames that were written."""
 
-    def announce(self, frame: Frame) -> None:
+    def announce(self, frame: Any) -> None:
         """Send a frame of no generation, before those of waiting readers, without waiting for room."""
         self._replies.append(frame)
         if self.writable:
@@ -143,7 +141,7 @@ class ConnectionSender(ABC):
     def when_writable(self, callback: Callable[[], None]) -> None:
         self._waiting[callback] = None
 
-    async def reply(self, frame: Frame) -> None:
+    async def reply(self, frame: Any) -> None:
         """Send a frame of no generation, before those of waiting readers. Does nothing when closed.
 
         Waits while MAX_REPLIES are unsent, so that a client that does not read its replies is not read either. Some are
@@ -229,7 +227,7 @@ class AwaitedSender(ConnectionSender):
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._end)
 
-    def write(self, frame: Frame) -> None:
+    def write(self, frame: Any) -> None:
         if data := self._encode(frame):
             self._pending.append(data)
             self._size += len(data)

@@ -7,7 +7,6 @@ milliseconds after which an EventSource reconnects.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -16,6 +15,7 @@ from ws_chat.protocol.deltas import decode_delta
 from ws_chat.protocol.errors import ErrorBody
 from ws_chat.protocol.frames import Done, Failed, GoAway, Pong, Refused, Start, Token, encode
 from ws_chat.protocol.sse import PING, RETRY, event
+from ws_chat.server.exchange import Format
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,22 +27,15 @@ if TYPE_CHECKING:
 _OPENING: Final = b'{"content":"'
 
 
-class Format(ABC):
-    """Encodes frames as events. `last` is the time of the last one, in seconds of `time.monotonic`.
-
-    The event id of a named generation is `<seq>-<epoch>`, of an unnamed one `<seq>`.
-    """
+class ChatFormat(Format):
+    """The event id of a named generation is `<seq>-<epoch>`, of an unnamed one `<seq>`."""
 
     def __init__(self, epoch: str | None = None) -> None:
+        super().__init__()
         self._suffix = f"-{epoch}".encode() if epoch else b""
-        self.last = time.monotonic()
-
-    @abstractmethod
-    def encode(self, frame: Frame) -> bytes:
-        """Return a frame's event, or no bytes for a frame that this format leaves out."""
 
 
-class FramesFormat(Format):
+class FramesFormat(ChatFormat):
     """An event for each frame: its type, its position as the event id, and the same JSON as on the WebSocket."""
 
     def encode(self, frame: Frame) -> bytes:
@@ -59,7 +52,7 @@ class FramesFormat(Format):
         return RETRY if isinstance(frame, GoAway) else PING
 
 
-class TextFormat(Format):
+class TextFormat(ChatFormat):
     """The answer's text, then `[DONE]`; with event ids for named generations, which can be resumed."""
 
     def __init__(self, epoch: str | None = None, *, event_ids: bool = False, after_cr: bool = False) -> None:
@@ -124,7 +117,7 @@ class TextFormat(Format):
 FORMATS: Final = frozenset({"text", "frames"})
 
 
-def format_named(name: str, start: Start, *, named: bool, before: Sequence[Delta] = ()) -> Format:
+def format_named(name: str, start: Start, *, named: bool, before: Sequence[Delta] = ()) -> ChatFormat:
     """Return a new format for a generation; the frames format has event ids always. `before`: the reader's last delta."""
     epoch = start.epoch or None
     if name == "frames":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
@@ -11,8 +11,13 @@ from ws_chat.protocol.errors import ErrorBody
 from ws_chat.protocol.frames import Cancel, ChatRequest, Ping, Resume, ServerFrame
 from ws_chat.protocol.types import TokenFrame
 from ws_chat.server.describe import path
+from ws_chat.server.responses.request import CreateRequest
+from ws_chat.server.responses.types import CLIENT_FRAMES, EVENTS
 
-TYPES = (ChatRequest, Cancel, Resume, Ping, *get_args(ServerFrame), TokenFrame, ErrorBody)
+TYPES = (
+    *(ChatRequest, Cancel, Resume, Ping, *get_args(ServerFrame), TokenFrame, ErrorBody),
+    *(CreateRequest, *CLIENT_FRAMES, *EVENTS),
+)
 
 
 def updated(name: str) -> str:
@@ -21,10 +26,20 @@ def updated(name: str) -> str:
     messages = schemas[ChatRequest.__name__]["properties"]["messages"]
     schemas["Messages"] = {"description": "A bare list of messages: a chat without parameters.", **messages}
     document = json.loads(path(name).read_text(encoding="utf-8"))
-    document["components"]["schemas"] = schemas
+    document["components"]["schemas"] = _without_discriminators(schemas)
     for message, described in document["components"].get("messages", {}).items():
-        described["summary"] = schemas[message]["description"]
+        if summary := schemas[message].get("description"):
+            described["summary"] = summary
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _without_discriminators(value: Any) -> Any:
+    """Leave out OpenAPI's discriminators: in AsyncAPI they have another form, and each alternative names its `type`."""
+    if isinstance(value, list):
+        return [_without_discriminators(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _without_discriminators(each) for key, each in value.items() if key != "discriminator"}
+    return value
 
 
 if __name__ == "__main__":

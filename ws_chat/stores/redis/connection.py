@@ -45,8 +45,8 @@ MARKER_TTL: Final = 15_000
 """Milliseconds that the marker lasts. Less than all that may not get lost unnoticed, should the clock of Redis be changed."""
 HOLD_TTL: Final = 5_000
 """Milliseconds in which every replica notices that Redis lost something, and writes again what it has."""
-FAULTS: Final = (RedisError, RedisClusterException, OSError)
-"""What the client raises, TimeoutError among them."""
+FAULTS: Final = (RedisError, RedisClusterException, OSError, RuntimeError)
+"""What the client raises: TimeoutError among them, and the error with which uvloop refuses to write to a closed transport."""
 
 
 class _Counters(RedisStorage):

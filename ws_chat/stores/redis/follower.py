@@ -39,13 +39,14 @@ class _Lease:
     """What this replica has seen of the lease of another one."""
 
     def __init__(self) -> None:
-        self.renewals = 0
+        self.rounds = 0
+        """How often its replica has written all that was new."""
         self.missed = 0
         self._value: Any = None
 
     def note(self, value: Any, *, steady: bool) -> None:
         if not isinstance(value, Exception):
-            self.renewals += value is not None and value != self._value
+            self.rounds += value is not None and value != self._value
             self.missed = self.missed + 1 if value is None and steady else 0
             self._value = value
 
@@ -91,10 +92,10 @@ class Follower:
             """Keep the copy up to date."""
 
         lease = self._leases.setdefault(copy.names.replica, _Lease())
-        enough = lease.renewals + 2
+        enough = lease.rounds + 2  # one that began before may end
         copy.watch(stay)
         try:
-            while copy.last < seq and lease.renewals < enough and not (copy.terminal or copy.fault):  # noqa: ASYNC110
+            while copy.last < seq and lease.rounds < enough and not (copy.terminal or copy.fault):  # noqa: ASYNC110
                 await asyncio.sleep(REACH_INTERVAL)
         finally:
             copy.unwatch(stay)

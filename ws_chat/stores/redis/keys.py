@@ -4,16 +4,17 @@ Of a named generation, all in one slot of a Redis Cluster:
 
 - `ws_chat:{n}:id/<principal>/<id>`: string; the epoch of the generation that has this id, and the replica that runs it.
 - `ws_chat:{n}:log/<principal>/<id>/<epoch>`: stream; the generation's log. Its entries have explicit ids: `0-1` has the
-  digest of the request and the start frame, `0-2` the messages, `1-<seq>` the deltas up to that seq, one a line, and `2-0` the terminal frame.
+  head of the request and the start frame, `0-2` the messages, `1-<seq>` the deltas up to that seq, one a line, and `2-0` the terminal frame.
   Redis refuses an id that is not the highest, so a write that is repeated changes nothing, and after the end nothing is
-  added. A replica writes from the first delta that Redis has not confirmed, so entries may overlap; none may be missing.
+  added. (An empty terminal frame: the generation was never begun.) A replica writes from the first delta that Redis has not confirmed, so entries may overlap; none may be missing.
 - `ws_chat:{n}:read/<principal>/<id>/<epoch>`: there while another replica has a reader.
 
 Of the slot: `ws_chat:{n}:marker`, the `master_replid` of the Redis to which everything in the slot was written, and a
 random value. It is missing when Redis has lost everything, and names another replid when a replica of Redis took over,
 which may lack the latest writes. `ws_chat:{n}:hold` is there after that until all replicas had time to write again.
 
-Of a replica: `ws_chat:{<replica>}:lease`, there while it lives, and `ws_chat:{<replica>}:cancels`, a set of logs.
+Of a replica: `ws_chat:{<replica>}:lease`, there while it lives, and `ws_chat:{<replica>}:cancels`, a set of logs to be
+cancelled or, with FORGET before them, forgotten.
 
 Every key expires.
 """
@@ -31,6 +32,7 @@ from ws_chat.stores.turns import Turns
 HEAD: Final = "0-1"
 MESSAGES: Final = "0-2"
 TERMINAL: Final = "2-0"
+FORGET: Final = b"forget "
 
 
 class Slot:
@@ -44,7 +46,9 @@ class Slot:
         """The marker that was there when all that this replica writes was known to be in Redis."""
         self.held = True
         self.up = False
-        """Whether the last command reached Redis and was carried out."""
+        """Whether Redis answers."""
+        self.written = True
+        """Whether the last write was carried out."""
 
 
 def slots(number: int) -> list[Slot]:
@@ -123,9 +127,9 @@ return {{marker, held, ARGV[4]}}
 """
 
 UNDO: Final = f"""
--- KEYS: pointer, stream. ARGV: pointer's value, expiry, terminal frame. Undoes a create, also one that comes later.
+-- KEYS: pointer, stream. ARGV: pointer's value, expiry. Undoes a create, also one that comes later.
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-redis.pcall('XADD', KEYS[2], '{TERMINAL}', 'terminal', ARGV[3])
+redis.pcall('XADD', KEYS[2], '{TERMINAL}', 'terminal', '')
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
 """
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ws_chat.protocol.errors import LOST, UNREACHABLE
+from ws_chat.protocol.errors import LOST, RESTORING, UNREACHABLE
 from ws_chat.protocol.frames import DIGEST_SIZE, Done, Failed, Start, Terminal, encode
-from ws_chat.stores.base import LogEndedError, failed_early
+from ws_chat.stores.base import LogEndedError, failed_early, head_of, rest_of
 from ws_chat.stores.memory import MemoryLog
 from ws_chat.stores.redis.keys import HEAD, MESSAGES, TERMINAL
 
@@ -34,13 +34,21 @@ terminal_of: Final[Callable[[bytes], Terminal]] = msgspec.json.Decoder(Done | Fa
 
 
 def head(start: Start, request: bytes) -> bytes:
-    """Return what a log begins with: the digest of its request, and its start frame."""
-    return request[:DIGEST_SIZE].ljust(DIGEST_SIZE, b"\0") + encode(start)
+    """Return what a log begins with: `rest_of` its request, and its start frame."""
+    return rest_of(request).ljust(DIGEST_SIZE, b"\0") + encode(start)
+
+
+def body(request: bytes) -> bytes:
+    """Return what of a request is not in the head: its messages, and before them what is too large for the head."""
+    rest = rest_of(request)
+    return request[len(rest) if request.startswith(rest) else DIGEST_SIZE :]
 
 
 def parse_head(fields: dict[bytes, bytes]) -> tuple[Start, bytes]:
     """Return the start frame and the request from the entries before the deltas."""
-    return _start_of(fields[b"head"][DIGEST_SIZE:]), fields[b"head"][:DIGEST_SIZE] + fields.get(b"messages", b"")
+    rest = head_of(fields[b"head"])
+    more = fields.get(b"messages", b"")
+    return _start_of(fields[b"head"][len(rest) :]), (rest[:DIGEST_SIZE] if more.startswith(b"{") else rest) + more
 
 
 def lost(log: MemoryLog) -> Failed:
@@ -72,7 +80,7 @@ class SharedLog(MemoryLog):
         """Return all entries of its stream: id, field and value of each."""
         entries: list[Any] = [HEAD, "head", head(self.start, self.request)]
         if not (terminal and failed_early(self.last, terminal)):
-            entries += [MESSAGES, "messages", self.request[DIGEST_SIZE:]]
+            entries += [MESSAGES, "messages", body(self.request)]
         seq = 0
         while deltas := self.after(seq, PART):
             seq += len(deltas)
@@ -97,6 +105,11 @@ class OwnLog(SharedLog):
         self.read_elsewhere = False
         self._on_end: OnEnd | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    def replace_request(self, request: bytes) -> None:
+        super().replace_request(request)
+        self.entries_stored = 0  # which Redis does not have, so that the log is written again
+        self.in_doubt = True
 
     def append(self, deltas: Sequence[Delta]) -> None:
         if self.ending:
@@ -194,6 +207,9 @@ class Copy(SharedLog):
                 if 0 <= known < len(deltas):
                     new += deltas[known:]
             elif kind == b"2":
+                if not fields[b"terminal"]:
+                    self.interrupt(RESTORING)
+                    return
                 terminal = terminal_of(fields[b"terminal"])
         if self.terminal:
             return

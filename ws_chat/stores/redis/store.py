@@ -11,17 +11,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
 
-from ws_chat.protocol.errors import RESTORING, ChatError
+from ws_chat.protocol.errors import RESTORING, UNREACHABLE, ChatError
 from ws_chat.stores.memory import MemoryStore
 from ws_chat.stores.redis.connection import FAULTS, Link, describe, evaluate, state_arguments
 from ws_chat.stores.redis.follower import Follower
-from ws_chat.stores.redis.keys import FIND, RENEW, Names, lease_key, slot_of
-from ws_chat.stores.redis.log import Copy
+from ws_chat.stores.redis.keys import FIND, FORGET, RENEW, Names, cancels, lease_key, slot_of
+from ws_chat.stores.redis.log import Copy, OwnLog
 from ws_chat.stores.redis.writer import Writer
 
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 
     from ws_chat.protocol.frames import Start
     from ws_chat.stores.base import GenerationKey, Log, RunningGenerations
+    from ws_chat.stores.redis.connection import Command
     from ws_chat.stores.redis.keys import Slot
-    from ws_chat.stores.redis.log import OwnLog
 
 logger = logging.getLogger("ws_chat.redis")
 
@@ -47,6 +46,8 @@ STEADY: Final = 4.0
 AWAY: Final = 5.0
 """Seconds without Redis after which the readers of copies are let go."""
 GET_TIMEOUT: Final = 8.0
+FORGET_TIME: Final = 10_000
+"""Milliseconds for which the entries of a forgotten log stay, for the readers of other replicas."""
 
 
 class RedisStore:
@@ -62,7 +63,6 @@ class RedisStore:
         self._writer = Writer(self._link, self.replica, milliseconds, self._end_of)
         self._tasks: set[asyncio.Task[None]] = set()
         self._checked = False
-        self._renewals = count()
         self._unsteady = 0.0  # when Redis was last away, or had lost something
         self._reached: dict[Slot, float] = {}
 
@@ -125,7 +125,27 @@ class RedisStore:
             await self._follower.cancel(log)
 
     def remove(self, key: GenerationKey) -> None:
-        self._unnamed.remove(key)
+        if key.named:
+            self._writer.remove(Names.of(*self._place(key), b"").pointer)
+        else:
+            self._unnamed.remove(key)
+
+    async def forget(self, key: GenerationKey) -> None:
+        log = await self.get(key)
+        if not isinstance(log, OwnLog | Copy):
+            return
+        names = log.names
+        commands: list[Command] = [
+            ("DEL", names.pointer),
+            ("PEXPIRE", names.stream, FORGET_TIME),  # other replicas may have to read its end
+            ("SADD", cancels(names.replica), FORGET + names.stream.encode()),
+            ("PEXPIRE", cancels(names.replica), FORGET_TIME),
+        ]
+        for answer in await self._link.pipeline(commands):
+            if isinstance(answer, Exception):
+                raise ChatError.of(UNREACHABLE)
+        if isinstance(log, OwnLog):
+            self._writer.forget(log)
 
     async def close(self) -> None:
         while self._tasks:
@@ -184,7 +204,7 @@ class RedisStore:
                 return
         key = lease_key(self.replica)
         commands = [
-            ("SET", key, next(self._renewals), "PX", LEASE),
+            ("SET", key, self._writer.rounds, "PX", LEASE),
             ("PEXPIRE", key, LEASE),  # a Redis that is out of memory refuses the first, but not this one
             *(evaluate(RENEW, slot.keys, *state_arguments()) for slot in self._link.slots),
         ]

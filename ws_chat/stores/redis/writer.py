@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import ResponseError
 
 from ws_chat.protocol.errors import RESTORING, ChatError
-from ws_chat.protocol.frames import DIGEST_SIZE, encode
+from ws_chat.protocol.frames import encode
 from ws_chat.stores.base import LogExistsError
 from ws_chat.stores.redis.connection import describe, evaluate, state_arguments
-from ws_chat.stores.redis.keys import CREATE, REPAIR, TERMINAL, UNDO, cancels
-from ws_chat.stores.redis.log import OwnLog, head, lost_entry
+from ws_chat.stores.redis.keys import CREATE, FORGET, REPAIR, TERMINAL, UNDO, cancels
+from ws_chat.stores.redis.log import OwnLog, body, head, lost_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,8 +47,12 @@ class Writer:
         self._end_of = end_of
         self._running: dict[str, OwnLog] = {}  # by the key of the pointer
         self._ended: dict[str, tuple[OwnLog, float]] = {}
-        self._undoing: dict[str, tuple[Slot, Command]] = {}  # creates of unknown outcome, by the key of the stream
+        self._undoing: dict[
+            str, Command
+        ] = {}  # what removes logs, and creates of unknown outcome, by the key of the stream
         self._renew_at = 0.0
+        self.rounds = 0
+        """How often all that was new has been written."""
         self.generations: RunningGenerations | None = None
 
     def get(self, pointer: str) -> OwnLog | None:
@@ -59,12 +63,11 @@ class Writer:
         if self.get(names.pointer):
             raise LogExistsError
         keys = (*slot.keys, names.pointer, names.stream)
-        created = names.value, self._expiry, head(start, request), request[DIGEST_SIZE:]
+        created = names.value, self._expiry, head(start, request), body(request)
         try:
             _, _, found = await self._link.run(slot, CREATE, keys, *state_arguments(), *created)
         except BaseException:
-            undo = evaluate(UNDO, keys[2:], names.value, self._expiry, lost_entry(key.id))
-            self._undoing[names.stream] = (slot, undo)
+            self._undo(names)
             raise
         if found is None:
             raise ChatError.of(RESTORING)
@@ -73,20 +76,32 @@ class Writer:
         log = self._running[names.pointer] = OwnLog(slot, key, names, start, request)
         return log
 
+    def remove(self, pointer: str) -> None:
+        """Remove a log, in Redis soon."""
+        log = self._running.pop(pointer, None) or self._ended.pop(pointer, (None,))[0]
+        if log:
+            self._undo(log.names)
+
+    def _undo(self, names: Names) -> None:
+        self._undoing[names.stream] = evaluate(UNDO, (names.pointer, names.stream), names.value, self._expiry)
+
     async def undo(self, stream: str | None = None) -> bool:
-        """Undo creates of unknown outcome, or that of one stream; return whether it was one."""
+        """Remove what is to be removed, or one stream of that; return whether there was anything."""
         chosen = [stream] if stream in self._undoing else [] if stream else list(self._undoing)
-        answers = await self._link.pipeline([self._undoing[each][1] for each in chosen])
+        answers = await self._link.pipeline([self._undoing[each] for each in chosen])
         for each, answer in zip(chosen, answers, strict=True):
-            if isinstance(answer, Exception):
-                continue
-            self._undoing.pop(each, None)
+            if not isinstance(answer, Exception):
+                self._undoing.pop(each, None)
         return bool(chosen)
 
     def doubt(self, slot: Slot) -> None:
         """Compare all logs of a slot with what Redis has, because it has lost something."""
         for log in self._logs():
             log.in_doubt = log.in_doubt or log.slot is slot
+
+    def forget(self, log: OwnLog) -> None:
+        """Keep an ended log no longer."""
+        self._ended.pop(log.names.pointer, None)
 
     async def write(self) -> None:
         """Write what is new, and carry out the cancels of other replicas."""
@@ -101,33 +116,35 @@ class Writer:
         now = asyncio.get_running_loop().time()
         while self._ended and (oldest := next(iter(self._ended.items())))[1][1] < now:
             del self._ended[oldest[0]]
+        if not any(log.has_news or log.in_doubt for log in self._logs()):
+            for slot in self._link.slots:
+                slot.written = True
+        self.rounds += all(slot.written for slot in self._link.slots)
 
     async def renew(self) -> None:
         """Keep the running logs from expiring; find out which have a reader elsewhere."""
         await self.undo()
         now = asyncio.get_running_loop().time()
-        logs = list(self._running.values())
-        due, self._renew_at = (True, now + RENEWAL) if now >= self._renew_at else (False, self._renew_at)
-        for at in range(0, len(logs), BATCH):
-            batch = logs[at : at + BATCH]
-            commands: list[Command] = [("EXISTS", log.names.read) for log in batch]
-            if due:
-                for log in batch:
-                    commands += (
-                        ("PEXPIRE", log.names.stream, self._expiry),
-                        ("PEXPIRE", log.names.pointer, self._expiry),
-                    )
-            answers = await self._link.pipeline(commands)
-            for log, read in zip(batch, answers, strict=False):
-                self._count_reader(log, read)
-            for number, there in enumerate(answers[len(batch) :]):
-                batch[number // 2].in_doubt |= there == 0
+        due = now >= self._renew_at
+        self._renew_at = now + RENEWAL if due else self._renew_at
+        for slot in self._link.slots:
+            logs = [log for log in self._running.values() if log.slot is slot]
+            for at in range(0, len(logs), BATCH):
+                await self._renew(logs[at : at + BATCH], due=due)
 
-    def _count_reader(self, log: OwnLog, read: Any) -> None:
-        if isinstance(read, Exception) or bool(read) == log.read_elsewhere or self.generations is None:
-            return
-        log.read_elsewhere = bool(read)
-        (self.generations.add_remote_reader if read else self.generations.remove_remote_reader)(log.key)
+    async def _renew(self, logs: list[OwnLog], *, due: bool) -> None:
+        keys = [key for log in logs for key in (log.names.stream, log.names.pointer)]
+        renewals: list[Command] = [("PEXPIRE", key, self._expiry) for key in keys] if due else []
+        read, *there = await self._link.pipeline([("MGET", *(log.names.read for log in logs)), *renewals])
+        for number, answer in enumerate(there):
+            logs[number // 2].in_doubt |= answer == 0
+        for log, reader in zip(logs, [] if isinstance(read, Exception) else read, strict=False):
+            if log.read_elsewhere != (reader is not None) and self.generations:
+                log.read_elsewhere = reader is not None
+                count = (
+                    self.generations.add_remote_reader if log.read_elsewhere else self.generations.remove_remote_reader
+                )
+                count(log.key)
 
     @property
     def _expiry(self) -> int:
@@ -144,6 +161,8 @@ class Writer:
         for log in self._logs():
             if log.names.stream.encode() in streams and self.generations:
                 self.generations.cancel(log.key)
+            if FORGET + log.names.stream.encode() in streams:
+                self.forget(log)
         await self._link.pipeline([("SREM", self._cancels, *streams)])
 
     async def _write(self, logs: list[OwnLog]) -> None:
@@ -166,6 +185,7 @@ class Writer:
                 else:
                     log.stored = last
                     log.entries_stored += 1
+                _note(log.slot, None)
 
     async def _compare(self, logs: list[OwnLog]) -> None:
         """Compare logs with what Redis has of them, and repair them."""
@@ -177,10 +197,7 @@ class Writer:
         repairs: list[Command] = []
         for number, log in enumerate(logs):
             pointer, entries, length = answers[3 * number : 3 * number + 3]
-            if isinstance(
-                error := next((one for one in (pointer, entries, length) if isinstance(one, Exception)), None),
-                Exception,
-            ):
+            if error := next((one for one in (pointer, entries, length) if isinstance(one, Exception)), None):
                 _note(log.slot, error)
                 continue
             entry, fields = entries[0] if entries else (b"", {})
@@ -211,7 +228,7 @@ class Writer:
         # Redis loses what was written last. What has been added since cannot have brought the length back: entries
         # that it confirmed are missing.
         expected = log.entries_stored + (stored > log.stored) + (kind == b"2")
-        if stored < log.stored or stored > log.last or length != expected:
+        if (log.terminal and kind != b"2") or stored < log.stored or stored > log.last or length != expected:
             return False
         log.entries_stored = length - (kind == b"2")
         log.stored = stored
@@ -248,10 +265,12 @@ class Writer:
     async def close(self) -> bool:
         """Write what is left; return whether that is all."""
         await self.write()
+        await self.undo()
         return not self._running
 
 
-def _note(slot: Slot, error: Exception) -> None:
-    if slot.up:
+def _note(slot: Slot, error: Exception | None) -> None:
+    """Note whether Redis takes writes."""
+    if error and slot.written:
         logger.warning("The shared log cannot be written: %s", describe(error))
-    slot.up = slot.up and isinstance(error, ResponseError)
+    slot.written = error is None

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection to an upstream (RFC 9112), and the body of its response, pushed as it arrives.
+"""One HTTP/1.1 connection to an upstream (RFC 9112), which pushes the body of a response (body.py) as it arrives.
 
 Reading through awaits would wake a task for every token. Here the bytes of a body go from the event loop through the
 parser into a function, in the same turn. The pool and TLS are the transport's.
@@ -7,17 +7,10 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 
 - One request at a time. A connection is free again only when the parser has seen the whole response, the server keeps
   it open, and nothing came after the end (test_a_connection_is_used_again_after_a_whole_body_only).
-- A body is detached from its connection at the end of the response: closing it late, or twice, cannot hit the next request
-  (test_a_late_close_hits_no_request_that_came_after). Closing it earlier closes the connection, unless its reader had
-  what it needs and the end comes within DRAIN_TIMEOUT (test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near,
-  test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far).
 - The bytes before a fault are delivered before the fault is raised, however the stream is split into reads
   (test_what_came_before_a_fault_in_the_same_read_is_said).
 - Whatever ends the connection ends the wait for the head, or for the body; a body that is cut off is never complete
   (test_what_breaks_is_told_in_the_errors_of_httpx2, test_a_connection_that_is_lost_before_it_is_used_is_told_at_once).
-- A pushed body is paused only while more than a slice of it waits. One that is read piece by piece pauses the reading of the socket at BUFFER_LIMIT;
-  emptying the buffer resumes it, and so does the end of the response (test_a_body_that_nobody_takes_is_not_read_into_memory,
-  test_a_connection_whose_body_came_at_once_is_read_on_for_the_next).
 - Silence for the timeout, counted from the request or the last read, fails the request (test_silence_in_a_body_ends_it).
 - Interim responses (1xx) and trailers are skipped (test_a_body_arrives_whole_pushed_or_pulled); a 101 is a fault.
 - What is no body is bounded: at most OVERHEAD_LIMIT bytes of heads, trailers and chunk extensions in a row
@@ -30,21 +23,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import httptools
 import httpx2
 
+from ws_chat.upstreams.http.body import Head
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
-    Sink: TypeAlias = Callable[[bytes], bool]
-    """Receives a read; returns True when it needs no more."""
+    from ws_chat.upstreams.http.body import Body
 
-BUFFER_LIMIT: Final = 256 * 1024
-"""Bytes of a body that are buffered before reading from the socket is paused."""
-DRAIN_TIMEOUT: Final = 0.05
-"""Seconds in which a response must end after its last needed byte for its connection to be kept."""
 OVERHEAD_LIMIT: Final = 64 * 1024
 """Bytes without a piece of a body in them, after which a response is malformed."""
 DIRECT: Final = 4 * 1024
@@ -60,13 +50,6 @@ _NOTHING: Final = memoryview(b"")
 
 class StaleConnectionError(Exception):
     """A reused connection was closed before it answered: the server had closed it as idle."""
-
-
-class Head(NamedTuple):
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    is_plain_success: bool
-    """Whether the body is an answer that can be read as it is: the status is 2xx, and it is not compressed."""
 
 
 class Turns:
@@ -338,122 +321,3 @@ class Connection(asyncio.Protocol):
             if timer:
                 timer.cancel()
         self._timer = self._drain = None
-
-
-class Body(httpx2.AsyncByteStream):
-    """A response's body: pushed into a function, or read piece by piece like any httpx2 stream.
-
-    `sink`: the function, if it is known before the request is sent; only a plain success is pushed into that.
-    """
-
-    connection: Connection
-    """The connection that it comes from."""
-    head: Head
-
-    def __init__(self, sink: Sink | None = None) -> None:
-        self.pushed = False
-        """Whether it went to the sink that was known before."""
-        self._sink = sink
-        self.deliver: Sink = self._keep
-        """Called with each read. An attribute, because a method that passes it on would cost a call for every token."""
-        self._reads: list[bytes] = []
-        self._size = 0
-        self._stopped = False  # the sink needs no more
-        self._ended = False  # the response has ended, and the connection may serve another one
-        self._error: Exception | None = None
-        self._changed: asyncio.Future[None] | None = None
-
-    def start(self, head: Head, answered: asyncio.Future[None]) -> None:
-        """Start with the head: `answered` is done now, or at the end of a body that is pushed. Called by the connection."""
-        self.head = head
-        if self._sink and head.is_plain_success:
-            self.pushed = True
-            self.deliver = self._sink
-            self._changed = answered
-        else:
-            answered.set_result(None)
-
-    def check(self) -> None:
-        """Raise the error that broke a body, unless the sink had what it needs."""
-        if self._error and not self._stopped:
-            raise self._error
-
-    async def push(self, sink: Sink) -> None:
-        """Pass every read to `sink` as it arrives; return at the end, or when `sink` returns True: it needs no more.
-
-        Raises what `sink` raises, and httpx2's errors.
-        """
-        while reads := self._take():
-            for read in reads:
-                if not self._stopped and sink(read):
-                    self.stop()
-                if len(reads) > 1:
-                    await asyncio.sleep(0)  # a flood, of which each read takes a while
-        if not (self._stopped or self._ended):
-            self.deliver = sink
-        while not (self._stopped or self._ended):
-            await self._change()
-        self.check()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield each read. Raises httpx2's errors."""
-        while True:
-            for read in self._take():
-                yield read
-            if self._reads:
-                continue
-            if self._error:
-                raise self._error
-            if self._ended:
-                return
-            await self._change()
-
-    async def aclose(self) -> None:
-        """Release the connection; close it if the response does not end within DRAIN_TIMEOUT of the last needed byte."""
-        if self._ended:
-            return
-        if self._stopped:
-            self.connection.close_unless_ended(DRAIN_TIMEOUT)
-        else:
-            self.connection.close()
-
-    def stop(self) -> None:
-        """Deliver nothing more: the sink needs no more."""
-        self._stopped = True
-        self.deliver = _discard
-        self._wake()
-
-    def end(self, error: Exception | None = None) -> None:
-        """End with the response, or with the error that broke it. Called by the connection."""
-        if not self._ended:
-            self._ended = True
-            self._error = error
-            self.deliver = _discard
-            self._wake()
-
-    def _keep(self, read: bytes) -> bool:
-        self._reads.append(read)
-        self._size += len(read)
-        if self._size > BUFFER_LIMIT:
-            self.connection.pause()
-        self._wake()
-        return False
-
-    def _take(self) -> list[bytes]:
-        reads, self._reads = self._reads, []
-        if self._size > BUFFER_LIMIT and not self._ended:
-            self.connection.resume()
-        self._size = 0
-        return reads
-
-    async def _change(self) -> None:
-        self._changed = asyncio.get_running_loop().create_future()
-        await self._changed
-
-    def _wake(self) -> None:
-        if self._changed and not self._changed.done():
-            self._changed.set_result(None)
-
-
-def _discard(_: bytes) -> bool:
-    return False

@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import httpx2
 import openai
 
-from ws_chat.upstreams.http.connection import Body, Connection, Head, StaleConnectionError, Turns
+from ws_chat.upstreams.http.body import Body, Head
+from ws_chat.upstreams.http.connection import Connection, StaleConnectionError, Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
