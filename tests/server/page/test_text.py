@@ -55,6 +55,7 @@ ATTRIBUTES |= {
     "title",
     "aria-expanded",
     "aria-hidden",
+    "data-live",
 }
 MARKDOWN = """# Title
 
@@ -131,7 +132,7 @@ async def test_nothing_that_a_model_writes_is_run(service, fake, browser):
         for tag, attributes, href in found:
             assert tag in TAGS
             assert set(attributes) <= ATTRIBUTES
-            assert href is None or href.startswith(("https://", "http://", "mailto:"))
+            assert href is None or href.startswith(("https://", "http://", "mailto:", "#i-"))
         assert await active.count() == before
         for piece in ("<script>window.hacked = 1</script>", "<svg/onload=window.hacked=1>", "&constructor;"):
             await expect(tab.text).to_contain_text(piece)

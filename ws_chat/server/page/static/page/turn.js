@@ -79,12 +79,14 @@ export class TurnView {
   /** Draw what has changed. @param {Turn} turn @param {Place} place */
   draw(turn, { last, version, versions }) {
     this.turn = turn;
-    if (this.#epoch !== turn.epoch) {
-      // Another answer, which does not go on from what is shown.
-      this.#epoch = turn.epoch;
-      this.#text.replaceChildren();
+    if (this.#epoch && this.#epoch !== turn.epoch) {
+      // Another answer, which does not go on from what is shown. What still reads the one before gets no place here.
+      const text = make("div", { class: "text" });
+      this.#text.replaceWith(text);
+      this.#text = text;
       this.#typing = this.#newTyping();
     }
+    this.#epoch = turn.epoch;
     const ended = !isRunning(turn);
     const whole = this.#typing.show(answer(turn), ended);
     this.element.dataset.state = turn.state;
