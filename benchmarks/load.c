@@ -1,7 +1,7 @@
 /* Generate load: load PORT KIND STREAMS SECONDS WARMUP SLOW MESSAGES PIDS…
  *
- * KIND is ws (our WebSocket), text (our SSE, and the tutorial's), openai (an OpenAI-compatible gateway) or idle (STREAMS
- * sockets without a request). ws+named and text+named give each request an id of its own; with +shared the n-th request
+ * KIND is ws (our WebSocket), text (our SSE, and the tutorial's), openai (an OpenAI-compatible gateway), responses (the
+ * Responses protocol over a WebSocket, unstored) or idle (STREAMS sockets without a request). ws+named and text+named give each request an id of its own; with +shared the n-th request
  * of every stream has the same id, so that all of them read one answer. Every stream has a connection of its own and
  * sends the next request when an answer is complete. Every token is checked: its number follows the one before.
  * Between WARMUP and WARMUP + SECONDS it counts tokens and answers, and measures the latency of each token, the time from
@@ -9,7 +9,9 @@
  * of the streams read 2 KB every 100 ms. MESSAGES is the length of the history in each request. */
 #include "common.h"
 
-enum { INPUT = 1 << 16, BUCKETS = 200000 };
+enum { INPUT = 1 << 16, BUCKETS = 200000, BEGIN = 36 };
+
+static const char DELTA[] = "{\"type\":\"response.output_text.delta\"";
 
 typedef struct Stream {
   int fd, open, slow;
@@ -20,13 +22,13 @@ typedef struct Stream {
   int head;                                /* bytes matched of the blank line that ends an HTTP head */
   uint64_t left;                           /* bytes of this chunk or frame that are still to come */
   int part;                                /* where in a chunk or frame we are */
-  char begin[16];                          /* the first bytes of a frame's payload */
+  char begin[BEGIN];                       /* the first bytes of a frame's payload */
   unsigned begun;
   int matched;                             /* bytes matched of "[DONE]" */
 } Stream;
 
-static enum { WS, TEXT, OPENAI, IDLE } kind;
-static const char *KINDS[] = {"ws", "text", "openai", "idle"};
+static enum { WS, TEXT, OPENAI, IDLE, RESPONSES } kind;
+static const char *KINDS[] = {"ws", "text", "openai", "idle", "responses"};
 static int poller, measuring, port;
 static char request[1 << 16], handshake[512];
 static size_t request_length;
@@ -44,7 +46,7 @@ static void ask(Stream *s) {
   s->next = 0;
   s->asked = now_us();
   s->matched = 0;
-  if (kind != WS) s->head = s->part = 0;
+  if (kind != WS && kind != RESPONSES) s->head = s->part = 0;
   if (id) number_request(s);
   if (send(s->fd, request, request_length, MSG_NOSIGNAL) != (ssize_t)request_length) die("send");
 }
@@ -99,6 +101,10 @@ static size_t skip_head(Stream *s, const unsigned char *at, size_t length) {
   return i;
 }
 
+static int begins(Stream *s, const char *with) {
+  return s->begun >= strlen(with) && !memcmp(s->begin, with, strlen(with));
+}
+
 /* Server frames are unmasked: two bytes, then none, two or eight of length, then the payload. */
 static void take_ws(Stream *s, const unsigned char *at, size_t length) {
   while (length) {
@@ -115,12 +121,15 @@ static void take_ws(Stream *s, const unsigned char *at, size_t length) {
       if (++s->part == 22) s->part = 100;
     } else {
       size_t now = s->left < length ? s->left : length;
-      for (size_t i = 0; i < now && s->begun < 14; i++) s->begin[s->begun++] = (char)at[i];
-      scan(s, at, now);
+      size_t begun = 0;
+      while (begun < now && s->begun < BEGIN) s->begin[s->begun++] = (char)at[begun++];
+      if (kind == WS) scan(s, at, now);
+      else if (s->begun == BEGIN && !memcmp(s->begin, DELTA, BEGIN)) scan(s, at + begun, now - begun);
       at += now; length -= now; s->left -= now;
       if (!s->left) {
         s->part = 0;
-        int done = !memcmp(s->begin, "{\"type\":\"done\"", 14), error = !memcmp(s->begin, "{\"type\":\"error", 14);
+        int done = begins(s, "{\"type\":\"done\"") || begins(s, "{\"type\":\"response.completed\"");
+        int error = begins(s, "{\"type\":\"error") || begins(s, "{\"type\":\"response.failed\"");
         if (done || error) ended(s, done), ask(s);
       }
     }
@@ -162,7 +171,7 @@ static void connect_stream(Stream *s) {
   struct sockaddr_in address = local_address(port);
   if (connect(s->fd, (struct sockaddr *)&address, sizeof address)) die("connect");
   if (s->slow) { int size = 8192; setsockopt(s->fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size); }
-  if (kind == WS || kind == IDLE) {
+  if (kind == WS || kind == RESPONSES || kind == IDLE) {
     char reply[1024];
     size_t have = 0;
     if (send(s->fd, handshake, strlen(handshake), 0) < 0) die("handshake");
@@ -190,7 +199,7 @@ static void take(Stream *s, size_t most) {
     ask(s);
     return;
   }
-  if (kind == WS) take_ws(s, in, (size_t)got);
+  if (kind == WS || kind == RESPONSES) take_ws(s, in, (size_t)got);
   else if (kind != IDLE) take_http(s, in, (size_t)got);
 }
 
@@ -218,13 +227,15 @@ static void usage(int n, char **pids, double *cpu, long *memory) {
 static void prepare(int messages) {
   static char body[1 << 15];
   static const char NAMED[] = "{\"id\":\"aaaaaaaa\",";
-  char *at = body + sprintf(body, "%s\"model\":\"mock\",\"stream\":true,\"messages\":[", id ? NAMED : "{");
+  static const char CREATE[] = "{\"type\":\"response.create\",\"store\":false,";
+  char *at = body + sprintf(body, "%s\"model\":\"mock\",\"stream\":true,\"%s\":[", id ? NAMED : kind == RESPONSES ? CREATE : "{",
+                            kind == RESPONSES ? "input" : "messages");
   for (int i = 0; i < messages; i++)
     at += sprintf(at, "%s{\"role\":\"%s\",\"content\":\"%s\"}", i ? "," : "", i % 2 ? "assistant" : "user",
                   "The quick brown fox jumps over the lazy dog, and then it sits down and thinks about what it has done.");
   at += sprintf(at, "]}");
   size_t length = (size_t)(at - body);
-  if (kind == WS) {                        /* one masked text frame; a mask of zeros leaves the payload as it is */
+  if (kind == WS || kind == RESPONSES) {   /* one masked text frame; a mask of zeros leaves the payload as it is */
     unsigned char head[] = {0x81, 0x80 | 126, (unsigned char)(length >> 8), (unsigned char)length, 0, 0, 0, 0};
     memcpy(request, head, sizeof head);
     memcpy(request + sizeof head, body, length);
@@ -236,8 +247,8 @@ static void prepare(int messages) {
   }
   if (id) id = memmem(request, request_length, NAMED, 7) + 7;
   snprintf(handshake, sizeof handshake,
-           "GET /v1/chat/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer benchmark\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-           "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
+           "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer benchmark\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+           "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", kind == RESPONSES ? "/v1/responses" : "/v1/chat/ws");
 }
 
 static uint64_t percentile(const uint64_t *times, double part) {

@@ -87,7 +87,7 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class Side:
-    """How to start a relay, and the `kind` of its clients: `ws`, `ws+named`, `text` or `openai` (load.c).
+    """How to start a relay, and the `kind` of its clients: `ws`, `ws+named`, `text`, `responses` or `openai` (load.c).
 
     `redis`: with a Redis server, on the core of the load.
     """
@@ -188,6 +188,7 @@ SIDES = {
     "ours-named": Side("ws+named", ours(), NAMED),
     "ours-redis": Side("ws+named", shared, NAMED[:-1], redis=True),
     "ours-limits": Side("ws", guarded, ("paced", "thousand", "saturated", "requests")),
+    "ours-responses": Side("responses", ours(), ("paced", "thousand", "saturated", "requests", "history")),
     "ours-sse": Side("text", ours(), (*ALL, "fan-out")),
     "floor": Side("ws", floor, ("paced", "thousand", "crowd", "saturated", "requests")),
     "tutorial-async": Side("text", tutorial("create_async_app"), FEW),

@@ -38,6 +38,7 @@ PURE = (
     "server/responses/types.py",
     "server/responses/events.py",
     "server/responses/request.py",
+    "server/responses/reader.py",
 )
 IMPURE = {
     "asyncio",

@@ -17,6 +17,7 @@ from ws_chat.client import (
     NotFoundError,
     PermissionDeniedError,
     RateLimitError,
+    ServerError,
     UpstreamError,
     connect,
 )
@@ -222,6 +223,21 @@ async def test_a_cancel_that_is_lost_is_sent_again():
         with pytest.raises(NotFoundError):
             await chat.cancel("r9")
     assert len(sockets) == 2
+
+
+async def test_only_the_pong_with_its_id_says_that_a_cancel_was_accepted():
+    """Other frames are answered while a cancel waits for the store."""
+
+    async def handle(socket):
+        async for message in socket:
+            if json.loads(message)["type"] == "ping":
+                await send_frames(socket, "r9", {"type": "pong"})
+                await send_frames(socket, "r1", refusal("overloaded", "server_error", retryable=False))
+                await send_frames(socket, "r1", {"type": "pong"})
+
+    async with scripted(handle) as url, connect(url) as chat:
+        with pytest.raises(ServerError):
+            await chat.cancel("r1")
 
 
 @pytest.mark.parametrize("word", ["goaway", "draining"])

@@ -35,6 +35,7 @@ MODULES = (
     "docs.test_embedding",
     "docs.test_operators",
     "docs.test_quick_start",
+    "docs.test_responses",
     "docs.test_terminal",
     "end_to_end.test_replicas_example",
 )

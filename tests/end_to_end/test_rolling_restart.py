@@ -108,7 +108,7 @@ async def site(request, shared, fake, tmp_path) -> AsyncIterator[Site]:
         stack.push_async_callback(site.close)
         for place in (0, 1):
             await site.start(place)
-        await stack.enter_async_context(started)
+        proxy = await stack.enter_async_context(started)
         await until(lambda: listens(site.port), f"{request.param} to listen")
 
         async def ready() -> bool:
@@ -116,6 +116,8 @@ async def site(request, shared, fake, tmp_path) -> AsyncIterator[Site]:
 
         await until(ready, f"{request.param} to find its replicas")
         yield site
+    cut = [line for line in proxy.log.splitlines() if "incomplete response" in line]
+    assert cut == [], "only Caddy's log says why an answer was cut: to its client it ends in order"
 
 
 class Load:

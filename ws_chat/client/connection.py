@@ -20,7 +20,7 @@ from ws_chat.client.errors import (
     policy_violation,
     too_large,
 )
-from ws_chat.client.request import PING, cancel_frame
+from ws_chat.client.request import cancel_frame, ping_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +114,7 @@ class ChatConnection:
         self._cancels.append((request_id, done))
         await self._send(cancel_frame(request_id))
         # Only a refused cancel is answered. If the pong comes first, it was not refused.
-        await self._send(PING)
+        await self._send(ping_frame(request_id))
         await done
 
     async def close(self) -> None:
@@ -149,8 +149,11 @@ class ChatConnection:
             if frame.get("move"):
                 self._on_move(self, frame["deadline_ms"] / 1000)
         elif kind == "pong":
-            if self._cancels:
-                _settle(self._cancels.popleft()[1], None)
+            for cancel in self._cancels:
+                if request_id in (cancel[0], None):  # None: of a server that does not know pings with an id
+                    self._cancels.remove(cancel)
+                    _settle(cancel[1], None)
+                    break
         elif kind == "error" and "seq" not in frame:
             self._receive_refusal(request_id, frame["error"])
         elif kind in _REPLY_FRAMES and (carried := self._carried.get(request_id or "")):

@@ -42,7 +42,8 @@ def cancel_frame(request_id: str) -> str:
     return _encode({"type": "cancel", "id": request_id})
 
 
-PING: Final = '{"type":"ping"}'
+def ping_frame(request_id: str) -> str:
+    return _encode({"type": "ping", "id": request_id})
 
 
 def same_request(one: str, other: str) -> bool:

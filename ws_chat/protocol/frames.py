@@ -78,7 +78,13 @@ class Resume(Struct, frozen=True, tag_field="type", tag="resume"):
 
 
 class Ping(Struct, frozen=True, tag_field="type", tag="ping"):
-    """Request a pong, for clients that cannot send a ping of the WebSocket protocol."""
+    """Request a pong, for clients that cannot send a ping of the WebSocket protocol.
+
+    With an `id`, it is answered after the frames before it that have this id: a cancel before it was accepted, unless
+    its refusal came first.
+    """
+
+    id: Id | UnsetType = UNSET
 
 
 class Chat(Struct, frozen=True):
@@ -212,7 +218,7 @@ def _frame(value: dict[str, Any]) -> ClientFrame:
             case "resume":
                 return msgspec.convert(value, Resume)
             case "ping":
-                return Ping()
+                return msgspec.convert(value, Ping)
     except msgspec.ValidationError as error:
         raise _invalid(*_place(str(error))) from None
     raise _invalid("type")
@@ -335,7 +341,9 @@ class Refused(Struct, frozen=True, kw_only=True, tag_field="type", tag="error"):
 
 
 class Pong(Struct, frozen=True, tag_field="type", tag="pong"):
-    """The answer to a ping."""
+    """The answer to a ping, with its `id`."""
+
+    id: Id | UnsetType = UNSET
 
 
 class GoAway(Struct, frozen=True, tag_field="type", tag="goaway", omit_defaults=True):

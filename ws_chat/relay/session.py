@@ -74,7 +74,7 @@ class Session:
                 return FollowGeneration(frame.id, frame.position)
             case Cancel():
                 return self._cancel(frame.id or None)
-        return SendFrame(Pong())
+        return SendFrame(Pong(frame.id))
 
     def follows(self, generation_id: str, *, named: bool) -> None:
         self._following[generation_id] = named

@@ -36,13 +36,12 @@ SHOWN = 3
 """Violations of each kind that are printed in full."""
 
 
-async def one(
-    nemesis: Nemesis, name: str, seed: int, seconds: float, server: Path, rate: float, folder: Path
-) -> History:
+async def one(name: str, seed: int, seconds: float, server: Path, rate: float, folder: Path) -> History:
     """Run the load under a nemesis for so long, and until all of it has ended. Logs go to `folder`."""
     this = asyncio.current_task()
     assert this
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that no replica is left behind
+    nemesis = NEMESES[name]
     history = History(seed, name, nemesis.retention, RESUME_WINDOW)
     about = {"secondary": nemesis.secondary, "clock": nemesis.clock, "workers": nemesis.workers}
     async with site(history, server, folder, **about) as here:
@@ -107,9 +106,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 place = options.keep / f"{name}-{seed}" if options.keep else Path(folder)
                 place.mkdir(parents=True, exist_ok=True)
-                history = uvloop.run(
-                    one(NEMESES[name], name, seed, options.seconds, options.server, options.rate, place)
-                )
+                history = uvloop.run(one(name, seed, options.seconds, options.server, options.rate, place))
             violations = check(history)
             total += len(violations)
             print(report(history, violations, time.monotonic() - began), flush=True)

@@ -154,7 +154,7 @@ async def test_the_request_is_described(service):
     async with httpx.AsyncClient(timeout=None) as client:
         page = (await client.get(service.url + "/openapi.json")).json()
 
-    assert set(page["paths"]) == {"/v1/chat/stream", "/v1/chat/stream/{id}", "/healthz", "/readyz", "/metrics"}
+    assert {"/v1/chat/stream", "/v1/chat/stream/{id}", "/healthz", "/readyz", "/metrics"} <= set(page["paths"])
     assert set(page["paths"]["/v1/chat/stream/{id}"]) == {"get", "delete"}
     assert page["components"]["schemas"]["ChatRequest"]["required"] == ["messages"]
 

@@ -87,6 +87,16 @@ async def test_frames_about_one_id_are_answered_in_their_order(service, store):
     assert frames[-1]["type"] == "done"
 
 
+async def test_a_ping_with_an_id_is_answered_after_the_frames_with_that_id(service, store):
+    async with service.socket() as socket:
+        await socket.send({"type": "cancel", "id": AWAY})
+        await socket.send({"type": "ping", "id": AWAY})
+        assert await socket.ask({"type": "ping"}) == {"type": "pong"}
+        assert await socket.ask({"type": "ping", "id": "r9"}) == {"type": "pong", "id": "r9"}
+        store.here.set()
+        assert await socket.receive() == {"type": "pong", "id": AWAY}
+
+
 async def test_frames_without_an_id_are_answered_in_their_order(service, store):
     async with service.socket() as socket:
         await socket.send({"messages": HELLO, "previous_id": AWAY, "temperature": 1})

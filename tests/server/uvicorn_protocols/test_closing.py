@@ -118,7 +118,7 @@ async def test_garbage_behind_a_request_does_not_break_its_answer(garbage, servi
 @pytest.mark.parametrize("direct", [True, False])
 async def test_an_answer_to_http_1_0_is_not_chunked(direct, service, fake, monkeypatch):
     if not direct:
-        monkeypatch.setattr("ws_chat.server.chat.sse.direct_writer", lambda *_: None)
+        monkeypatch.setattr("ws_chat.server.exchange.direct_writer", lambda *_: None)
     peer = await connected(service)
     await asyncio.get_running_loop().sock_sendall(peer, POST.replace(b"HTTP/1.1", b"HTTP/1.0"))
     head, _, body = (await read_all(peer)).partition(b"\r\n\r\n")

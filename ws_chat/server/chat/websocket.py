@@ -30,7 +30,6 @@ class ChatSocket(Socket):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._session = Session(limit=self.endpoint.max_generations, new_id=self.endpoint.new_id)
-        self._cancelling: set[asyncio.Task[None]] = set()
         self._latest: dict[str | None, asyncio.Task[None]] = {}  # the last task for each generation id
 
     async def receive(self, data: bytes) -> None:
@@ -51,7 +50,7 @@ class ChatSocket(Socket):
             if isinstance(error, InvalidFrameError):
                 frame_id = error.id
         match action:
-            case SendFrame(reply) if not self._cancelling:
+            case SendFrame(reply) if not frame_id:
                 await self.sender.reply(reply)
                 return
             case StartGeneration(generation_id, chat):
@@ -63,15 +62,10 @@ class ChatSocket(Socket):
                 ids = {generation_id}
         ids.add(frame_id)
         before = {task for each in ids if (task := self._latest.get(each))}
-        if isinstance(action, SendFrame):
-            before |= self._cancelling  # only a refused cancel is answered: the pong after it says that it was accepted
         task = self.answer(self._answer(action, frame_id, len(data), before), len(data))
-        if isinstance(action, CancelGeneration):
-            self._cancelling.add(task)
         self._latest |= dict.fromkeys(ids, task)
 
         def forget(_: object) -> None:
-            self._cancelling.discard(task)
             for each in ids:
                 if self._latest.get(each) is task:
                     del self._latest[each]

@@ -7,9 +7,10 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from ws_chat.protocol.errors import UNREACHABLE, ChatError
+from ws_chat.protocol.frames import encode
 from ws_chat.stores.redis.connection import FAULTS, describe, evaluate
-from ws_chat.stores.redis.keys import REPAIR, TERMINAL, cancels, lease_key
-from ws_chat.stores.redis.log import Copy, lost_entry, parse_head
+from ws_chat.stores.redis.keys import LOSE, REPAIR, TERMINAL, cancels, lease_key
+from ws_chat.stores.redis.log import Copy, lost, lost_around_seq, parse_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -158,19 +159,17 @@ class Follower:
         logger.warning("The replica of %d generations is gone", len(copies))
         commands: list[Command] = []
         for copy in copies:
-            frame = lost_entry(copy.key.id)
-            commands.append(("XADD", copy.names.stream, "NOMKSTREAM", TERMINAL, "terminal", frame))
+            commands.append(evaluate(LOSE, (copy.names.stream,), *lost_around_seq(copy.key.id)))
             commands += (("PEXPIRE", key, self._retention) for key in (copy.names.stream, copy.names.pointer))
         answers = await self._link.pipeline(commands)
         repairs = []
         for copy, answer in zip(copies, answers[::3], strict=True):
             copy.abandoned = True
-            if answer is None:  # Redis has lost it, too
-                entries = [*copy.entries(None), TERMINAL, "terminal", lost_entry(copy.key.id)]
+            if answer == 0:  # Redis has lost it, too
+                end = encode(lost(copy))
+                entries = [*copy.entries(None), TERMINAL, "terminal", end]
                 keys = copy.names.pointer, copy.names.stream
-                repairs.append(
-                    evaluate(REPAIR, keys, copy.names.value, self._retention, lost_entry(copy.key.id), " 0", *entries)
-                )
+                repairs.append(evaluate(REPAIR, keys, copy.names.value, self._retention, end, " 0", *entries))
         await self._link.pipeline(repairs)
 
     def _keep(self, copy: Copy) -> None:

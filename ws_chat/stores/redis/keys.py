@@ -133,6 +133,16 @@ redis.pcall('XADD', KEYS[2], '{TERMINAL}', 'terminal', '')
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
 """
 
+LOSE: Final = f"""
+-- KEYS: stream. ARGV: the terminal frame of a lost generation, before and after its seq.
+-- Ends a log after what it has, which may be less than a copy of it has. Returns whether there is a log.
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if not last then return 0 end
+local seq = string.match(last[1], '^1%-(%d+)$') or string.match(last[1], '^0%-') and 0
+if seq then redis.call('XADD', KEYS[1], '{TERMINAL}', 'terminal', ARGV[1] .. string.format('%d', seq + 1) .. ARGV[2]) end
+return 1
+"""
+
 REPAIR: Final = f"""
 -- KEYS: pointer, stream. ARGV: pointer's value, expiry, terminal frame of a lost generation, last id and length of the
 -- stream as they were found, then the whole log: id, field, value of each entry.

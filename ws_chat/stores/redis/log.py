@@ -56,9 +56,14 @@ def lost(log: MemoryLog) -> Failed:
     return Failed(log.start.id, log.last + 1, LOST)
 
 
-def lost_entry(generation_id: str) -> bytes:
-    """Return the same as it is stored. Its seq depends on what the log has when it is read."""
-    return encode(Failed(generation_id, 0, LOST))
+def lost_around_seq(generation_id: str) -> tuple[bytes, bytes]:
+    """Return the same as it is stored, before and after its seq."""
+    before, after = encode(Failed(generation_id, 0, LOST)).split(b'"seq":0', 1)
+    return before + b'"seq":', after
+
+
+def is_lost(terminal: Terminal) -> bool:
+    return isinstance(terminal, Failed) and terminal.error.code == LOST.code
 
 
 class SharedLog(MemoryLog):
@@ -215,7 +220,8 @@ class Copy(SharedLog):
             return
         if new:
             self.append(new)
-        if terminal and terminal.seq == self.last + 1:
+        # A Redis that lost its last writes may have less of a lost log than this copy. Its end is that of all readers.
+        if terminal and (terminal.seq == self.last + 1 or (is_lost(terminal) and terminal.seq <= self.last)):
             self.end(terminal)
-        elif terminal and (terminal.seq == 0 or self.abandoned):
+        elif terminal and self.abandoned:
             self.end(lost(self))

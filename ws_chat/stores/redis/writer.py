@@ -13,7 +13,7 @@ from ws_chat.protocol.frames import encode
 from ws_chat.stores.base import LogExistsError
 from ws_chat.stores.redis.connection import describe, evaluate, state_arguments
 from ws_chat.stores.redis.keys import CREATE, FORGET, REPAIR, TERMINAL, UNDO, cancels
-from ws_chat.stores.redis.log import OwnLog, body, head, lost_entry
+from ws_chat.stores.redis.log import OwnLog, body, head, lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -239,7 +239,7 @@ class Writer:
         log.stored = log.last
         log.entries_stored = len(entries) // 3 - (terminal is not None)
         expiry = self._retention if terminal else self._expiry
-        arguments = (log.names.value, expiry, lost_entry(log.key.id), state, *entries)
+        arguments = (log.names.value, expiry, encode(lost(log)), state, *entries)
         return evaluate(REPAIR, (log.names.pointer, log.names.stream), *arguments)
 
     async def _refuse(self, log: OwnLog) -> None:
