@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.protocol.errors import DRAINING, ChatError, ErrorInfo
 from ws_chat.protocol.urls import redact_url
 from ws_chat.relay.access import Hosts, Keys, Origins, Quota, Throttle
 from ws_chat.relay.events import LimitReached, Observers
@@ -124,7 +124,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async def drain() -> None:
-            relay.leaving = True
+            connections.leaving = True
             try:
                 await asyncio.sleep(settings.drain_delay)  # proxies ask /readyz meanwhile
                 connections.drain(settings.drain_timeout, move=store.shared)
@@ -136,7 +136,7 @@ def create_app(
 
         await relay.open()
         connections.serving = True
-        with metrics.measure_lag():
+        with metrics.measure(store):
             yield {
                 DRAIN: drain,
                 WRITE_TIMEOUT: settings.write_timeout,
@@ -146,6 +146,8 @@ def create_app(
         await relay.close()
 
     async def readyz(_: Request) -> Response:
+        if connections.leaving:
+            raise ChatError.of(DRAINING)
         relay.check_ready()
         return JSONResponse({"status": "ok"})
 

@@ -13,7 +13,7 @@ from support.responses import Events, check_joined, follow
 
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.frames import Done, Failed, Start
-from ws_chat.server.responses.events import Fold, join, snapshot
+from ws_chat.server.responses.events import Fold, join
 from ws_chat.server.responses.types import Echo
 
 DIGITS = "6566c2b0" + "ab" * 16
@@ -103,7 +103,11 @@ def test_every_event_is_what_the_sdk_expects(name, end):
     followed = events(ANSWERS[name], ENDS[end])
 
     assert [event["sequence_number"] for event in followed.seen] == list(range(len(followed.seen)))
-    assert followed.response == msgspec.to_builtins(snapshot(START, ECHO, ANSWERS[name], ENDS[end]))
+    fold = Fold(START, ECHO)
+    for delta in ANSWERS[name]:
+        fold.feed(delta)
+    whole = msgspec.to_builtins(fold.whole(ENDS[end]))
+    assert followed.response == whole
 
 
 def test_text():
@@ -258,7 +262,10 @@ def test_the_response_has_its_requests_fields():
 
 
 def test_a_running_response_has_no_output():
-    response = snapshot(START, ECHO, ANSWERS["text"], None)
+    fold = Fold(START, ECHO)
+    for delta in ANSWERS["text"]:
+        fold.feed(delta)
+    response = fold.response
 
     assert (response.status, response.output, response.usage) == ("in_progress", [], None)
 

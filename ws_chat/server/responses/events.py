@@ -94,7 +94,7 @@ class Fold:
 
     def __init__(self, start: Start, echo: Echo) -> None:
         self._digits = start.id.removeprefix("resp_")
-        self.response = Response(
+        self.response = Response(  # without output, as long as it runs
             id=start.id,
             created_at=int(self._digits[:8], 16),
             model=start.model,
@@ -181,6 +181,11 @@ class Fold:
                 response = self._ended("incomplete", terminal, incomplete_details=reason)
             events.append(ResponseIncomplete(sequence_number=self._next(), response=response))
         return events
+
+    def whole(self, terminal: Terminal) -> Response:
+        """Return the response object of the end, instead of its events."""
+        *_, last = self.end(terminal)
+        return cast("ResponseEvent", last).response
 
     def _next(self) -> int:
         self.number += 1
@@ -327,17 +332,6 @@ def _joined(run: list[DeltaEvent]) -> DeltaEvent:
         if isinstance(last, TextDelta):
             last.logprobs = [entry for event in run for entry in cast("TextDelta", event).logprobs]
     return last
-
-
-def snapshot(start: Start, echo: Echo, deltas: Iterable[Mapping[str, Any]], terminal: Terminal | None) -> Response:
-    """Return the response object: without output before the end."""
-    fold = Fold(start, echo)
-    if terminal is None:
-        return fold.response
-    for delta in deltas:
-        fold.feed(delta)
-    *_, last = fold.end(terminal)
-    return cast("ResponseEvent", last).response
 
 
 def _logprobs(logprobs: Any) -> list[dict[str, Any]]:

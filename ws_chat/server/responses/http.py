@@ -18,18 +18,15 @@ from ws_chat.protocol.sse import PING
 from ws_chat.relay.relay import end_of
 from ws_chat.server.exchange import Exchange, Format, HTTPEndpoint
 from ws_chat.server.http_errors import error_response
-from ws_chat.server.responses.events import snapshot
+from ws_chat.server.responses.events import Fold
 from ws_chat.server.responses.reader import ResponseReader
 from ws_chat.server.responses.request import translate
 from ws_chat.server.responses.responses import create, get
 from ws_chat.server.sockets import UPGRADE_REQUIRED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from starlette.types import Receive, Scope, Send
 
-    from ws_chat.protocol.deltas import Delta
     from ws_chat.relay.access import Caller
     from ws_chat.server.responses.types import Echo
     from ws_chat.stores.base import GenerationKey, Log
@@ -65,7 +62,7 @@ class ResponsesEndpoint(HTTPEndpoint):
         log, echo = await get(self.relay, caller, response_id)
         if log.terminal is None:
             await self.relay.end(caller.key(response_id, named=True), log)
-        return _json(response_id, _whole(log, echo))
+        return _json(response_id, await _whole(log, echo))
 
     async def _delete(self, caller: Caller, response_id: str) -> Response:
         log, _ = await get(self.relay, caller, response_id)
@@ -106,7 +103,7 @@ class _Exchange(Exchange):
             raise ChatError("invalid_request", '"starting_after" must be a whole number.', param="starting_after")
         log, echo = await get(self.relay, self.caller, response_id)
         if self.scope["method"] == "HEAD" or query.get("stream", "").lower() not in ("true", "1"):
-            await self.answer(_json(response_id, _whole(log, echo)))
+            await self.answer(_json(response_id, await _whole(log, echo)))
             return
         self.relay.follow(self.caller, after=0)
         key = self.caller.key(response_id, named=True)
@@ -133,7 +130,7 @@ class _Exchange(Exchange):
         if error := log.terminal.error if isinstance(log.terminal, Failed) else log.fault:
             await self.answer(error_response(error, _headers(key.id)))
         elif log.terminal:
-            await self.answer(_json(key.id, _whole(log, echo)))
+            await self.answer(_json(key.id, await _whole(log, echo)))
 
 
 class _EventFormat(Format):
@@ -151,15 +148,18 @@ class _EventFormat(Format):
         return b"event: %b\ndata: %b\n\n" % (name, frame)
 
 
-def _whole(log: Log, echo: Echo) -> Any:
-    return snapshot(log.start, echo, map(decode_delta, _deltas(log)), log.terminal)
-
-
-def _deltas(log: Log) -> Iterator[Delta]:
+async def _whole(log: Log, echo: Echo) -> Any:
+    """Return the response object. A long answer takes many turns of the event loop."""
+    fold = Fold(log.start, echo)
+    if log.terminal is None:
+        return fold.response
     seq = 0
-    while part := log.after(seq, MERGE_LIMIT):
-        seq += len(part)
-        yield from part
+    while deltas := log.after(seq, MERGE_LIMIT):
+        seq += len(deltas)
+        for delta in deltas:
+            fold.feed(decode_delta(delta))
+        await asyncio.sleep(0)
+    return fold.whole(log.terminal)
 
 
 def _json(response_id: str, value: Any) -> Response:
