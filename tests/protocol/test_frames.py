@@ -239,10 +239,10 @@ def test_a_refusal_repeats_a_valid_id_only():
     assert refused_id({"id": "r1", "messages": HI, "temperature": math.nan}) == "r1"
 
 
-@pytest.mark.parametrize("number", ["1e999", "-Infinity"])
-def test_a_refused_number_hides_no_id(number):
+@pytest.mark.parametrize("value", ["1e999", "-Infinity", '"\\ud800"', '{"\\udfff":1}'])
+def test_a_value_that_cannot_be_passed_on_hides_no_id(value):
     with pytest.raises(InvalidFrameError) as caught:
-        decode('{"id":"r1","messages":[{"role":"user"}],"top_p":' + number + "}")
+        decode('{"id":"r1","messages":[{"role":"user"}],"top_p":' + value + "}")
 
     assert (caught.value.info.code, caught.value.id) == ("invalid_json", "r1")
 

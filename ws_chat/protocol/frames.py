@@ -6,6 +6,7 @@ token frame, whose JSON is put together from bytes.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -166,8 +167,8 @@ def decode_json(data: str | bytes) -> Any:
     except ValueError as error:
         fault = str(error).removeprefix("JSON is malformed: ")
         refusal = InvalidFrameError("invalid_json", f"This is not valid JSON: {fault}.")
-        with suppress(ValueError, TypeError):
-            refusal.id = _valid_id(from_json(data))  # it accepts NaN, and numbers that overflow
+        with suppress(ValueError, TypeError, RecursionError):
+            refusal.id = _valid_id(json.loads(data))  # it accepts NaN, numbers that overflow, and lone surrogates
         raise refusal from None
     return value
 
