@@ -113,7 +113,7 @@ async def test_it_listens_on_a_unix_socket_that_no_server_uses(tmp_path):
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as stale:
         stale.bind(path)
     async with program("ws-chat", "--uds", path, "--uds-mode", "660", "--workers", "2") as server:
-        await server.until_logged("running on unix socket")
+        await server.until_logged("startup complete")  # from now on a signal is handled
         assert mode(path) == 0o660
     assert mode(path) is None
     status, _, err = await output("ws-chat", "--uds", path, "--uds-mode", "66")

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from end_to_end.test_replicas import begin, begin_elsewhere, shard_of, until_read_elsewhere
+from end_to_end.test_replicas import begin, begin_elsewhere, copies, own_logs, slowly, until_read_elsewhere
 from support.processes import program
-from support.replicas import SHARD, lapse, setting
+from support.replicas import setting
 from support.service import HELLO, Socket, events, joined
 from support.waiting import until
 from websockets.asyncio.client import connect
 
+from ws_chat.client import connect as connect_client
 from ws_chat.testing import Hang, Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
@@ -26,13 +27,14 @@ pytestmark = pytest.mark.anyio
 
 @contextlib.asynccontextmanager
 async def replica(fake, shared, **variables: str):
-    """Run a replica in a process of its own, whose lease does not lapse by itself."""
+    """Run a replica in a process of its own, whose lease does not expire by itself."""
+    held = {"redis.store.LEASE": 600_000, "redis.connection.TIMEOUT": 600, "redis.log.END_TIMEOUT": 600}
     environment = {
         "OPENAI_BASE_URL": fake.base_url,
         "OPENAI_API_KEY": "sk-test",
         "WS_CHAT_REDIS_URL": shared.url,
         "WS_CHAT_DRAIN_TIMEOUT": "0",
-        **setting({"redis.lease.LEASE": 600_000, "redis.connection.PATIENCE": 600, "redis.journal.END_PATIENCE": 600}),
+        **setting({**held, "redis.connection.HOLD_TTL": 1}),
     }
     async with program("ws-chat", "serve", "--port", "0", **environment, **variables) as running:
         yield running, f"ws://127.0.0.1:{await running.port()}/v1/chat/ws"
@@ -40,37 +42,30 @@ async def replica(fake, shared, **variables: str):
 
 @pytest.fixture
 async def other(shared, serve, windows):
-    """The replica that stays, which takes one without a lease for dead at once."""
-    windows("redis.connection.STEADY", 0.0)
+    """The replica that stays, which takes one without a lease for dead soon."""
+    windows("redis.store.STEADY", 0.0)
     return await serve(redis_urls=shared.url)
 
 
+async def expire(redis, living: str) -> None:
+    """Let the leases of all other replicas expire, as they do in time."""
+    (name,) = [name for name in await redis.keys("*:lease") if living.encode() not in name]
+    await redis.delete(name)
+
+
 async def kill(running, redis, other) -> None:
-    """Kill a replica and let its lease lapse, as it does in time."""
+    """Kill a replica and let its lease expire."""
     os.kill(running.process.pid, signal.SIGKILL)
     await running.process.wait()
-    assert len(await lapse(redis, {other.relay._store.replica})) == 1
+    await expire(redis, other.relay._store.replica)
 
 
 async def stop(running, redis, other) -> None:
-    """Stop a replica for a while, in which its lease lapses."""
+    """Stop a replica for a while, in which its lease expires."""
     os.kill(running.process.pid, signal.SIGSTOP)
     status = Path(f"/proc/{running.process.pid}/stat")
     await until(lambda: status.read_text().rpartition(")")[2].split()[0] == "T", "the replica to be stopped")
-    assert len(await lapse(redis, {other.relay._store.replica})) == 1
-
-
-def hold_renewals(service) -> asyncio.Event:
-    """Let a replica renew its lease no more, until the event is set."""
-    go, lease = asyncio.Event(), shard_of(service)._lease
-    renew = lease.renew
-
-    async def held() -> None:
-        await go.wait()
-        await renew()
-
-    lease.renew = held
-    return go
+    await expire(redis, other.relay._store.replica)
 
 
 async def follow(service, generation_id: str = "r1") -> httpx.Response:
@@ -78,21 +73,22 @@ async def follow(service, generation_id: str = "r1") -> httpx.Response:
         return await client.get(f"{service.stream_url}/{generation_id}?format=frames")
 
 
-async def ready(service) -> int:
+async def until_available(service, *, expected: bool = True) -> None:
+    """Wait until a replica has found Redis, or missed it. It is ready all the while."""
+    store = service.relay._store
+    await until(lambda: store.available == expected, f"{service.url} to have found Redis: {expected}")
     async with httpx.AsyncClient(timeout=None) as client:
-        return (await client.get(f"{service.url}/readyz")).status_code
+        assert (await client.get(f"{service.url}/readyz")).status_code == 200
 
 
-async def until_ready(service, status: int) -> None:
-    async def reached() -> bool:
-        return service.relay._store.available == (status == 200) and await ready(service) == status
+async def until_measured(service, *, expected: bool) -> None:
+    async with httpx.AsyncClient(timeout=None) as client:
 
-    await until(reached, f"status {status} of /readyz of {service.url}")
+        async def measured() -> bool:
+            metrics = (await client.get(f"{service.url}/metrics")).text
+            return f"ws_chat_store_available {float(expected)}" in metrics
 
-
-async def until_there(redis, generation_id: str = "r1") -> None:
-    """Wait until Redis has a generation (again)."""
-    await until(lambda: redis.exists(f"{SHARD}named/anonymous/{generation_id}"), f"{generation_id} to be in Redis")
+        await until(measured, "the metric to say so")
 
 
 @pytest.mark.parametrize("followed", [True, False])
@@ -103,10 +99,12 @@ async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(fo
             await begin(Socket(connection))
             if followed:
                 await begin_elsewhere(elsewhere)
-            (dead,) = {name.decode() for name in await redis.smembers(f"{SHARD}replicas")} - {
-                other.relay._store.replica
-            }
-            await until(lambda: redis.exists(f"{SHARD}journal:{dead}"), "the delta to be in the journal")
+            (log,) = await redis.keys("*:log/*")
+
+            async def stored() -> bool:
+                return await redis.xrange(log, "1-1")
+
+            await until(stored, "the delta to be in Redis")
             await kill(running, redis, other)
         if not followed:
             await begin_elsewhere(elsewhere)
@@ -116,16 +114,6 @@ async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(fo
         assert (await elsewhere.until_end())[1:] == [failed], "shown, but not logged"
     frames = [json.loads(event["data"]) for event in events((await follow(other)).content)]
     assert (joined(frames), frames[-1]) == ("a", failed)
-
-    name = other.relay._store.replica
-    may_stay = {"replicas", f"lease:{name}", f"journal:{name}", f"inbox:{name}", "named/anonymous/r1"}
-
-    async def forgotten() -> bool:
-        left = {key.decode().removeprefix(SHARD) for key in await redis.keys()}
-        return left <= may_stay and await redis.scard(f"{SHARD}replicas") == 1
-
-    await until(forgotten, "all of the dead replica but what it had logged to be removed")
-    assert await redis.pttl(f"{SHARD}named/anonymous/r1") > 0, "and that expires"
 
 
 async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(shared, redis, other, fake):
@@ -156,9 +144,10 @@ async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(shared,
     async with one.socket() as socket, other.socket() as elsewhere:
         await begin(socket)
         await begin_elsewhere(elsewhere)
-        assert await ready(one) == 200
+        await until_measured(one, expected=True)
         await shared.stop()
-        await until_ready(one, 503)
+        await until_available(one, expected=False)
+        await until_measured(one, expected=False)
         middle.set()
         assert (await socket.receive())["content"] == "b", "its own readers read on"
         assert joined(await other.frames()) == "Hello", "unnamed ones work"
@@ -173,8 +162,8 @@ async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(shared,
         assert (response.status_code, response.headers["retry-after"]) == (503, "1")
         assert [request.body["messages"] for request in fake.requests] == [HELLO] * 2
         await shared.start()
-        await until_ready(one, 200)
-        await until_ready(other, 200)
+        await until_available(one)
+        await until_available(other)
         go.set()
         tokens = await socket.until_end()
         assert (joined(tokens), tokens[-1]["status"], tokens[-1]["seq"]) == ("c", "completed", 4)
@@ -186,48 +175,36 @@ async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(shared,
     assert joined(await one.frames(id="r3")) == "Hello"
 
 
-async def test_a_redis_that_hangs_for_longer_than_a_lease_makes_nobody_dead(shared, redis, serve, fake, windows):
+async def test_a_redis_that_hangs_makes_nobody_dead(shared, redis, serve, fake, windows):
+    windows("redis.connection.TIMEOUT", 0.2)
+    windows("redis.store.STEADY", 1.0)
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
-    for service in (one, other):
-        shard_of(service)._link._since -= 1000  # Redis has been there for longer than STEADY
-    go = asyncio.Event()
-    first, *rest = text("a", "b", "c")[1:]
-    fake.reply([first, Wait(go), *rest])
+    fake.default, go = slowly("a", "b", "c")
     async with one.socket() as socket, other.socket() as elsewhere:
         await begin(socket)
         await begin_elsewhere(elsewhere)
         await until_read_elsewhere(one)
-        windows("redis.connection.PATIENCE", 0.2)
         shared.pause()
-        await until_ready(one, 503)
-        await until_ready(other, 503)
-        windows("redis.connection.PATIENCE", 600.0)
-        renew = hold_renewals(other)
-        shared.pause(over=True)
-        await lapse(redis, set())
-        # The first one finds Redis again, and the other without a lease, before the other finds it.
-        await until_ready(one, 200)
-        (log,) = shard_of(one)._journal.logs
-        await until(lambda: not log.watchers, "a replica to see the other without a lease")
-        renew.set()
-        await until_ready(other, 200)
-        await until_read_elsewhere(one)
+        await until_available(one, expected=False)
+        await until_available(other, expected=False)
         go.set()
-        for reader in (socket, elsewhere):
-            *tokens, done = await reader.until_end()
-            assert (joined(tokens), done["type"], done.get("status")) == ("bc", "done", "completed")
+        assert joined([await socket.receive(), await socket.receive()]) == "bc"
+        windows("redis.connection.TIMEOUT", 600.0)
+        shared.pause(over=True)
+        await redis.delete(*(await redis.keys("*:lease")))
+        assert (await socket.receive()).get("status") == "completed"
+        *tokens, end = await elsewhere.until_end()
+        assert (joined(tokens), end.get("status")) == ("bc", "completed")
 
 
-async def test_an_end_waits_for_redis_and_is_told_once_it_is_logged(shared, serve, fake):
+async def test_an_end_waits_for_redis_and_is_shown_once_it_is_stored(shared, serve, fake):
     one = await serve(redis_urls=shared.url)
-    go = asyncio.Event()
-    first, *rest = text("a", "b")[1:]
-    fake.reply([first, Wait(go), *rest])
+    fake.default, go = slowly("a", "b")
     async with one.socket() as socket:
         await begin(socket)
-        (log,) = shard_of(one)._journal.logs
+        log = own_logs(one)["r1"]
         await shared.stop()
-        await until_ready(one, 503)
+        await until_available(one, expected=False)
         go.set()
         assert (await socket.receive())["content"] == "b"
         await until(lambda: log.ending, "the generation to end")
@@ -236,73 +213,67 @@ async def test_an_end_waits_for_redis_and_is_told_once_it_is_logged(shared, serv
         assert (await socket.receive())["status"] == "completed"
 
 
-async def test_an_end_that_cannot_be_logged_is_a_loss(shared, serve, fake, windows):
-    windows("redis.journal.END_PATIENCE", 0.05)
-    one = await serve(redis_urls=shared.url)
-    async with one.socket() as socket:
-        go = asyncio.Event()
-        first, *rest = text("a", "b")[1:]
-        fake.reply([first, Wait(go), *rest])
-        await begin(socket)
-        await shared.stop()
-        go.set()
-        *_, failed = await socket.until_end()
-        assert (failed["error"]["code"], failed["seq"]) == ("generation_lost", 3)
-        await shared.start()
-        await until(lambda: not shard_of(one)._journal.logs, "the loss to be logged")
-        frames = [json.loads(event["data"]) for event in events((await follow(one)).content)]
-        assert frames[-1] == failed
-
-
-async def test_who_reads_elsewhere_is_told_that_redis_stays_away_and_finds_it_all_later(
-    serve, shared, redis, fake, windows
-):
-    windows("redis.shard.AWAY", 0.05)
+@pytest.mark.parametrize("form", ["text", "frames"])
+async def test_without_redis_for_long_readers_are_told_and_nobody_gets_another_end(form, shared, serve, fake, windows):
+    """At the replica that has the end, and at another one, over both transports."""
+    windows("redis.log.END_TIMEOUT", 0.1)
+    windows("redis.store.AWAY", 0.1)
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
-    go = asyncio.Event()
-    first, *rest = text("a", "b")[1:]
-    fake.reply([first, Wait(go), *rest])
+    fake.default, go = slowly("a", "b")
     async with one.socket() as socket, other.socket() as elsewhere:
         await begin(socket)
         await begin_elsewhere(elsewhere)
-        await shared.stop()
-        failed = await elsewhere.receive()
-        assert (failed["error"]["code"], failed["error"]["retryable"], failed["seq"]) == ("overloaded", True, 2)
-        windows("redis.shard.AWAY", 600.0)
+        async with httpx.AsyncClient(timeout=None) as client:
+            url = f"{other.stream_url}/r1?format={form}"
+            streams = [asyncio.create_task(client.get(url)) for _ in range(2)]
+            await until(lambda: sum(map(len, (log._watchers for log in copies(other)))) == 3, "all to read")
+            await shared.stop()
+            go.set()
+            assert (await socket.receive())["content"] == "b"
+            for reader in (socket, elsewhere):
+                refused = await reader.receive()
+                assert (refused["id"], refused["error"]["code"], "seq" in refused) == ("r1", "overloaded", False)
+            for stream in streams:
+                *_, last = events((await stream).content)
+                assert (last["event"], json.loads(last["data"])["error"]["code"]) == ("error", "overloaded")
+                assert "id" not in last
+        assert (await socket.ask({"type": "resume", "id": "r1"}))["error"]["code"] == "overloaded"
         await shared.start()
-        await until_ready(other, 200)
-        await until_ready(one, 200)
-        await until_there(redis)
-        await elsewhere.send({"messages": HELLO, "id": "r1"})
-        go.set()
-        for reader, said in ((socket, "b"), (elsewhere, "ab")):
+        await until_available(one)
+        await until_available(other)
+        for reader in (socket, elsewhere):
+
+            async def resumed(reader=reader) -> bool:
+                return (await reader.ask({"type": "resume", "id": "r1"}))["type"] == "start"
+
+            await until(resumed, "Redis to have it again")
             *tokens, done = await reader.until_end()
-            assert (joined(tokens), done.get("status")) == (said, "completed"), done
+            assert (joined(tokens), done.get("status")) == ("ab", "completed")
     assert len(fake.requests) == 1
 
 
-async def test_who_is_told_so_is_counted_out_as_a_reader(shared, redis, serve, fake, windows):
-    windows("redis.shard.AWAY", 0.05)
-    one, other = await serve(redis_urls=shared.url, resume_window=0.05), await serve(redis_urls=shared.url)
-    fake.default = Reply([*text("a")[:2], Hang()])
-    async with other.socket() as elsewhere:
-        async with one.socket() as socket:
-            await begin(socket)
-            await begin_elsewhere(elsewhere)
-            await until_read_elsewhere(one)
-        await redis.config_set("maxmemory", "1")  # all is kept, leases too, and nothing is taken
-        assert (await elsewhere.receive())["error"]["code"] == "overloaded"
-        await redis.config_set("maxmemory", "0")
-        await (await fake.request()).closed.wait()
+async def test_a_client_reads_on_when_redis_is_back(shared, serve, fake, windows):
+    windows("redis.store.AWAY", 0.1)
+    one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
+    fake.default, go = slowly("a", "b")
+    async with one.socket() as socket, connect_client(other.url, patience=600) as client:
+        await begin(socket)
+        reply = client.resume("r1")
+        await until(lambda: reply.text == "a", "the client to read")
+        await shared.stop()
+        await until(lambda: not copies(other), "the reader to be let go")
+        go.set()
+        await shared.start()
+        assert (await reply.end()).text == "ab"
 
 
 async def test_a_replica_starts_without_redis_and_is_ready_when_it_comes(shared, serve, fake):
     await shared.stop()
     one = await serve(redis_urls=shared.url)
-    assert await ready(one) == 503
+    await until_available(one, expected=False)
     assert joined(await one.frames()) == "Hello"
     await shared.start()
-    await until_ready(one, 200)
+    await until_available(one)
     assert joined(await one.frames(id="r1")) == "Hello"
 
 

@@ -209,6 +209,11 @@ def internal_error(story):
     story.reader().send(1).error(2, "internal_error")
 
 
+def refused_although_nothing_is_wrong(story):
+    story.fault("lost all", 50)
+    story.reader().send(1).error(2, "overloaded").closed(2).send(3).start(3).tokens(6).done(6)
+
+
 def unnamed_refused(story):
     story.reader().send(1, "unnamed chat").error(2, "overloaded").over(3)
 
@@ -299,6 +304,7 @@ def crash(story):
         (cancelled_while_it_was_read, "cancelled without cause"),
         (overloaded_as_an_end, "unexpected error"),
         (internal_error, "unexpected error"),
+        (refused_although_nothing_is_wrong, "refused without cause"),
         (unnamed_refused, "unexpected error"),
         (unexpected_conflict, "unexpected error"),
         (not_found, "not_found"),
@@ -356,6 +362,7 @@ def lost_with_redis_long_after_its_end(story):
 
 
 def refused_for_a_while(story):
+    story.fault("lost all", 1)
     story.reader().send(1).error(2, "overloaded").closed(2).send(3).start(3).tokens(6).done(6)
 
 

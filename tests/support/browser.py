@@ -48,21 +48,26 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 class Tab:
-    """A tab that shows the page, with the errors of its console and the URLs of its requests."""
+    """A tab that shows the page, with the errors of its console and the URLs of its requests. `touch`: on a phone."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, *, touch: bool = False) -> None:
         self.page = page
+        self.touch = touch
         self.complaints: list[str] = []
         self.requests: list[str] = []
         page.set_default_timeout(PAGE_TIMEOUT)
         self._listeners = {
-            "console": lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None,
+            "console": lambda said: self._take(said.type, said.text),
             "pageerror": lambda error: self.complaints.append(str(error)),
             "request": lambda request: self.requests.append(request.url),
             "websocket": lambda socket: self.requests.append(socket.url),
         }
         for event, listener in self._listeners.items():
             page.on(event, listener)
+
+    def _take(self, kind: str, said: str) -> None:
+        if kind in ("error", "warning") and said != "Service Worker registration blocked by Playwright":
+            self.complaints.append(said)
 
     def leave(self) -> None:
         """Stop listening to the page."""
@@ -77,12 +82,15 @@ class Tab:
     @property
     def text(self) -> Locator:
         """The last answer."""
-        return self.turns.last.locator(".text")
+        return self.turns.last.locator(".answer > .text")
 
     async def ask(self, question: str) -> None:
         """Type a question and send it."""
         await self.page.get_by_label("Message", exact=True).fill(question)
-        await self.page.keyboard.press("Enter")
+        if self.touch:
+            await self.press("Send")
+        else:
+            await self.page.keyboard.press("Enter")
 
     async def press(self, name: str) -> None:
         """Press the button of this name."""
@@ -104,7 +112,8 @@ async def open_tab(context: BrowserContext, url: str) -> Tab:
     return tab
 
 
-VIEWPORT = {"width": 1280, "height": 800}
+# A service worker costs each visit CPU, and would serve one server's files to the next one's page.
+OPTIONS_OF_VISITS = {"viewport": {"width": 1280, "height": 800}, "service_workers": "block"}
 _pages: WeakKeyDictionary[Browser, Page] = WeakKeyDictionary()
 
 
@@ -120,9 +129,9 @@ async def visiting(
     origin = "/".join(url.split("/")[:3])
     async with contextlib.AsyncExitStack() as stack:
         if changes or options:
-            context = await browser.new_context(**{"viewport": VIEWPORT, **options})
+            context = await browser.new_context(**{**OPTIONS_OF_VISITS, **options})
             await stack.enter_async_context(context)
-            tab = Tab(await context.new_page())
+            tab = Tab(await context.new_page(), touch=options.get("has_touch", False))
         else:
             tab = Tab(await stack.enter_async_context(_shared_page(browser, origin)))
             stack.callback(tab.leave)
@@ -144,7 +153,7 @@ async def visiting(
 @contextlib.asynccontextmanager
 async def _shared_page(browser: Browser, origin: str) -> AsyncIterator[Page]:
     """Lend the page that visits share, and clear its storage at the end. After a failed visit there is a new page."""
-    page = _pages.pop(browser, None) or await (await browser.new_context(viewport=VIEWPORT)).new_page()
+    page = _pages.pop(browser, None) or await (await browser.new_context(**OPTIONS_OF_VISITS)).new_page()
     try:
         yield page
     except BaseException:

@@ -47,10 +47,14 @@ def lacking(message: str) -> NoReturn:
     pytest.skip(message)
 
 
+_STATE = tempfile.TemporaryDirectory(prefix="ws-chat-tests-")  # for what programs keep between two runs
+
+
 def environment(**variables: str) -> dict[str, str]:
     """Return an environment with only these settings of ours, and with the programs of this virtual environment."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WS_CHAT_", "OPENAI_"))}
-    return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", **variables}
+    own = {"PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "XDG_STATE_HOME": _STATE.name}
+    return {**kept, **own, **variables}
 
 
 async def output(*command: str, **variables: str) -> tuple[int, bytes, bytes]:

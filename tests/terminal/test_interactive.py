@@ -207,6 +207,34 @@ async def test_commands(service, fake, chat, tmp_path):
     assert [message["content"] for message in said] == ["hi", "Hello", "/usr/bin is what?", "Hello"]
 
 
+async def test_models_images_and_the_last_conversation(service, fake, chat, tmp_path):
+    fake.models = ["gpt-4o", "gpt-5-mini"]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    async with chat(service.url, columns=200) as shown:
+        shown.type("/models" + ENTER)
+        await shown.until(r"gpt-4o-mini  \(in use\)\ngpt-4o\ngpt-5-mini")
+        shown.type("/model gpt-5\t" + ENTER)
+        await shown.until("Model: gpt-5-mini")
+        shown.type("/att\t" + f" {tmp_path}/no.png" + ENTER)
+        await shown.until("no.png cannot be read: No such file")
+        shown.type(f"/attach {tmp_path}/a.png" + ENTER)
+        await shown.until("1 image will be sent")
+        shown.type("What is it?" + ENTER)
+        await shown.until("^Hello$")
+        await shown.prompt(6)
+        shown.type("And now?" + ENTER)
+        await shown.prompt(7)
+    async with chat(service.url, "--continue", columns=200) as shown:
+        await shown.until("Continues after 2 questions: And now\\?")
+        shown.type("More" + ENTER)
+        await shown.until("^Hello$")
+
+    first, *_, last = messages(fake)
+    assert [part["type"] for part in first[1]] == ["text", "image_url"]
+    assert ([content for _, content in messages(fake)[1:]], last[0]) == (["Hello", "And now?", "Hello", "More"], "user")
+    assert fake.requests[-1].body["model"] == "gpt-5-mini"
+
+
 async def test_what_failed_is_told_and_may_be_asked_again(service, fake, chat):
     fake.refuse(400, "No such \x1b]0;thing.")
     async with chat(service.url) as shown:

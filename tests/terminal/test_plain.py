@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
 import signal
+import stat
 from pathlib import Path
 
 import httpx
@@ -225,9 +227,53 @@ async def test_a_server_that_wants_a_key_is_told_of(serve):
         assert "WS_CHAT_API_KEY" in err
 
 
+async def test_parameters_and_images_are_sent(service, fake, tmp_path):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"\x89PNG")
+    options = ("-m", "m-1", "-s", "Be brief.", "-o", "temperature=0.5", "-o", "stop=[1]", "-o", "user=me")
+    place = "https://example.org/b.jpg"
+    status, out, err = await ask(*options, "-a", str(picture), "-a", place, "What?", url=service.url)
+
+    assert (status, out, err) == (0, "Hello\n", "")
+    body = fake.requests[0].body
+    assert (body["model"], body["temperature"], body["stop"], body["user"]) == ("m-1", 0.5, [1], "me")
+    urls = [f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}", place]
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    assert body["messages"][1]["content"] == [{"type": "text", "text": "What?"}, *parts]
+
+
+async def test_the_last_conversation_is_continued(service, fake, tmp_path):
+    state = {"url": service.url, "XDG_STATE_HOME": str(tmp_path)}
+    status, _, err = await ask("-c", "hi", **state)
+    assert status == 2
+    assert f"no conversation to continue yet: {tmp_path}" in err
+    await ask("-m", "m-1", "-s", "Be brief.", "one", **state)
+    assert (await ask("--continue", "two", **state))[0] == 0
+    assert (await ask("-c", "-m", "m-2", "three", **state))[0] == 0
+
+    said = [message["content"] for message in asked(fake)]
+    assert said == ["Be brief.", "one", "Hello", "two", "Hello", "three"]
+    assert [request.body["model"] for request in fake.requests] == ["m-1", "m-1", "m-2"]
+    assert stat.S_IMODE((tmp_path / "ws-chat/conversation.json").stat().st_mode) == 0o600
+
+
+async def test_every_error_says_where_and_what_to_do(serve, fake):
+    service = await serve(models=("gpt-*",))
+    fake.refuse(400, "No such thing.")
+    for options, expected in ((["-m", "o3"], "-m chooses one"), ([], "check the model (-m)")):
+        status, _, err = await ask(*options, "hi", url=service.url)
+        assert status == 1
+        assert expected in err
+        assert f"Server: {service.ws_url}" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "expected"),
     [
+        (["hi", "-o", "temperature"], b"", "-o temperature: must be key=value"),
+        (["hi", "-o", "model=x"], b"", "model is not a parameter; -m sets the model"),
+        (["hi", "-a", "no.png"], b"", "no.png cannot be read: No such file"),
+        (["hi", "-a", "no.txt"], b"", "no.txt: must be a PNG"),
         ([], b"", "question is empty"),
         ([" "], b" \n", "question is empty"),
         ([], b"\xff", "not UTF-8"),

@@ -91,14 +91,11 @@ class Relay:
         )
         self._joining = asyncio.Lock()
         self._starting: WeakValueDictionary[GenerationKey, asyncio.Lock] = WeakValueDictionary()
-        self.leaving = False
-        """Whether a drain is about to begin: requests are still served, but should go elsewhere."""
         self.draining = False
 
     def check_ready(self) -> None:
         """Raise ChatError (`draining`) while new requests should go elsewhere."""
-        if self.leaving or self.draining:
-            raise ChatError.of(DRAINING)
+        self._check_drain()
 
     async def open(self) -> None:
         """Open the store, which serves other processes if it is shared."""

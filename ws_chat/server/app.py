@@ -8,7 +8,6 @@ import logging
 import secrets
 import sys
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
@@ -17,13 +16,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.protocol.errors import DRAINING, ChatError, ErrorInfo
 from ws_chat.protocol.urls import redact_url
 from ws_chat.relay.access import Hosts, Keys, Origins, Quota, Throttle
 from ws_chat.relay.events import LimitReached, Observers
 from ws_chat.relay.relay import Relay
 from ws_chat.server import describe
 from ws_chat.server.auth import by_key
+from ws_chat.server.chat.models import ModelsEndpoint
 from ws_chat.server.chat.sender import DRAIN, LIMIT, UNPROTECTED, WRITE_TIMEOUT
 from ws_chat.server.chat.sse import SSEEndpoint
 from ws_chat.server.chat.websocket import ChatSocket
@@ -31,7 +31,7 @@ from ws_chat.server.connections import Connections
 from ws_chat.server.http_errors import error_response, install_error_handlers
 from ws_chat.server.observers.logs import Logs
 from ws_chat.server.observers.metrics import Metrics
-from ws_chat.server.page.page import FrontPage, Page, docs
+from ws_chat.server.page.page import FrontPage, Page, docs, service_worker
 from ws_chat.server.responses.http import ResponsesEndpoint
 from ws_chat.server.responses.responses import new_id
 from ws_chat.server.responses.websocket import ResponseSocket
@@ -124,7 +124,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async def drain() -> None:
-            relay.leaving = True
+            connections.leaving = True
             try:
                 await asyncio.sleep(settings.drain_delay)  # proxies ask /readyz meanwhile
                 connections.drain(settings.drain_timeout, move=store.shared)
@@ -136,7 +136,7 @@ def create_app(
 
         await relay.open()
         connections.serving = True
-        with metrics.measure_lag():
+        with metrics.measure(store):
             yield {
                 DRAIN: drain,
                 WRITE_TIMEOUT: settings.write_timeout,
@@ -146,13 +146,17 @@ def create_app(
         await relay.close()
 
     async def readyz(_: Request) -> Response:
+        if connections.leaving:
+            raise ChatError.of(DRAINING)
         relay.check_ready()
         return JSONResponse({"status": "ok"})
 
     async def export_metrics(_: Request) -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    front_page = FrontPage([] if upstream else known_models(settings), hosts, needs_key=bool(settings.api_keys))
+    named = [] if upstream else known_models(settings)
+    front_page = FrontPage(named, hosts, needs_key=bool(settings.api_keys), max_bytes=settings.max_frame_bytes)
+    models = ModelsEndpoint(connections, named=named, allowed=settings.models, fetch=getattr(answers, "models", None))
     app = FastAPI(
         title="ws_chat",
         lifespan=lifespan,
@@ -164,6 +168,7 @@ def create_app(
             WebSocketRoute("/v1/chat/ws", sockets),
             Route("/v1/chat/ws", _upgrade_required),
             Route("/v1/chat/stream/{id}", streams, methods=["GET", "DELETE"]),
+            Route("/v1/chat/models", models, methods=["GET"]),
             WebSocketRoute("/v1/responses", response_sockets),
             Route("/v1/responses", responses, methods=["GET", "POST"]),
             Route("/v1/responses/{id}", responses, methods=["GET", "DELETE"]),
@@ -171,7 +176,8 @@ def create_app(
             WebSocketRoute("/{path:path}", _no_websocket),
             Route("/", front_page.answer),
             Route("/docs", docs),
-            Mount("/static", Page(directory=Path(__file__).parent / "page" / "static")),
+            Mount("/static", Page()),
+            Route("/service-worker.js", service_worker),
             Route("/healthz", _healthz),
             Route("/readyz", readyz),
             Route("/metrics", export_metrics),

@@ -40,6 +40,8 @@ class Connections:
 
     serving = False
     """Whether the application's lifespan runs."""
+    leaving = False
+    """Whether a drain is about to begin: requests are still served, but should go elsewhere."""
 
     def __init__(
         self, limit: int, authenticate: Authenticate, origins: Origins, observe: Observer | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -17,6 +18,7 @@ from ws_chat.terminal.messages import (
     Stopwatch,
     connection_failure,
     exit_status,
+    explained,
     is_forgotten,
     lost_with_server,
     remarks,
@@ -24,7 +26,9 @@ from ws_chat.terminal.messages import (
     visible,
 )
 from ws_chat.terminal.prompt import COMMANDS, KEYS, UnknownCommandError, history_path, line_editor, read_command
+from ws_chat.terminal.requests import fetch_models, image
 from ws_chat.terminal.screen import Screen, Teletype
+from ws_chat.terminal.state import save_last
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,12 +42,12 @@ CANCEL_TIMEOUT: Final = 2.0
 """Seconds to wait for the end of a cancelled answer, which does not arrive while the network is down."""
 
 
-def chat(options: Options, server: str) -> int:
+def chat(options: Options, server: str, conversation: Conversation) -> int:
     """Chat until the person leaves; return the exit status. `server` describes the server to the person."""
-    return asyncio.run(_run(options, server))
+    return asyncio.run(_run(options, server, conversation))
 
 
-async def _run(options: Options, server: str) -> int:
+async def _run(options: Options, server: str, conversation: Conversation) -> int:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task  # noqa: S101  (for the type checker)
     received: list[int] = []
@@ -54,12 +58,12 @@ async def _run(options: Options, server: str) -> int:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, end, number)
-    interactive = InteractiveChat(options, server)
+    interactive = InteractiveChat(options, server, conversation)
     try:
         await interactive.client.open()
         await interactive.run()
     except ClientError as error:
-        report(connection_failure(error, key=options.key))
+        report(connection_failure(error, options.url, key=options.key))
         return exit_status(error)
     except asyncio.CancelledError:
         if not received:
@@ -82,19 +86,26 @@ class _Running(NamedTuple):
 class InteractiveChat:
     """A conversation over one client, drawn on a console."""
 
-    def __init__(self, options: Options, server: str) -> None:
+    def __init__(self, options: Options, server: str, conversation: Conversation) -> None:
         self.client = Chat(options.url, api_key=options.key, on_retry=self._show_wait)
         self._server = server
         self._console = Console(highlight=False, markup=False, emoji=False)
-        self._conversation = Conversation(system=options.system, model=options.model)
+        self._conversation = conversation
+        self._options = options
+        self._models: list[str] = []
         self._stats = options.stats
         self._running: _Running | None = None
         self._saved: Path | None = None
         self._left = False
 
     async def run(self) -> None:
-        lines = line_editor(history_path(), dumb=self._console.is_dumb_terminal)
+        lines = line_editor(history_path(), self._known_models, dumb=self._console.is_dumb_terminal)
         self._say(f"ws_chat {version('ws-chat')} · {self._server}", "/help lists the commands, Ctrl-D exits.")
+        if self._conversation.turns:
+            count = len(self._conversation.turns)
+            self._say(
+                f"Continues after {count} question{'' if count == 1 else 's'}: {self._conversation.turns[-1].question}"
+            )
         # For the whole time, so that a Ctrl-C just after an answer has ended does not end the program.
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
         while not self._left:
@@ -122,6 +133,10 @@ class InteractiveChat:
                 await self._retry()
             case "model", name:
                 self._set_model(name)
+            case "models", _:
+                await self._list_models()
+            case "attach", place:
+                self._attach(place)
             case "system", text:
                 self._set_system(text)
             case "new", _:
@@ -144,6 +159,7 @@ class InteractiveChat:
         if reply is None:
             return
         self._conversation.record(question, reply)
+        save_last(self._conversation)
         stopped = reply.status in ("cancelled", "running")  # running: Ctrl-C did not wait for its end
         lines = [f"({remark})" for remark in (*(["stopped"] if stopped else ()), *remarks(reply))]
         if self._stats and reply.seq:
@@ -168,7 +184,7 @@ class InteractiveChat:
                         self._say("(the server went away with this answer: asking again)")
                         self._console.print()
                     continue
-                self._fail(f"{error}" + ("\n/retry asks again." if error.retryable else ""))
+                self._fail(explained(error, self._options.url) + ("\n/retry asks again." if error.retryable else ""))
             except ValueError as error:  # a lone surrogate, pasted
                 self._fail(str(error))
             return reply
@@ -224,6 +240,31 @@ class InteractiveChat:
         else:
             last = self._conversation.turns[-1].model if self._conversation.turns else None
             self._say("Model: the server's default" + (f" (last: {last})" if last else ""))
+
+    def _known_models(self) -> list[str]:
+        """Return the server's models; none where it does not list them. Blocks."""
+        if not self._models:
+            with contextlib.suppress(ValueError):
+                self._models = fetch_models(self._options.url, self._options.key)
+        return self._models
+
+    async def _list_models(self) -> None:
+        try:
+            self._models = await asyncio.to_thread(fetch_models, self._options.url, self._options.key)
+        except ValueError as error:
+            self._fail(f"{error}\n/model NAME uses any model that the server allows.")
+            return
+        used = self._conversation.model or next(iter(self._models), None)
+        self._say(*(f"{name}{'  (in use)' if name == used else ''}" for name in self._models))
+
+    def _attach(self, place: str) -> None:
+        try:
+            self._conversation.images += (image(place),)
+        except ValueError as error:
+            self._fail(str(error) if place else "Name a file, or an https address: /attach FILE")
+            return
+        count = len(self._conversation.images)
+        self._say(f"{count} image{'' if count == 1 else 's'} will be sent with the next question.")
 
     def _set_system(self, text: str) -> None:
         if text:

@@ -9,14 +9,17 @@ import os
 import sys
 import termios
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final, TextIO, cast
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar, cast
 
 from ws_chat.client.network import Address
+from ws_chat.terminal.conversation import Conversation
 from ws_chat.terminal.messages import INTERRUPTED, UNREACHABLE, USAGE, report
 from ws_chat.terminal.plain import answer
+from ws_chat.terminal.requests import image, parameter
+from ws_chat.terminal.state import load_last
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from io import TextIOWrapper
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8000"
@@ -35,6 +38,9 @@ class Options:
     key: str | None = None
     model: str | None = None
     system: str | None = None
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    images: tuple[dict[str, Any], ...] = ()
+    goes_on: bool = False
     local: bool = False
     json: bool = False
     stats: bool = False
@@ -55,7 +61,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _chat(options: Options, stack: contextlib.ExitStack) -> int:
     server = options.url
+    conversation = Conversation(
+        system=options.system, model=options.model, parameters=options.parameters, images=options.images
+    )
     try:
+        if options.goes_on:
+            conversation.restore(load_last())
         question = read_question(options.question)
         if question is None:
             stack.enter_context(hidden_keys())
@@ -72,10 +83,10 @@ def _chat(options: Options, stack: contextlib.ExitStack) -> int:
         report(str(error))
         return UNREACHABLE
     if question is not None:
-        return answer(options, question)
+        return answer(options, question, conversation)
     from ws_chat.terminal.chat import chat
 
-    return chat(options, server)
+    return chat(options, server, conversation)
 
 
 def read_options(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Options:
@@ -89,6 +100,9 @@ def read_options(arguments: Sequence[str], environ: Mapping[str, str] | None = N
         key=given.key or environ.get("WS_CHAT_API_KEY") or None,
         model=given.model or environ.get("WS_CHAT_MODEL") or None,
         system=given.system or environ.get("WS_CHAT_SYSTEM") or None,
+        parameters=dict(given.option),
+        images=tuple(given.attach),
+        goes_on=given.goes_on,
         local=given.local,
         json=given.json,
         stats=given.stats,
@@ -151,6 +165,21 @@ def _replace_unencodable(stream: TextIO) -> None:
     cast("TextIOWrapper", stream).reconfigure(errors="replace")
 
 
+_Value = TypeVar("_Value")
+
+
+def _checked(read: Callable[[str], _Value]) -> Callable[[str], _Value]:
+    """Return `read` for argparse, which would leave out the message of a ValueError."""
+
+    def checked(text: str) -> _Value:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
 def _parser() -> argparse.ArgumentParser:
     chat = argparse.ArgumentParser(
         prog="ws-chat chat",
@@ -168,8 +197,27 @@ def _parser() -> argparse.ArgumentParser:
         help="start a server inside this program, with the model of OPENAI_API_KEY or OPENAI_BASE_URL, else the "
         "built-in demo",
     )
-    chat.add_argument("--model", help="the model (WS_CHAT_MODEL, else the server's)")
-    chat.add_argument("--system", metavar="TEXT", help="a system message (WS_CHAT_SYSTEM)")
+    chat.add_argument("-m", "--model", help="the model (WS_CHAT_MODEL, else the server's)")
+    chat.add_argument("-s", "--system", metavar="TEXT", help="a system message (WS_CHAT_SYSTEM)")
+    chat.add_argument(
+        *("-o", "--option"),
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        type=_checked(parameter),
+        help="a parameter of the request, such as temperature=0.2; may be repeated",
+    )
+    chat.add_argument(
+        *("-a", "--attach"),
+        metavar="FILE",
+        action="append",
+        default=[],
+        type=_checked(image),
+        help="an image for the first question: a file or an https address; may be repeated",
+    )
+    chat.add_argument(
+        *("-c", "--continue"), dest="goes_on", action="store_true", help="go on with the last conversation"
+    )
     chat.add_argument(
         "--key",
         help="the API key; other users of this computer can see it here, so prefer WS_CHAT_API_KEY",

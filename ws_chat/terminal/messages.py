@@ -19,6 +19,7 @@ from ws_chat.client import (
     ReplyError,
     UntrustedServerError,
 )
+from ws_chat.client.network import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -64,20 +65,39 @@ def exit_status(error: BaseException) -> int:
     return UNREACHABLE if isinstance(error, (ConnectionLostError, ProtocolError)) else FAILED
 
 
-def connection_failure(error: ClientError, *, key: str | None) -> str:
+_HINTS: Final = {
+    "model_not_allowed": "/models in a chat lists the models; -m chooses one.",
+    "not_found": "The server no longer has it. /retry, or asking again, sends the whole conversation.",
+    "rate_limited": "Wait a moment, then ask again.",
+    "too_large": "The server takes 4 MiB at once unless WS_CHAT_MAX_FRAME_BYTES says otherwise: attach smaller images.",
+    "too_many_generations": "Wait until an answer has ended, then ask again.",
+    "upstream_auth": "The server's own key was refused: its operator has to set OPENAI_API_KEY.",
+    "upstream_rejected": "The model's server refused this request: check the model (-m) and the parameters (-o).",
+    "upstream_timeout": "The model's server is slow or away: ask again, or try another model (-m).",
+    "upstream_unavailable": "The model's server is away: ask again, or try another model (-m).",
+}
+
+
+def explained(error: ClientError, url: str) -> str:
+    """Return an error with the server that it came from, and what to do about it."""
+    hint = _HINTS.get(error.code, "") if isinstance(error, ReplyError) else ""
+    return "\n".join(filter(None, [f"{error}", hint, f"Server: {Address(url, None)}"]))
+
+
+def connection_failure(error: ClientError, url: str, *, key: str | None) -> str:
     """Return why there is no connection, and what to do about it."""
     match error:
         case AuthenticationError():
-            wrong = "The server does not accept this key" if key else "The server requires a key"
-            return f"{error}\n{wrong}: set WS_CHAT_API_KEY."
+            wrong = "does not accept this key" if key else "requires a key"
+            return f"{error}\nThe server {Address(url, None)} {wrong}: set WS_CHAT_API_KEY."
         case UntrustedServerError() | ProtocolError():
-            return str(error)
-        case ConnectionLostError():
+            return explained(error, url)
+        case ConnectionLostError():  # its message names the address
             return (
                 f"{error}\nStart a server with `ws-chat serve`, name another one with --url or WS_CHAT_URL, or run "
                 "without one: `ws-chat chat --local`"
             )
-    return str(error)
+    return explained(error, url)
 
 
 def lost_with_server(error: ClientError) -> bool:
@@ -92,10 +112,13 @@ def is_forgotten(error: ClientError) -> bool:
     return isinstance(error, NotFoundError) and error.param == "previous_id"
 
 
+_REASONS: Final = {"length": "length limit reached", "content_filter": "content filter"}
+
+
 def remarks(reply: ReplyState) -> Iterator[str]:
     """Yield remarks on an ended answer: why it was cut short, tool calls."""
     if reply.finish_reason not in (None, "stop", "tool_calls"):
-        yield f"cut short: {reply.finish_reason}"
+        yield f"cut short: {_REASONS.get(reply.finish_reason, reply.finish_reason)}"
     for call in reply.tool_calls:
         function = call.get("function", {})
         yield f"calls {function.get('name')}({function.get('arguments', '')}); there are no tools here"

@@ -22,25 +22,28 @@ from ws_chat.terminal.messages import (
     Stopwatch,
     connection_failure,
     exit_status,
+    explained,
     lost_with_server,
     remarks,
     report,
     text_of,
     visible,
 )
+from ws_chat.terminal.state import save_last
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import FrameType
 
     from ws_chat.client import Frame, SyncReply
+    from ws_chat.terminal.conversation import Conversation
     from ws_chat.terminal.main import Options
 
 ATTEMPTS: Final = 3
 """Attempts for one question when servers shut down before the first token."""
 
 
-def answer(options: Options, question: str) -> int:
+def answer(options: Options, question: str, conversation: Conversation) -> int:
     """Print the answer to a question; return the exit status."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit)
@@ -50,9 +53,9 @@ def answer(options: Options, question: str) -> int:
             try:
                 chat.open()
             except ClientError as error:
-                report(connection_failure(error, key=options.key))
+                report(connection_failure(error, options.url, key=options.key))
                 return exit_status(error)
-            return _ask(chat, options, question)
+            return _ask(chat, options, question, conversation)
     except KeyboardInterrupt:
         if sys.stdout.isatty():
             print()  # the shell's prompt gets its own line
@@ -78,13 +81,12 @@ class _Reporter:
             report(f"{reason}; trying again")
 
 
-def _ask(chat: SyncChat, options: Options, question: str) -> int:
-    messages = [{"role": "system", "content": options.system}] if options.system else []
-    messages.append({"role": "user", "content": question})
+def _ask(chat: SyncChat, options: Options, question: str, conversation: Conversation) -> int:
+    messages = conversation.messages(question)
     output = _Output(as_frames=options.json)
     for attempt in range(1, ATTEMPTS + 1):
         watch = Stopwatch()
-        with chat.ask(messages, model=options.model) as reply:
+        with chat.ask(messages, model=conversation.model, **conversation.parameters) as reply:
             try:
                 output.start(reply)
                 for frame in reply:
@@ -94,9 +96,11 @@ def _ask(chat: SyncChat, options: Options, question: str) -> int:
                 if lost_with_server(error) and not output.has_tokens and attempt < ATTEMPTS:
                     continue
                 output.end(reply)
-                report(str(error))
+                report(explained(error, options.url))
                 return exit_status(error)
         output.end(reply)
+        conversation.record(question, reply)
+        save_last(conversation)
         if options.stats:
             report(watch.summary(reply))
         return _finish(reply)

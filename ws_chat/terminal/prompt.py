@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import WordCompleter
+from prompt_toolkit.completion import Completer, Completion, ThreadedCompleter
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
+from ws_chat.terminal.state import folder
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from prompt_toolkit.completion import CompleteEvent
+    from prompt_toolkit.document import Document
     from prompt_toolkit.key_binding import KeyPressEvent
 
 _COMMAND: Final = re.compile(r"/([A-Za-z]*)(?:\s+(.*))?\s*\Z", re.DOTALL)  # /usr/bin is none
@@ -33,6 +38,8 @@ class Command(NamedTuple):
 
 COMMANDS: Final = (
     Command("model", "NAME", "use another model; without a name: show it; - uses the server's default"),
+    Command("models", "", "list the server's models; Tab completes them after /model"),
+    Command("attach", "FILE", "send an image with the next question: a file or an https address"),
     Command("system", "TEXT", "set the system message; without a text: show it; - removes it"),
     Command("retry", "", "ask the last question again"),
     Command("new", "", "start a new conversation"),
@@ -71,7 +78,22 @@ def read_command(line: str) -> tuple[str, str] | None:
     )
 
 
-def line_editor(history: Path, *, dumb: bool) -> PromptSession[str]:
+class Completions(Completer):
+    """Completes commands, and models after `/model`. `models` is called when the first of those is wanted."""
+
+    def __init__(self, models: Callable[[], Sequence[str]]) -> None:
+        self._models = models
+        self._names = [f"/{command.name}" for command in COMMANDS]
+
+    def get_completions(self, document: Document, _: CompleteEvent) -> Iterator[Completion]:
+        text = document.text_before_cursor
+        begun = text.removeprefix("/model ")
+        for name in self._names if begun == text else self._models():
+            if name.startswith(begun):
+                yield Completion(name, -len(begun))
+
+
+def line_editor(history: Path, models: Callable[[], Sequence[str]], *, dumb: bool) -> PromptSession[str]:
     """Return the editor for messages; on a `dumb` terminal it does not move the cursor.
 
     Its prompt raises KeyboardInterrupt at Ctrl-C, EOFError at Ctrl-D on an empty line.
@@ -98,7 +120,7 @@ def line_editor(history: Path, *, dumb: bool) -> PromptSession[str]:
         prompt_continuation="  ",
         key_bindings=keys,
         history=_history(history),
-        completer=WordCompleter([f"/{command.name}" for command in COMMANDS], sentence=True),
+        completer=ThreadedCompleter(Completions(models)),  # the server is asked for its models
         complete_while_typing=False,
         complete_style=CompleteStyle.READLINE_LIKE,
         enable_open_in_editor=True,
@@ -109,10 +131,7 @@ def line_editor(history: Path, *, dumb: bool) -> PromptSession[str]:
 
 
 def history_path() -> Path:
-    """Return the file of the history, in the user's state directory (XDG Base Directory Specification)."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    folder = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
-    return folder / "ws-chat" / "history"
+    return folder() / "history"
 
 
 def _history(path: Path) -> History:

@@ -45,12 +45,13 @@ class FakeOpenAI:
     """The server, from `start` to `stop` or in an `async with` block, on a free port of 127.0.0.1.
 
     `replies` are sent in order, then `default` for every further request: an answer of two deltas, `Hel` and `lo`.
-    `requests` are those received. Everything may be used from other threads, except what is awaited.
+    `requests` are those received, without those for `models`, which the server lists. Everything may be used from other threads, except what is awaited.
     """
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []
         self.default = Reply(text("Hel", "lo"))
+        self.models = ["gpt-4o-mini", "gpt-4o"]
         self.requests: list[Recorded] = []
         self.connections: set[_UpstreamConnection] = set()
         self.accepted = 0
@@ -110,6 +111,9 @@ class FakeOpenAI:
 
     def record(self, request: Recorded) -> Reply:
         """Record a request and return its reply."""
+        if request.path.endswith("/models"):
+            body = {"object": "list", "data": [{"id": model, "object": "model"} for model in self.models]}
+            return Reply([json.dumps(body).encode()], headers={"Content-Type": "application/json"})
         self.requests.append(request)
         self._arrived.set()
         return self.replies.pop(0) if self.replies else self.default

@@ -1,6 +1,6 @@
 """The built-in demo: answers without a key, a network or a model.
 
-`demo` talks about the user's last message. With the other models, developers of front ends can try tool calls, reasoning,
+`demo` talks about the user's last message, and knows the answers to the examples of the web page. With the other models, developers of front ends can try tool calls, reasoning,
 failures and silence.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ws_chat.protocol.errors import ChatError
+from ws_chat.upstreams.demo_answers import known_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,6 +47,8 @@ MODELS: Final = {
     "demo-silent": _Behaviour(falls_silent=True),
 }
 DELTAS_BEFORE_FAILURE: Final = 5
+MAX_EXAMPLE: Final = 200
+"""Characters of a question in which an example of the web page is looked for."""
 
 _PIECE: Final = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uff00-\uffef]|\s*[^\s\u3040-\u30ff\u3400-\u9fff\uff00-\uffef]+|\s+"
@@ -62,6 +65,10 @@ class DemoUpstream:
     def resolve(self, model: str | None) -> str:
         """Return the demo model of that name, else `demo`."""
         return model if model in MODELS else "demo"
+
+    async def models(self) -> list[str]:
+        """Return the names of the demo models."""
+        return list(MODELS)
 
     async def generate(self, request: Mapping[str, Any], emit: Emit, outcome: Outcome) -> None:
         """Answer the last message. Raises ChatError for the models that fail."""
@@ -122,6 +129,8 @@ def _tool_calls() -> Iterator[Fields]:
 
 def _reply(last: Mapping[str, Any]) -> str:
     text = _text(last).strip()
+    if last["role"] == "user" and (known := known_answer(text[:MAX_EXAMPLE])):
+        return known
     quoted = text if len(text) <= 200 else text[:200] + "…"
     echo = f"The tool says: {quoted}" if last["role"] == "tool" else f"You said: “{quoted}”"
     return (

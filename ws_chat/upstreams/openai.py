@@ -45,6 +45,7 @@ _encode: Final = msgspec.json.Encoder().encode
 logger = logging.getLogger("ws_chat.upstream")
 
 CONNECT_TIMEOUT: Final = 10.0
+MAX_MODELS_BYTES: Final = 2**20
 TAIL_TIMEOUT: Final = 3.0
 """Seconds to wait after a finish_reason for usage and [DONE], which some servers never send."""
 MAX_RETRY_AFTER: Final = 7 * 24 * 3600.0
@@ -65,6 +66,14 @@ _TRANSLATIONS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] =
     ((httpx2.HTTPError,), "upstream_unavailable", "The connection to the upstream was lost."),
     ((openai.APIError,), "upstream_unavailable", "The upstream cannot be reached."),
 )
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
 
 
 class OpenAIUpstream:
@@ -97,6 +106,25 @@ class OpenAIUpstream:
                 raise
             self._log(error)
             raise self._translate(error) from None
+
+    async def models(self) -> list[str]:
+        """Return the ids of the models that the server offers. Raises ChatError."""
+        try:
+            get: Any = self._client.get  # the overloads do not express `cast_to`
+            options = {"max_retries": 0}
+            stream = openai.AsyncStream[object]
+            response = await get("/models", cast_to=httpx2.Response, options=options, stream=True, stream_cls=stream)
+            body = bytearray()
+            async with contextlib.aclosing(response.aiter_bytes()) as reads:
+                async for read in reads:
+                    body += read
+                    if len(body) > MAX_MODELS_BYTES:
+                        raise ChatError("upstream_malformed", "The upstream's list of models is too large.")
+            return [model.id for model in msgspec.json.decode(body, type=_Models).data]
+        except (openai.APIError, httpx2.HTTPError) as error:
+            raise self._translate(error) from None
+        except msgspec.DecodeError:
+            raise ChatError("upstream_malformed", "The upstream's list of models is none.") from None
 
     async def close(self) -> None:
         await self._client.close()

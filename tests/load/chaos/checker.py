@@ -180,6 +180,13 @@ class _Checker:
                 time = end
         return time
 
+    def _undisturbed(self, time: float) -> bool:
+        """Return whether there has been no fault for long, and the machine is fast enough."""
+        slow = any(lag > SLOW for at, lag in self._history.lags if time - ANSWERED_WITHIN <= at <= time)
+        return not slow and not any(
+            fault.start <= time and self._end(fault) >= time - 2 * SETTLING for fault in self._history.faults
+        )
+
     # One reader.
 
     def _answers(self, reader: Reader) -> None:
@@ -326,6 +333,8 @@ class _Checker:
         if code in RETRYABLE:
             if asked["what"] == UNNAMED and not any(self._faults("drained", start=event.time - 5, end=event.time)):
                 self._add("unexpected error", reader.name, f"unnamed, at {event.replica}: {event.data}")
+            elif code == "overloaded" and self._undisturbed(event.time):
+                self._add("refused without cause", reader.name, f"{asked} at {event.replica}: {event.data}")
             return
         view.told = event.time
         if code in ("not_found", "generation_gone"):

@@ -375,6 +375,19 @@ timed("silence", async (chat, clock) => {
   assert.equal(await whole(reply), "new");
 });
 
+timed("offline", async (chat, clock) => {
+  if (chat.state !== "open") await next(chat, "state");
+  chat.open(); // does nothing
+  const lost = next(chat, "state");
+  page.dispatchEvent(new Event("offline"));
+  clock.pass(2);
+  assert.equal((await lost).detail, "closed");
+  const opened = next(chat, "state");
+  chat.open();
+  assert.equal((await opened).detail, "connecting");
+  assert.equal(await whole(chat.ask(HELLO)), "new");
+});
+
 timed("pong", async (chat, clock) => {
   chat.addEventListener("received", () => setImmediate(() => clock.pass(20)));
   assert.equal(await whole(chat.ask(HELLO)), "new");

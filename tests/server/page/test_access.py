@@ -206,7 +206,7 @@ async def test_it_fits_a_phone(service, fake, browser):
         await tab.page.touchscreen.tap(350, 300)
         await expect(tab.page.get_by_role("navigation")).to_be_hidden()
         await tab.press("Conversations")
-        await tab.press("New conversation")
+        await tab.page.locator("#list .new").click()
         await expect(tab.page.get_by_role("navigation")).to_be_hidden()
         await tab.press("Inspect")
         await expect(tab.page.locator(".stream")).to_be_visible()
@@ -216,14 +216,15 @@ async def test_it_fits_a_phone(service, fake, browser):
 
 
 async def test_it_weighs_little_and_needs_nothing_else(service, fake, browser):
-    """Everything of a visit with code in it: under 200 KB, from this server, and no word on the console."""
-    fake.reply(text(RICH))
-    async with await browser.new_context() as context:
+    """A visit with code in it: under 150 KB compressed; with a formula under 300 KB. All of it is from this server."""
+    fake.replies = [Reply(text(RICH)), Reply(text(r"\[ \sqrt{x} \]"))]
+    async with await browser.new_context(service_workers="block") as context:
         weights = {}
         page = await context.new_page()
 
         async def weigh(response):
-            weights[response.url] = len(await response.body())
+            sizes = await response.request.sizes()
+            weights[response.url] = sizes["responseBodySize"]
 
         page.on("response", weigh)
         await page.goto(service.url)
@@ -231,13 +232,17 @@ async def test_it_weighs_little_and_needs_nothing_else(service, fake, browser):
         await page.keyboard.press("Enter")
         await expect(page.locator(".c-comment")).to_be_visible()
         await page.wait_for_load_state("networkidle")
+        first = dict(weights)
+        await page.get_by_label("Message", exact=True).fill("And a formula")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".katex-html")).to_be_visible()
+        await page.evaluate("document.fonts.ready")
+        await page.wait_for_load_state("networkidle")
 
-    assert {url.rsplit("/", 1)[1] for url in weights} >= {
-        "",
-        "page.css",
-        "main.js",
-        "ws-chat.js",
-        "marked.js",
-        "python.js",
-    }
-    assert sum(weights.values()) < 200_000
+    names = {url.rsplit("/", 1)[1] for url in first}
+    assert names >= {"", "page.css", "main.js", "ws-chat.js", "marked.js", "python.js"}
+    assert not names & {"katex.js", "katex.css"}
+    assert {url.rsplit("/", 1)[1] for url in weights} >= {"katex.js", "katex.css", "KaTeX_Main-Regular.woff2"}
+    print("weights:", sum(first.values()), sum(weights.values()))
+    assert 0 < sum(first.values()) < 150_000
+    assert sum(weights.values()) < 300_000

@@ -467,6 +467,17 @@ async def test_a_connection_that_is_dead_is_replaced(passes):
         assert pings == [{"type": "ping"}]
 
 
+async def test_a_connection_is_checked_when_the_browser_is_offline_and_opened_again_when_asked_to(passes):
+    async def answer(number, socket, frame):
+        if frame["type"] != "ping":
+            await start(socket, frame)
+            await say(socket, frame, "new")
+
+    async with Script(answer) as script:
+        await passes("offline", script.url)
+        assert len(script.sockets) == 2
+
+
 async def test_a_connection_that_answers_pings_is_kept(passes):
     """However long a model thinks, past any patience."""
     asked, pings = [], 0

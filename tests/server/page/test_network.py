@@ -119,7 +119,7 @@ async def test_the_browser_says_that_it_is_offline(service, fake, browser):
         await tab.page.context.set_offline(True)
         for connection in service.server.server_state.connections.copy():
             connection.transport.abort()
-        await expect(tab.page.locator("#state")).to_have_text("Connecting…")
+        await expect(tab.page.locator("#state")).to_have_text("Offline")
         go.set()
         await tab.page.context.set_offline(False)
         await tab.is_in("completed")
@@ -242,10 +242,10 @@ async def test_what_is_kept_is_bounded(service, browser):
           const text = "x".repeat(100_000);
           const turns = [{ id: "t", question: "q", text, toolCalls: [], reasoning: "", state: "completed" }];
           for (let at = 1; at <= 60; at += 1) {
-            if (!save({ id: `c${at}`, title: `c${at}`, at, model: "", turns })) throw Error("full");
+            if (!save({ id: `c${at}`, title: `c${at}`, at, model: "", turns }).kept) throw Error("full");
           }
           const huge = [{ ...turns[0], text: "x".repeat(3_000_000) }];
-          if (save({ id: "c61", title: "c61", at: 61, model: "", turns: huge })) throw Error("kept");
+          if (save({ id: "c61", title: "c61", at: 61, model: "", turns: huge }).kept) throw Error("kept");
         }""")
         kept = await tab.page.evaluate("Object.keys(localStorage)")
         size = await tab.page.evaluate("Object.values(localStorage).join('').length")

@@ -40,10 +40,26 @@ async def test_the_page_is_served(serve):
     assert (response.status_code, response.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert (head.status_code, head.content) == (200, b"")
     facts = html.unescape(re.search(r'name="ws-chat" content="([^"]*)"', response.text)[1])
-    assert json.loads(facts) == {"models": ["m0", 'm"1', "<m2>"], "needsKey": True}
+    assert json.loads(facts) == {"models": ["m0", 'm"1', "<m2>"], "needsKey": True, "maxBytes": 2**22}
     assert "the-key" not in response.text
     assert "require-trusted-types-for 'script'" in response.headers["Content-Security-Policy"]
     assert response.headers["Cache-Control"] == "no-cache"
+
+
+async def test_files_are_compressed_for_those_who_can_read_it(service):
+    async with httpx.AsyncClient(base_url=service.url, timeout=None) as client:
+        for path in ("/", "/docs", "/static/ws-chat.js", "/static/page.css"):
+            plain = await client.get(path, headers={"Accept-Encoding": "identity"})
+            packed = await client.get(path, headers={"Accept-Encoding": "gzip"})
+            assert packed.headers["Content-Encoding"] == "gzip"
+            assert "Content-Encoding" not in plain.headers
+            assert int(packed.headers["Content-Length"]) < int(plain.headers["Content-Length"])
+            assert packed.content == plain.content
+            assert {response.headers["Vary"] for response in (plain, packed)} == {"Accept-Encoding"}
+            if tag := packed.headers.get("ETag"):
+                assert tag != plain.headers["ETag"]
+                again = await client.get(path, headers={"If-None-Match": tag, "Accept-Encoding": "gzip"})
+                assert (again.status_code, again.content) == (304, b"")
 
 
 async def test_the_demo_offers_its_models(serve):

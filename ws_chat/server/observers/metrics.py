@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ws_chat.relay.events import Event
+    from ws_chat.stores.base import Store
 
 DIRECTORY_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 """The variable with the directory through which the workers of a server share their metrics."""
@@ -83,6 +84,8 @@ class Metrics:
                 self._labelled(self._refused, transport, code)
         for limit in LIMITS:
             self._labelled(self._limits, limit)
+        text = "Whether the store of named generations can be reached."
+        self._available = Gauge("ws_chat_store_available", text, registry=registry, multiprocess_mode="livemin")
         self._lag = histogram("event_loop_lag", "Delay of the event loop.", LAG_BUCKETS)
 
     def __call__(self, event: Event) -> None:
@@ -124,8 +127,8 @@ class Metrics:
                 labelled(self._between, event.transport).observe(mean)
 
     @contextmanager
-    def measure_lag(self) -> Iterator[None]:
-        """Measure the delay of the running event loop until the block ends."""
+    def measure(self, store: Store) -> Iterator[None]:
+        """Measure the delay of the running event loop, and whether the store can be reached, until the block ends."""
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle
 
@@ -136,8 +139,10 @@ class Metrics:
         def observe(due: float) -> None:
             nonlocal timer
             self._lag.observe(max(0.0, loop.time() - due))
+            self._available.set(store.available)
             timer = schedule()
 
+        self._available.set(store.available)
         timer = schedule()
         try:
             yield

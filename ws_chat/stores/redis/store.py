@@ -204,11 +204,14 @@ class RedisStore:
                 return
         key = lease_key(self.replica)
         commands = [
-            ("SET", key, self._writer.rounds, "PX", LEASE),
+            ("SET", key, self._writer.rounds, "PX", LEASE, "GET"),
             ("PEXPIRE", key, LEASE),  # a Redis that is out of memory refuses the first, but not this one
             *(evaluate(RENEW, slot.keys, *state_arguments()) for slot in self._link.slots),
         ]
-        _, _, *answers = await self._link.pipeline(commands)
+        lease, _, *answers = await self._link.pipeline(commands)
+        if lease is None:  # others may have taken this replica for dead
+            for slot in self._link.slots:
+                self._writer.doubt(slot)
         now = asyncio.get_running_loop().time()
         before = self.available
         for slot, answer in zip(self._link.slots, answers, strict=True):

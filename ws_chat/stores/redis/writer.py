@@ -195,6 +195,7 @@ class Writer:
             commands += ("GET", log.names.pointer), ("XREVRANGE", stream, "+", "-", "COUNT", 1), ("XLEN", stream)
         answers = await self._link.pipeline(commands)
         repairs: list[Command] = []
+        lossy: set[Slot] = set()
         for number, log in enumerate(logs):
             pointer, entries, length = answers[3 * number : 3 * number + 3]
             if error := next((one for one in (pointer, entries, length) if isinstance(one, Exception)), None):
@@ -210,11 +211,11 @@ class Writer:
                 if ended and terminal and log.terminal is None:
                     self._show_end(log, terminal)
             else:
+                if log.entries_stored:  # else it is not Redis that has lost something: the request was replaced
+                    lossy.add(log.slot)
                 repairs.append(self._repair(log, terminal, b"%b %d" % (entry, length)))
         if repairs:
-            holds: list[Command] = [
-                ("SET", slot.keys[1], "", "PX", state_arguments()[2]) for slot in {log.slot for log in logs}
-            ]
+            holds: list[Command] = [("SET", slot.keys[1], "", "PX", state_arguments()[2]) for slot in lossy]
             for answer in await self._link.pipeline([*holds, *repairs]):
                 if isinstance(answer, Exception):
                     logger.warning("A log could not be written again: %s", describe(answer))

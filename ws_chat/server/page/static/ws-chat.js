@@ -37,6 +37,7 @@ const UNREACHABLE = "it could not be reached, or refused the connection (a brows
 const FIRST_PAUSE = 0.2;
 const LONGEST_PAUSE = 10;
 const HANDSHAKE_LIMIT = 10;
+const DOUBT_LIMIT = 2; // for the answer to a ping, when the browser says that it is offline
 
 // Close codes (RFC 6455, 7.4.1)
 const NORMAL = 1000;
@@ -116,6 +117,7 @@ export class Chat extends EventTarget {
     this.#patience = patience;
     this.#silence = silence;
     globalThis.addEventListener?.("online", this.#wake);
+    globalThis.addEventListener?.("offline", this.#doubt);
     globalThis.document?.addEventListener("visibilitychange", this.#wake);
     this.#connect();
   }
@@ -146,10 +148,16 @@ export class Chat extends EventTarget {
     return this.#start(new Reply(id, this.#patience, null, after, epoch), signal);
   }
 
+  /** Connect, if there is no connection. Without this it connects when something is asked. */
+  open() {
+    if (!this.#closed && !this.#connections.size) this.#connect();
+  }
+
   /** Close. The server goes on with answers that have not ended for its resume window. */
   close() {
     this.#closed = true;
     globalThis.removeEventListener?.("online", this.#wake);
+    globalThis.removeEventListener?.("offline", this.#doubt);
     globalThis.document?.removeEventListener("visibilitychange", this.#wake);
     const error = new ConnectionLostError("The chat was closed before the answer had ended.");
     for (const reply of this.#running.values()) reply.fail(error);
@@ -224,6 +232,11 @@ export class Chat extends EventTarget {
     if (globalThis.document?.hidden) return;
     if (this.#retry !== undefined) this.#tryAgain();
     for (const connection of this.#connections) connection.check();
+  };
+
+  /** The network may be gone. A server on this machine still answers. */
+  #doubt = () => {
+    for (const connection of this.#connections) connection.check(DOUBT_LIMIT);
   };
 
   /** @param {Connection} connection @param {string} text */
@@ -611,20 +624,20 @@ class Connection {
   /** Something was heard: check it after some silence. */
   #watch() {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.check(), this.#silence * 1000);
+    this.#timer = setTimeout(() => this.#replies.size && this.check(), this.#silence * 1000);
   }
 
-  /** Find out whether it is dead, if that matters. */
-  check() {
-    if (!this.open || !this.#replies.size) return;
+  /** Find out whether it is dead: it has so many seconds to answer. */
+  check(limit = this.#silence / 2) {
+    if (!this.open) return;
     const unsent = this.#socket.bufferedAmount;
     this.send('{"type":"ping"}');
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
       // A large request on a slow line holds the ping up; as long as it moves, the connection is not dead.
-      if (this.#socket.bufferedAmount < unsent) this.check();
+      if (this.#socket.bufferedAmount < unsent) this.check(limit);
       else this.end(ABNORMAL, "nothing was heard for too long");
-    }, this.#silence * 500);
+    }, limit * 1000);
   }
 }
 

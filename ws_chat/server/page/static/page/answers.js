@@ -5,12 +5,16 @@
  * @typedef {import("./conversations.js").Turn} Turn
  */
 import { ChatError, HistoryGoneError, uuid } from "../ws-chat.js";
-import { isRunning } from "./conversations.js";
+import { answer, isRunning, path } from "./conversations.js";
+import * as images from "./images.js";
 import { Stream } from "./measure.js";
+
+const GO_ON = "Continue exactly where you stopped. Do not repeat anything.";
 
 /** Event: `stream` (detail: a Stream that has begun). */
 export class Answers extends EventTarget {
   /** Those that run. @type {Map<Turn, import("../ws-chat.js").Reply>} */ #replies = new Map();
+  /** Those that begin as soon as their images are there. @type {Set<Turn>} */ #beginning = new Set();
   #conversations;
   #line;
 
@@ -19,24 +23,44 @@ export class Answers extends EventTarget {
     super();
     this.#conversations = conversations;
     this.#line = line;
-    conversations.follows = (turn) => this.#replies.has(turn);
+    conversations.follows = (turn) => this.#replies.has(turn) || this.#beginning.has(turn);
     conversations.addEventListener("elsewhere", () => this.followAll());
   }
 
-  /** Ask. What still runs in this conversation is interrupted: its answer is what it has said so far. */
-  ask(/** @type {Conversation} */ conversation, /** @type {string} */ question) {
-    const before = conversation.turns.at(-1);
+  /**
+   * Ask, below the turn `parent`. What still runs there is interrupted: its answer is what it has said so far.
+   *
+   * @param {Conversation} conversation
+   * @param {string} question
+   * @param {{ parent?: string | null, images?: string[] }} [options]
+   */
+  ask(conversation, question, { parent = conversation.leaf, images: shown = [] } = {}) {
+    const before = conversation.turns.find(({ id }) => id === parent);
     const asked = conversation.model || undefined;
+    const { system, temperature } = conversation;
     // Without a model the server would go on with the one before; the messages in full ask for the default.
-    const continues = before?.known && (asked || !before.asked);
+    const continues = before?.known && (asked || !before.asked) && (before.system ?? "") === system;
     const previousId = continues ? before?.id : undefined;
-    this.#run(conversation, this.#conversations.add(conversation, { id: uuid(), question, previousId, asked }));
+    const given = { id: uuid(), parent, question, images: shown, previousId, asked, system, temperature };
+    void this.#run(conversation, this.#conversations.add(conversation, given));
   }
 
-  /** Ask the same again, in place of this turn. @param {Conversation} conversation @param {Turn} turn */
+  /** Ask the same again: another version beside this turn, or in place of one without an answer. @param {Conversation} conversation @param {Turn} turn */
   again(conversation, turn) {
-    this.#conversations.cut(conversation, turn);
-    this.ask(conversation, turn.question);
+    const useless = turn.state === "failed" && !answer(turn);
+    if (useless && !conversation.turns.some(({ parent }) => parent === turn.id)) this.#conversations.drop(conversation, turn);
+    this.ask(conversation, turn.question, { parent: turn.parent, images: turn.images });
+  }
+
+  /** Go on with an answer that ended at the length limit. @param {Conversation} conversation @param {Turn} turn */
+  goOn(conversation, turn) {
+    const previousId = turn.known ? turn.id : undefined;
+    this.#conversations.rename(conversation, turn, uuid());
+    const given = { before: answer(turn), text: "", state: "asked", known: false, epoch: undefined, previousId };
+    Object.assign(turn, given, { finishReason: undefined, usage: undefined, timing: undefined });
+    this.#conversations.changed(conversation, turn);
+    this.#conversations.save(conversation);
+    void this.#run(conversation, turn);
   }
 
   /** @param {Turn} turn */
@@ -49,7 +73,7 @@ export class Answers extends EventTarget {
     for (const conversation of this.#conversations.list) {
       for (const turn of conversation.turns.filter(isRunning)) {
         // What the server has not taken yet is another tab's to send; after a refresh it is ours.
-        if (!this.#replies.has(turn) && (turn.known || asksAgain)) this.#run(conversation, turn);
+        if (!this.#conversations.follows(turn) && (turn.known || asksAgain)) void this.#run(conversation, turn);
       }
     }
   }
@@ -62,6 +86,9 @@ export class Answers extends EventTarget {
 
   /** @param {Conversation} conversation @param {Turn} turn */
   async #run(conversation, turn) {
+    this.#beginning.add(turn);
+    if (!turn.known) await images.load(path(conversation, turn.id).flatMap(({ images: shown }) => shown));
+    this.#beginning.delete(turn);
     const { chat } = this.#line;
     // The same request with the same id is paid for once, so asking again is safe when the server may know it or not.
     const reply = turn.known ? chat.resume(turn.id, { epoch: turn.epoch }) : chat.ask(...request(conversation, turn));
@@ -76,7 +103,8 @@ export class Answers extends EventTarget {
         stream.take(frame);
         const another = frame.type === "start" && frame.epoch !== turn.epoch;
         if (another || (frame.type !== "start" && first)) {
-          Object.assign(turn, { text: "", reasoning: "", toolCalls: [] }); // what was kept is told again from the start
+          // What was kept is told again from the start.
+          Object.assign(turn, { text: "", toolCalls: [], ...(turn.before ? {} : { reasoning: "" }) });
           first = frame.type === "start";
         }
         this.#write(conversation, turn, frame, reply);
@@ -110,8 +138,10 @@ export class Answers extends EventTarget {
     if (unknown && turn.previousId && !turn.known) {
       // The server does not keep what came before any more; we do.
       this.#replies.delete(turn);
-      Object.assign(turn, { id: uuid(), previousId: undefined });
-      this.#run(conversation, turn);
+      this.#conversations.rename(conversation, turn, uuid());
+      turn.previousId = undefined;
+      this.#conversations.changed(conversation, turn);
+      void this.#run(conversation, turn);
       return;
     }
     const failure = this.#line.refusal ?? told(error);
@@ -124,13 +154,23 @@ export class Answers extends EventTarget {
 
 /** @param {Conversation} conversation @param {Turn} turn @returns {[any[], import("../ws-chat.js").AskOptions]} */
 function request(conversation, turn) {
-  const before = turn.previousId ? [] : conversation.turns.slice(0, conversation.turns.indexOf(turn));
-  const messages = before.flatMap((known) => [
-    { role: "user", content: known.question },
-    ...(known.text ? [{ role: "assistant", content: known.text }] : []),
-  ]);
-  messages.push({ role: "user", content: turn.question });
-  return [messages, { id: turn.id, model: turn.asked, previousId: turn.previousId }];
+  const whole = !turn.previousId;
+  const messages = whole && turn.system ? [{ role: "system", content: turn.system }] : [];
+  for (const known of whole ? path(conversation, turn.parent) : []) messages.push(...said(known, answer(known)));
+  if (!turn.before) messages.push(...said(turn, ""));
+  else messages.push(...(whole ? said(turn, turn.before) : []), { role: "user", content: GO_ON });
+  const { id, asked: model, previousId, temperature } = turn;
+  return [messages, { id, model, previousId, ...(temperature === undefined ? {} : { temperature }) }];
+}
+
+/** Return a question, and its answer if there is one. @param {Turn} turn @param {string} given @returns {any[]} */
+function said(turn, given) {
+  const parts = turn.images.flatMap((id) => {
+    const url = images.known(id);
+    return url ? [{ type: "image_url", image_url: { url } }] : [];
+  });
+  const content = parts.length ? [...(turn.question ? [{ type: "text", text: turn.question }] : []), ...parts] : turn.question;
+  return [{ role: "user", content }, ...(given ? [{ role: "assistant", content: given }] : [])];
 }
 
 /** Return a field that is a text; what else an upstream sends there is passed over. @param {unknown} value */

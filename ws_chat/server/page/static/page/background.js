@@ -3,18 +3,12 @@
  * the text stays plain.
  */
 
+import { trusted } from "./trusted.js";
+
+const ADDRESS = new URL("./worker.js", import.meta.url).href;
 const LIMIT = 1000; // milliseconds; what people read takes a few
 const LATE = 50;
 const LOADING_LIMIT = 20_000; // for the worker itself, and for what it loads
-
-/** The worker's address. Nothing else gets through: a text can never become a script. */
-const ADDRESS = new URL("./worker.js", import.meta.url).href;
-const policy = /** @type {any} */ (globalThis).trustedTypes?.createPolicy("worker", {
-  createScriptURL(/** @type {string} */ url) {
-    if (url !== ADDRESS) throw new TypeError(`${url} is not the worker.`);
-    return url;
-  },
-});
 
 export class Background {
   /** @type {{ job: string, given: unknown, resolve: (result: any) => void }[]} */ #jobs = [];
@@ -35,6 +29,11 @@ export class Background {
     });
   }
 
+  /** Start the worker, so that the first job need not wait for it. */
+  warm() {
+    this.#worker ??= this.#start();
+  }
+
   #next() {
     if (!this.#jobs.length) return;
     this.#worker ??= this.#start();
@@ -45,7 +44,7 @@ export class Background {
   }
 
   #start() {
-    const worker = new Worker(policy ? policy.createScriptURL(ADDRESS) : ADDRESS, { type: "module" });
+    const worker = new Worker(trusted(ADDRESS), { type: "module" });
     worker.onmessage = ({ data }) => {
       if (data.loading !== undefined) {
         this.#wait(data.loading ? LOADING_LIMIT : this.#limit);
@@ -86,3 +85,4 @@ export class Background {
 }
 
 export const background = new Background();
+background.warm();

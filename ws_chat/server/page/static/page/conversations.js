@@ -1,20 +1,24 @@
 /**
  * What has been said: the one place where the page's state is kept. Everything else draws it, or changes it here.
  *
- * A conversation is a list of turns, each a question and its answer. An answer's state:
- * `asked` (nothing was heard), `running`, and at its end `completed`, `cancelled` or `failed`.
+ * A conversation is a tree of turns, each a question and its answer: a question that is edited and an answer that is asked
+ * for again are another version beside the first, with the same parent. `leaf` is the end of the path that is shown. An
+ * answer's state: `asked` (nothing was heard), `running`, and at its end `completed`, `cancelled` or `failed`.
  *
  * @typedef {{ code: string, message: string, status?: number, retryable: boolean, param?: string | null }} Failure
  * @typedef {"asked" | "running" | "completed" | "cancelled" | "failed"} State
- * @typedef {{ id: string, question: string, state: State, known: boolean, epoch?: string, previousId?: string, asked?: string,
- *   text: string, reasoning: string, toolCalls: any[], error?: Failure, model?: string, usage?: any, timing?: any,
+ * @typedef {{ id: string, parent: string | null, question: string, images: string[], state: State, known: boolean,
+ *   epoch?: string, previousId?: string, asked?: string, system?: string, temperature?: number, before: string, text: string,
+ *   reasoning: string, thought?: number, toolCalls: any[], error?: Failure, model?: string, usage?: any, timing?: any,
  *   finishReason?: string | null }} Turn
- *   `id` and `epoch` name the generation, `asked` is the model that was asked for, `known` says whether the server took it.
- * @typedef {{ id: string, title: string, at: number, model: string, turns: Turn[] }} Conversation `at`: ms since 1970.
+ *   `id` and `epoch` name the generation; `asked` is the model that was asked for; `known`: the server took it; `before`:
+ *   the part of the answer that `text` continues; `images`: as images.js names them; `thought`: milliseconds of reasoning.
+ * @typedef {{ id: string, title: string, at: number, model: string, system: string, temperature?: number, leaf: string | null,
+ *   turns: Turn[] }} Conversation `at`: ms since 1970.
  */
 import * as storage from "./storage.js";
 
-/** Events: `list`, `opened`, and with a detail `turn` ({ conversation, turn }) and `full`. */
+/** Events: `list`, `opened`, and with a detail `turn` ({ conversation, turn }), `full` and `evicted` ({ conversation }). */
 export class Conversations extends EventTarget {
   /** @type {Map<string, Conversation>} */ #all = new Map();
   /** @type {Conversation} */ current = blank();
@@ -33,15 +37,23 @@ export class Conversations extends EventTarget {
 
   /** Open a conversation; an id that is not known opens a new one. @param {string} [id] */
   open(id) {
-    this.current = this.#all.get(id ?? "") ?? blank(this.current.model);
+    const { model, system, temperature } = this.current;
+    this.current = this.#all.get(id ?? "") ?? blank({ model, system, temperature });
     this.#tell("opened");
   }
 
-  /** Add a turn. @param {Conversation} conversation @param {Partial<Turn> & { id: string, question: string }} given */
+  /**
+   * Add a turn below `parent` (null: at the beginning), and show it.
+   *
+   * @param {Conversation} conversation
+   * @param {Partial<Turn> & { id: string, parent: string | null, question: string }} given
+   */
   add(conversation, given) {
-    const turn = { state: /** @type {State} */ ("asked"), known: false, text: "", reasoning: "", toolCalls: [], ...given };
+    /** @type {Turn} */
+    const turn = { images: [], state: "asked", known: false, before: "", text: "", reasoning: "", toolCalls: [], ...given };
     if (!conversation.turns.length) conversation.title = title(turn.question);
     conversation.turns.push(turn);
+    conversation.leaf = turn.id;
     conversation.at = Date.now();
     this.#all.set(conversation.id, conversation);
     this.changed(conversation, turn);
@@ -50,9 +62,32 @@ export class Conversations extends EventTarget {
     return turn;
   }
 
-  /** Drop a turn and all that came after it. @param {Conversation} conversation @param {Turn} turn */
-  cut(conversation, turn) {
-    conversation.turns.splice(conversation.turns.indexOf(turn));
+  /** Give a turn another id, which its children follow. @param {Conversation} conversation @param {Turn} turn @param {string} id */
+  rename(conversation, turn, id) {
+    for (const child of conversation.turns) if (child.parent === turn.id) child.parent = id;
+    if (conversation.leaf === turn.id) conversation.leaf = id;
+    turn.id = id;
+  }
+
+  /** Take a turn out that has no answer. @param {Conversation} conversation @param {Turn} turn */
+  drop(conversation, turn) {
+    conversation.turns = conversation.turns.filter((known) => known !== turn);
+    if (conversation.leaf === turn.id) conversation.leaf = turn.parent;
+  }
+
+  /** Show another version of a turn. @param {Conversation} conversation @param {Turn} version */
+  show(conversation, version) {
+    let leaf = version;
+    for (let next; (next = conversation.turns.findLast(({ parent }) => parent === leaf.id)); ) leaf = next;
+    conversation.leaf = leaf.id;
+    this.save(conversation);
+    if (conversation === this.current) this.#tell("opened");
+  }
+
+  /** @param {Conversation} conversation @param {string} title */
+  retitle(conversation, title) {
+    conversation.title = title;
+    this.save(conversation);
     if (conversation === this.current) this.#tell("opened");
   }
 
@@ -63,7 +98,14 @@ export class Conversations extends EventTarget {
 
   /** @param {Conversation} conversation */
   save(conversation) {
-    if (this.#all.has(conversation.id) && !storage.save(conversation)) this.#tell("full", { conversation });
+    if (this.#all.has(conversation.id)) {
+      const { kept, removed } = storage.save(conversation);
+      if (!kept) this.#tell("full", { conversation });
+      for (const old of removed) {
+        if (old.id !== this.current.id) this.#all.delete(old.id);
+        this.#tell("evicted", { conversation: old });
+      }
+    }
     this.#tell("list");
   }
 
@@ -114,13 +156,33 @@ export function isRunning(turn) {
   return turn.state === "asked" || turn.state === "running";
 }
 
-/** @returns {Conversation} */
-function blank(model = "") {
-  return { id: Math.random().toString(36).slice(2, 12), title: "New conversation", at: 0, model, turns: [] };
+/** Return the turns from the beginning to `end`, by default those that are shown. @param {Conversation} conversation */
+export function path({ turns, leaf }, end = leaf) {
+  /** @type {Turn[]} */
+  const found = [];
+  const known = new Map(turns.map((turn) => [turn.id, turn]));
+  for (let turn = known.get(end ?? ""); turn && !found.includes(turn); turn = known.get(turn.parent ?? "")) found.unshift(turn);
+  return found;
+}
+
+/** Return the versions of a turn, itself among them. @param {Conversation} conversation @param {Turn} turn */
+export function versions({ turns }, turn) {
+  return turns.filter(({ parent }) => parent === turn.parent);
+}
+
+/** The whole answer. @param {Turn} turn */
+export function answer(turn) {
+  return turn.before + turn.text;
+}
+
+/** @param {Partial<Conversation>} [like] @returns {Conversation} */
+function blank({ model = "", system = "", temperature } = {}) {
+  const id = Math.random().toString(36).slice(2, 12);
+  return { id, title: "New conversation", at: 0, model, system, temperature, leaf: null, turns: [] };
 }
 
 /** @param {string} question */
 function title(question) {
-  const line = question.trim().split("\n", 1)[0];
+  const line = question.trim().split("\n", 1)[0] || "Image";
   return line.length > 60 ? `${line.slice(0, 59)}…` : line;
 }

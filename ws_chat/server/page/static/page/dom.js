@@ -20,6 +20,24 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+const SVG = "http://www.w3.org/2000/svg";
+
+/** Return one of the icons that page.html has. @param {string} name */
+export function icon(name) {
+  const svg = document.createElementNS(SVG, "svg");
+  const use = document.createElementNS(SVG, "use");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  use.setAttribute("href", `#i-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+/** Make a button with an icon, and its name, which is left out where there is little room. @param {string} name @param {string} label @param {() => void} click */
+export function button(name, label, click) {
+  return make("button", { type: "button", class: "quiet with-icon", title: label, click }, icon(name), make("span", { class: "label" }, label));
+}
+
 /** Return the element of the page with this id. @param {string} id */
 export function get(id) {
   const element = document.getElementById(id);
@@ -66,16 +84,17 @@ export function paced(/** @type {() => void} */ draw) {
 
 /** Copy a text, and say on the button that it is done. @param {string} text @param {HTMLElement} button */
 export async function copy(text, button) {
-  const label = (button.dataset.label ??= button.textContent ?? "");
+  const place = button.querySelector(".label") ?? button;
+  const label = (button.dataset.label ??= place.textContent ?? "");
   try {
     // Only https pages and localhost have a clipboard; http on a local network is an everyday case.
     if (navigator.clipboard) await navigator.clipboard.writeText(text);
     else copyBySelecting(text);
-    button.textContent = "Copied";
+    place.textContent = "Copied";
   } catch {
-    button.textContent = "Not copied";
+    place.textContent = "Not copied";
   }
-  setTimeout(() => (button.textContent = label), 1500);
+  setTimeout(() => (place.textContent = label), 1500);
 }
 
 /** @param {string} text */

@@ -35,7 +35,7 @@ export function key(line, needsKey, notify) {
 
   let trouble = "";
   line.addEventListener("state", () => {
-    get("state").textContent = STATES[line.state];
+    get("state").textContent = line.state !== "open" && !navigator.onLine ? "Offline" : STATES[line.state];
     get("state").dataset.state = line.state;
     if (trouble !== (trouble = line.trouble)) notify(trouble);
   });

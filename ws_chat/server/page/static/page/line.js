@@ -10,6 +10,9 @@ import { OURS, local, session } from "./storage.js";
 const KEY = `${OURS}key`;
 const PATIENCE = 300; // seconds: as long as a server keeps an answer by default
 const PAUSE = 2000; // milliseconds without a connection, until the reason is asked for
+const LONGEST_PAUSE = 30_000;
+
+const NO_SOCKET = "The server answers, but no WebSocket gets through to it. Trying again.";
 
 /** Events: `state`, `refused`, `moved` (there is a new connection), `sent` and `received` (detail: a frame's text). */
 export class Line extends EventTarget {
@@ -17,7 +20,8 @@ export class Line extends EventTarget {
   /** Why there is no contact just now. */ trouble = "";
   /** @type {"connecting" | "open" | "closed"} */ state = "closed";
   /** @type {import("../ws-chat.js").Chat | null} */ #chat = null;
-  /** @type {ReturnType<typeof setInterval> | undefined} */ #asking;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #asking;
+  /** How long to wait before the next attempt; it grows while they fail. */ #pause = 0;
 
   /** Where the server is. */
   base = new URL(".", document.baseURI);
@@ -28,6 +32,18 @@ export class Line extends EventTarget {
 
   get streamUrl() {
     return new URL("v1/chat/stream", this.base).href;
+  }
+
+  /** Return the models that the server offers; none where it does not say. @returns {Promise<string[]>} */
+  async models() {
+    try {
+      const headers = this.key ? { Authorization: `Bearer ${this.key}` } : undefined;
+      const response = await fetch(new URL("v1/chat/models", this.base), { headers });
+      const { data } = await response.json();
+      return data.map((/** @type {any} */ model) => model.id).filter((/** @type {unknown} */ id) => typeof id === "string");
+    } catch {
+      return []; // any name can be typed
+    }
   }
 
   get key() {
@@ -60,49 +76,68 @@ export class Line extends EventTarget {
     const old = this.#chat;
     this.#chat = null;
     this.refusal = null;
+    this.#pause = 0;
     this.#tell("moved");
     old?.close();
+  }
+
+  constructor() {
+    super();
+    addEventListener("offline", () => this.#tell("state"));
+    addEventListener("online", () => this.#retry());
+    document.addEventListener("visibilitychange", () => this.#retry());
+  }
+
+  /** Try again now what waits for the network, or for somebody who looks. */
+  #retry() {
+    if (this.state === "closed" && this.#chat && !document.hidden) void this.#askWhy();
+    this.#tell("state");
   }
 
   /** @param {"connecting" | "open" | "closed"} state */
   #changed(state) {
     this.state = state;
-    if (state === "open") this.trouble = "";
-    clearInterval(this.#asking);
-    if (state === "connecting") this.#asking = setInterval(() => this.#askWhy(), PAUSE);
+    clearTimeout(this.#asking);
+    if (state === "open") [this.trouble, this.#pause] = ["", 0];
+    else this.#asking = setTimeout(() => this.#askWhy(), state === "closed" ? this.#pause : PAUSE);
     this.#tell("state");
   }
 
-  /** Ask for something that is not there: 404 means that we would be let in. */
+  /** Find out why there is no connection, and try again where that may help. */
   async #askWhy() {
     const chat = this.#chat;
-    const trouble = await this.#reason();
-    if (chat !== this.#chat || this.state !== "connecting") return;
-    if (typeof trouble === "string") {
-      this.trouble = trouble;
+    clearTimeout(this.#asking);
+    if (!chat || document.hidden) return; // it is asked when the page is looked at again
+    const first = !this.#pause;
+    this.#pause = Math.min(LONGEST_PAUSE, this.#pause * 2 || PAUSE / 2);
+    const { refusal, trouble } = await this.#reason();
+    if (chat !== this.#chat || this.state === "open") return;
+    if (refusal) {
+      this.refusal = refusal;
+      this.#chat = null;
+      this.state = "closed";
+      chat.close(); // what runs on it fails with the refusal
       this.#tell("state");
+      this.#tell("refused");
       return;
     }
-    this.refusal = trouble;
-    clearInterval(this.#asking);
-    this.#chat = null;
-    this.state = "closed";
-    chat?.close(); // what runs on it fails with the refusal
+    if (trouble !== NO_SOCKET || !first) this.trouble = trouble;
+    if (trouble === NO_SOCKET && this.state === "closed") chat.open();
+    else this.#asking = setTimeout(() => this.#askWhy(), this.#pause);
     this.#tell("state");
-    this.#tell("refused");
   }
 
-  /** @returns {Promise<string | Failure>} */
+  /** Ask for something that is not there: 404 means that we would be let in. @returns {Promise<{ refusal?: Failure, trouble: string }>} */
   async #reason() {
     try {
       const headers = this.key ? { Authorization: `Bearer ${this.key}` } : undefined;
       const response = await fetch(`${this.streamUrl}/is-anybody-there`, { headers, cache: "no-store" });
-      if (response.status === 404) return "The server answers, but no WebSocket gets through to it. Trying again.";
+      if (response.status === 404) return { trouble: NO_SOCKET };
       const { error } = await response.json();
-      if (response.status === 401 || response.status === 403) return error;
-      return `${error.message} Trying again.`;
+      if (response.status === 401 || response.status === 403) return { refusal: error, trouble: "" };
+      return { trouble: `${error.message} Trying again.` };
     } catch {
-      return "The server cannot be reached. This goes on by itself as soon as it can.";
+      return { trouble: "The server cannot be reached. This goes on by itself as soon as it can." };
     }
   }
 

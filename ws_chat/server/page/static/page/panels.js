@@ -13,7 +13,7 @@ export function panels(views) {
   const lists = panel("list", get("open-list"), () => narrow.matches);
   const wire = panel("wire", get("open-wire"), () => middling.matches, shown);
   get("list").addEventListener("click", (event) => {
-    if (event.target instanceof Element && event.target.closest("a, #new")) lists.close();
+    if (event.target instanceof Element && event.target.closest("a, .new")) lists.close();
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;

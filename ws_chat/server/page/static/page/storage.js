@@ -34,9 +34,11 @@ export const session = usable("sessionStorage");
 /** What every name begins with: pages under other paths of one host, perhaps other people's, keep their own. */
 export const OURS = `ws_chat:${new URL(".", document.baseURI).pathname}:`;
 const PREFIX = `${OURS}conversation.`;
+const DRAFT = `${OURS}draft.`;
+const MOST_DRAFT = 50_000;
 const ID = /^[A-Za-z0-9._:-]{1,128}$/;
 const STATES = ["asked", "running", "completed", "cancelled", "failed"];
-const MOST_CONVERSATIONS = 50;
+const MOST_CONVERSATIONS = 500;
 const MOST_CHARACTERS = 2_000_000; // browsers give a site about 5 MB
 
 /** Return what is kept, in no order. @returns {Conversation[]} */
@@ -44,27 +46,52 @@ export function load() {
   return keys().map((key) => parse(read(key))).filter((found) => found !== null);
 }
 
-/** Keep a conversation; return whether there was room. @param {Conversation} conversation */
+/**
+ * Keep a conversation. Return whether there was room, and which others were removed to make some.
+ *
+ * @param {Conversation} conversation
+ * @returns {{ kept: boolean, removed: Conversation[] }}
+ */
 export function save(conversation) {
   const text = JSON.stringify(conversation);
-  if (text.length > MOST_CHARACTERS) return false; // before anything else makes room for it in vain
+  /** @type {Conversation[]} */
+  const removed = [];
+  if (text.length > MOST_CHARACTERS) return { kept: false, removed }; // before anything else makes room for it in vain
   const own = PREFIX + conversation.id;
   const fits = () => others(own).length < MOST_CONVERSATIONS && used(own) + text.length <= MOST_CHARACTERS;
   for (const key of fits() ? [] : oldestFirst(own)) {
+    const old = parse(read(key));
+    if (old) removed.push(old);
     local.removeItem(key);
     if (fits()) break;
   }
   try {
     local.setItem(own, text);
-    return true;
+    return { kept: true, removed };
   } catch {
-    return false; // the page says so, and goes on without
+    return { kept: false, removed }; // the page says so, and goes on without
   }
 }
 
 /** @param {string} id */
 export function forget(id) {
   local.removeItem(PREFIX + id);
+  local.removeItem(DRAFT + id);
+}
+
+/** Return what was typed and not sent. @param {string} id */
+export function draft(id) {
+  return local.getItem(DRAFT + id) ?? "";
+}
+
+/** @param {string} id @param {string} text */
+export function saveDraft(id, text) {
+  try {
+    if (text && text.length < MOST_DRAFT) local.setItem(DRAFT + id, text);
+    else local.removeItem(DRAFT + id);
+  } catch {
+    // there is no room: it ends with the page
+  }
 }
 
 /**
@@ -114,8 +141,17 @@ function isTurn(turn) {
 function parse(text) {
   try {
     const found = JSON.parse(text ?? "null");
-    return typeof found?.id === "string" && Array.isArray(found.turns) && found.turns.every(isTurn) ? found : null;
+    if (typeof found?.id !== "string" || !Array.isArray(found.turns) || !found.turns.every(isTurn)) return null;
+    return current(found);
   } catch {
     return null;
   }
+}
+
+/** Bring what an earlier version of this page wrote to the shape of today. @param {any} found @returns {Conversation} */
+function current(found) {
+  found.turns = found.turns.map((/** @type {any} */ turn, /** @type {number} */ place) => ({
+    parent: found.turns[place - 1]?.id ?? null, images: [], before: "", ...turn,
+  }));
+  return { system: "", leaf: found.turns.at(-1)?.id ?? null, ...found };
 }

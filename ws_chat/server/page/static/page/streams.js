@@ -67,7 +67,7 @@ class StreamView {
     const rows = [
       [resumed ? "First token, after resuming" : "First token", told(ttft)],
       ["Gap: median, 95 %, longest", `${told(median)}, ${told(p95)}, ${told(longest)}`],
-      ["Tokens in frames", `${deltas} in ${count}`],
+      ["Received", `${counted(deltas, "token")} in ${counted(count, "frame")}`],
       ["Merged frames", String(merged)],
     ];
     this.#figures.replaceChildren(...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
@@ -99,6 +99,11 @@ class StreamView {
       if (deltas > 1) pen.fillRect(x - 1, 0, Math.max(3, step + 1), 3);
     });
   }
+}
+
+/** @param {number} count @param {string} what */
+function counted(count, what) {
+  return `${count} ${what}${count === 1 ? "" : "s"}`;
 }
 
 /** @param {number | null} ms */

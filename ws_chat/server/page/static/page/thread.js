@@ -1,6 +1,8 @@
 /** The open conversation. Draws at most once per frame, and only the turns that changed. */
-import { get, make, paced } from "./dom.js";
+import { path, versions } from "./conversations.js";
+import { get, paced } from "./dom.js";
 import { TurnView } from "./turn.js";
+import { welcome } from "./welcome.js";
 
 const NEAR = 80; // pixels from the end, within which the view goes along with what comes
 
@@ -9,6 +11,7 @@ export class Thread {
   /** @type {Set<string>} */ #dirty = new Set();
   #shown = "";
   #follows = true;
+  #scrollTop = 0;
   #box = get("thread");
   #turns = get("turns");
   #latest = get("latest");
@@ -33,18 +36,26 @@ export class Thread {
     });
     this.#box.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     this.#latest.addEventListener("click", () => this.toEnd());
-    new ResizeObserver(() => this.#follows && this.toEnd()).observe(this.#turns);
+    const follow = new ResizeObserver(() => {
+      // So wide are its scroll bars, which the composer below leaves free too.
+      document.body.style.setProperty("--scrollbars", `${this.#box.offsetWidth - this.#box.clientWidth}px`);
+      if (this.#follows) this.toEnd();
+    });
+    for (const element of [this.#turns, this.#box]) follow.observe(element); // the box: the composer has grown
     this.#open();
   }
 
   /** Go to the end, and along with it from now on. */
   toEnd() {
     this.#follows = true;
+    this.#latest.hidden = true;
     this.#box.scrollTop = this.#box.scrollHeight;
   }
 
   #open() {
-    const { id, title, turns } = this.#conversations.current;
+    const conversation = this.#conversations.current;
+    const { id, title } = conversation;
+    const turns = path(conversation);
     if (id !== this.#shown) this.#views.clear();
     const views = turns.map((turn) => this.#views.get(turn.id) ?? this.#view(turn));
     this.#views = new Map(turns.map((turn, place) => [turn.id, views[place]]));
@@ -56,7 +67,7 @@ export class Thread {
       const there = this.#turns.children[place];
       if (there !== element) this.#turns.insertBefore(element, there ?? null);
     });
-    if (!turns.length) this.#turns.append(welcome());
+    if (!turns.length) this.#turns.append(welcome((question) => this.#answers.ask(this.#conversations.current, question)));
     get("title").textContent = title;
     document.title = turns.length ? `${title} · ws_chat` : "ws_chat";
     if (id !== this.#shown) {
@@ -68,34 +79,50 @@ export class Thread {
 
   /** @param {import("./conversations.js").Turn} turn */
   #view(turn) {
-    const view = new TurnView(turn, () => {
-      this.#answers.again(this.#conversations.current, view.turn);
-      get("question").focus();
+    const done = () => get("question").focus();
+    /** @type {TurnView} */
+    const view = new TurnView(turn, {
+      again: () => {
+        this.#answers.again(this.#conversations.current, view.turn);
+        done();
+      },
+      edit: (question) => {
+        const { parent, images } = view.turn;
+        this.#answers.ask(this.#conversations.current, question, { parent, images });
+        done();
+      },
+      goOn: () => {
+        this.#answers.goOn(this.#conversations.current, view.turn);
+        done();
+      },
+      version: (step) => {
+        const all = versions(this.#conversations.current, view.turn);
+        const chosen = all[all.indexOf(view.turn) + step];
+        if (chosen) this.#conversations.show(this.#conversations.current, chosen);
+        this.#views.get(chosen?.id ?? "")?.focusVersion(step);
+      },
     });
     return view;
   }
 
   #drawDirty() {
-    const { turns } = this.#conversations.current;
+    const conversation = this.#conversations.current;
+    const turns = path(conversation);
     const dirty = [...this.#dirty];
     this.#dirty.clear();
     for (const turn of turns.filter(({ id }) => dirty.includes(id))) {
-      this.#views.get(turn.id)?.draw(turn, turn === turns.at(-1));
+      const all = versions(conversation, turn);
+      const place = { last: turn === turns.at(-1), version: all.indexOf(turn) + 1, versions: all.length };
+      this.#views.get(turn.id)?.draw(turn, place);
     }
   }
 
   #scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this.#box;
-    this.#follows = scrollHeight - scrollTop - clientHeight < NEAR;
+    // What has come meanwhile is below, too: only who scrolls up wants to stay there.
+    if (scrollHeight - scrollTop - clientHeight < NEAR) this.#follows = true;
+    else if (scrollTop < this.#scrollTop) this.#follows = false;
+    this.#scrollTop = scrollTop;
     this.#latest.hidden = this.#follows;
   }
-}
-
-function welcome() {
-  return make(
-    "div",
-    { class: "welcome" },
-    make("p", {}, "Ask something. The answer types as it comes."),
-    make("p", {}, "Reload the page, lose the network or open a second tab in the middle of it: it goes on."),
-  );
 }

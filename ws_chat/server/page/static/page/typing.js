@@ -102,7 +102,8 @@ export class Typing {
   #show(/** @type {any} */ tree, /** @type {number} */ place, /** @type {boolean} */ finished) {
     const old = this.#open[place];
     if ("code" in tree) {
-      const code = old?.code?.language === tree.language ? old.code : new CodeBlock(tree.language);
+      const known = old?.code;
+      const code = known?.language === tree.language && known ? known : new CodeBlock(tree.language);
       code.show(tree.code, finished);
       this.#put(place, code.element, code);
       return;
@@ -124,7 +125,7 @@ export class Typing {
   async #drawAgain() {
     this.#defines = false;
     const found = await this.#background.run("read", { text: lines(this.#text), links: {}, ended: true });
-    if (found) this.#place.replaceChildren(...found.blocks.flatMap(({ tree }) => (tree ? [grow(tree)] : [])));
+    if (found) this.#place.replaceChildren(...found.blocks.flatMap((/** @type {Block} */ { tree }) => (tree ? [grow(tree)] : [])));
   }
 
   /** Show this piece, and all that follows, as it is. @param {string} piece */
