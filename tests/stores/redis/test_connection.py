@@ -182,7 +182,9 @@ async def test_out_of_memory_nothing_new_is_named_and_what_runs_runs_on(serve, f
         assert joined(await one.frames(id="r3")) == joined(await followed(other, "r3")) == "Hello"
 
 
-async def test_sentinel_leads_to_the_new_primary(serve, fake, tmp_path):
+@pytest.fixture
+async def sentinel(tmp_path):
+    """A port of Sentinel, which watches a Redis called `chat`; and that of its secondary."""
     async with redis_server("--requirepass", "secret") as first, contextlib.AsyncExitStack() as stack:
         options = ("--replicaof", "127.0.0.1", str(first.port), "--masterauth", "secret", "--requirepass", "secret")
         second = await stack.enter_async_context(redis_server(*options))
@@ -192,8 +194,8 @@ async def test_sentinel_leads_to_the_new_primary(serve, fake, tmp_path):
             f"sentinel monitor chat 127.0.0.1 {first.port} 1\nsentinel auth-pass chat secret\n"
             "sentinel down-after-milliseconds chat 600000\n"
         )
-        sentinel = [need("redis-sentinel"), str(configuration), "--port", str(port), "--bind", "127.0.0.1"]
-        process = await asyncio.create_subprocess_exec(*sentinel, stdout=asyncio.subprocess.DEVNULL)
+        program = [need("redis-sentinel"), str(configuration), "--port", str(port), "--bind", "127.0.0.1"]
+        process = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.DEVNULL)
         stack.push_async_callback(process.wait)
         stack.callback(process.kill)
 
@@ -201,26 +203,30 @@ async def test_sentinel_leads_to_the_new_primary(serve, fake, tmp_path):
             with contextlib.suppress(RedisConnectionError):
                 async with Redis(port=port) as asked:
                     known = await asked.execute_command("SENTINEL", "REPLICAS", "chat")
-
                     return bool(known) and known[0][b"master-link-status"] == b"ok"
             return False
 
         await until(knows_both, "Sentinel to know the second Redis")
-        url = f"redis+sentinel://:secret@127.0.0.1:{port}/chat/0"
-        one, other = await serve(redis_urls=url), await serve(redis_urls=[url, url])
-        async with read_by_both(one, other, fake, "r1") as (readers, go):
-            async with Redis(port=port) as asked:
-                await asked.execute_command("SENTINEL", "FAILOVER", "chat")
+        yield port, second.port
 
-            async def promoted() -> bool:
-                async with Redis(port=second.port, password="secret") as redis:
-                    return (await redis.info("replication"))["role"] == "master" and await redis.keys("*:lease")
 
-            await until(promoted, "the replicas to find the second Redis")
-            go.set()
-            for reader in readers:
-                *tokens, done = await reader.until_end()
-                assert (joined(tokens), done.get("status")) == ("bc", "completed"), done
+async def test_sentinel_leads_to_the_new_primary(sentinel, serve, fake):
+    port, second = sentinel
+    url = f"redis+sentinel://:secret@127.0.0.1:{port}/chat/0"
+    one, other = await serve(redis_urls=url), await serve(redis_urls=[url, url])
+    async with read_by_both(one, other, fake, "r1") as (readers, go):
+        async with Redis(port=port) as asked:
+            await asked.execute_command("SENTINEL", "FAILOVER", "chat")
+
+        async def promoted() -> bool:
+            async with Redis(port=second, password="secret") as redis:
+                return (await redis.info("replication"))["role"] == "master" and await redis.keys("*:lease")
+
+        await until(promoted, "the replicas to find the second Redis")
+        go.set()
+        for reader in readers:
+            *tokens, done = await reader.until_end()
+            assert (joined(tokens), done.get("status")) == ("bc", "completed"), done
 
 
 async def test_a_user_needs_only_these_permissions(serve, fake):

@@ -15,7 +15,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisClusterException, RedisError, ResponseError
 
 from ws_chat.protocol.errors import UNREACHABLE, ChatError
 from ws_chat.stores.redis.keys import slots
@@ -143,9 +143,10 @@ class Link:
             try:
                 return await self._in_time(ask)
             except FAULTS as error:
-                slot.up = False
-                logger.warning("Redis does not answer: %s", describe(error))
-                await self._reconnect(error)
+                logger.warning("A request is refused, because of Redis: %s", describe(error))
+                if not isinstance(error, OutOfMemoryError):  # what is there can be read all the same
+                    slot.up = False
+                    await self._reconnect(error)
                 raise ChatError.of(UNREACHABLE) from None
 
     async def _in_time(self, ask: Callable[[], Awaitable[Any]]) -> Any:
