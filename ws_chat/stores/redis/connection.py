@@ -14,6 +14,7 @@ from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisClusterException, RedisError, ResponseError
 
@@ -135,6 +136,9 @@ class Link:
             if isinstance(self._client, RedisCluster):
                 await self._client.initialize()  # one that is about to look for its nodes anew would close none
         await self._client.aclose()
+        if isinstance(self._client, Redis) and isinstance(pool := self._client.connection_pool, SentinelConnectionPool):
+            for sentinel in pool.sentinel_manager.sentinels:
+                await sentinel.aclose()
 
     async def _request(self, slot: Slot, ask: Callable[[], Awaitable[Any]]) -> Any:
         async with self._turns:
