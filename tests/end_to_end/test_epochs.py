@@ -136,7 +136,7 @@ async def test_a_position_of_a_posted_chat_is_checked(service, fake):
 async def test_a_position_beyond_what_was_lost_gets_the_terminal(service, fake):
     """The replica of a generation may have shown more than it had logged."""
     log = await service.relay._store.create(R1, Start("r1", 0, "m", "e1"), b"{}")
-    log.append([{"content": "a"}])
+    log.append([b'{"content":"a"}'])
     log.end(Failed("r1", 2, LOST))
     async with service.socket() as socket:
         for seq in (2, 3, 9):

@@ -114,7 +114,7 @@ def test_texts_that_are_joined_as_bytes_are_joined_as_any_other(deltas, ascii_on
     if count == len(deltas) and all(
         delta.keys() == {"content"} and isinstance(delta["content"], str) for delta in deltas
     ):
-        assert deltas_module._join_text(encoded) == joined, "without decoding"
+        assert deltas_module.join_text(encoded) == joined, "without decoding"
 
 
 VALUES = st.recursive(

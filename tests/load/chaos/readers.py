@@ -251,7 +251,9 @@ class ClientReading(Reading):
                             self.began.set()
                         self.note("frame", "client", **{"type": "token", **frame})
                 except ReplyError as error:
-                    self.note("frame", "client", type="error", error={"code": error.code})
+                    # A client that gives up on a draining server was told the end: it would have tried again after a refusal.
+                    end = {"seq": None} if error.code == "draining" else {}
+                    self.note("frame", "client", type="error", error={"code": error.code}, **end)
                     self.refusal = error.code
                 except ClientError as error:
                     self.note("closed", "client", error=str(error))

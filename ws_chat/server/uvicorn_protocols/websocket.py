@@ -96,15 +96,17 @@ class _Turns:
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         end = loop.time() + TURN_TIME
         again = []
-        while self._waiting and loop.time() < end:
-            connection = self._waiting.popleft()
-            connection.waits = False
-            if connection.parse():
-                again.append(connection)
-        if self._waiting:
-            loop.call_soon(self._run, loop)
-        for connection in again:
-            self.add(connection)
+        try:
+            while self._waiting and loop.time() < end:
+                connection = self._waiting.popleft()
+                connection.waits = False
+                if connection.parse():
+                    again.append(connection)
+        finally:  # one that raises costs no other one its turn
+            if self._waiting:
+                loop.call_soon(self._run, loop)
+            for connection in again:
+                self.add(connection)
 
 
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):

@@ -14,8 +14,9 @@ from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisClusterException, RedisError, ResponseError
 
 from ws_chat.protocol.errors import UNREACHABLE, ChatError
 from ws_chat.stores.redis.keys import slots
@@ -135,6 +136,9 @@ class Link:
             if isinstance(self._client, RedisCluster):
                 await self._client.initialize()  # one that is about to look for its nodes anew would close none
         await self._client.aclose()
+        if isinstance(self._client, Redis) and isinstance(pool := self._client.connection_pool, SentinelConnectionPool):
+            for sentinel in pool.sentinel_manager.sentinels:
+                await sentinel.aclose()
 
     async def _request(self, slot: Slot, ask: Callable[[], Awaitable[Any]]) -> Any:
         async with self._turns:
@@ -143,9 +147,10 @@ class Link:
             try:
                 return await self._in_time(ask)
             except FAULTS as error:
-                slot.up = False
-                logger.warning("Redis does not answer: %s", describe(error))
-                await self._reconnect(error)
+                logger.warning("A request is refused, because of Redis: %s", describe(error))
+                if not isinstance(error, OutOfMemoryError):  # what is there can be read all the same
+                    slot.up = False
+                    await self._reconnect(error)
                 raise ChatError.of(UNREACHABLE) from None
 
     async def _in_time(self, ask: Callable[[], Awaitable[Any]]) -> Any:
