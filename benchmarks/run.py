@@ -263,20 +263,20 @@ def measure(programs: dict[str, str], side: str, scenario: str, seconds: float, 
     load_core = ["taskset", "-c", LOAD_CORE] if chosen.pinned else []
     processes = [start([*load_core, programs["mock"], str(MOCK), str(what.rate), str(what.count)], environ)]
     try:
-        wait_for(MOCK)
+        wait_for(MOCK, processes[-1])
         if slow:
             relay_core += quota()
             limit = str(seconds + what.warmup + 90)
             processes += [start(["taskset", "-c", RELAY_CORE, programs["neighbour"], limit], environ) for _ in range(2)]
         if redis:
             processes.append(start([*load_core, *redis], environ))
-            wait_for(REDIS)
+            wait_for(REDIS, processes[-1])
         if command:
             started = time.monotonic()
             processes.append(start([*relay_core, *command], environ))
             if what.cold:
                 return first_answer(processes[-1].pid, chosen.kind, started)
-            wait_for(RELAY)
+            wait_for(RELAY, processes[-1])
         port, pids = (RELAY, list(family(processes[-1].pid))) if command else (MOCK, [processes[0].pid])
         kind = "idle" if what.idle else f"{chosen.kind}+shared" if what.shared else chosen.kind
         load = [
@@ -341,12 +341,14 @@ def start(command: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes
     )
 
 
-def wait_for(port: int) -> None:
+def wait_for(port: int, program: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60  # litellm takes long to start
     while time.monotonic() < deadline:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 time.sleep(0.5)  # a router may still be looking at its upstreams
+                if program.poll() is not None:
+                    raise RuntimeError(f"another program listens on port {port}")
                 return
         time.sleep(0.05)
     raise TimeoutError(f"nothing listens on port {port} after 60 s")
