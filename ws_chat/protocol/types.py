@@ -17,7 +17,7 @@ Epoch: TypeAlias = Annotated[
     str,
     Meta(
         pattern=f"^{EPOCH_PATTERN}$",
-        description="Random, of one named generation: tells it from others that had its id before.",
+        description="Random, of one named generation: distinguishes it from earlier ones with the same id.",
     ),
 ]
 Model: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_MODEL)]

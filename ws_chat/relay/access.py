@@ -195,8 +195,8 @@ class Origins:
 def _is_own(origin: str, host: str, *, secure: bool) -> bool:
     """Whether a page of `origin` is one of the server that a request to `host` reached, with TLS if `secure`.
 
-    A page without TLS, which anybody on the way can change, is no page of a server with it. The other way round cannot be
-    told: a proxy that ends TLS may not say so (X-Forwarded-Proto), or may not be trusted.
+    A page without TLS, which anybody on the way can change, is no page of a server with it. The reverse cannot be
+    decided: a proxy that ends TLS may not say so (X-Forwarded-Proto), or may not be trusted.
     """
     scheme, _, place = origin.partition("://")
     if scheme not in _PORTS or (secure and scheme == "http"):

@@ -154,8 +154,8 @@ class RunningGenerations(Protocol):
 class Store(Protocol):
     """Keeps logs by key: until their end, and for a retention time after it.
 
-    If there is no room for all ended ones, those of the principal that keeps most are removed first: nobody's answers are
-    evicted by what another principal sends.
+    If there is no room for all ended ones, those of the principal that keeps most are removed first, so that no
+    principal's requests evict another one's answers.
 
     A shared store raises ChatError (`overloaded`) while it cannot be reached. Meanwhile the generations of this process
     go on. Logs of unnamed generations never leave the process.

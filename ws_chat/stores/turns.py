@@ -34,7 +34,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[Job, None] = OrderedDict()
-        self._end: float | None = None  # of this turn's time; None: nobody has asked
+        self._end: float | None = None  # of this turn's time; None: no job has asked
 
     def may_go_on(self, job: Job) -> bool:
         """Return whether there is time for another slice now. If not, `job` is called when it is its turn."""

@@ -52,7 +52,7 @@ def visible(text: str) -> str:
 
 
 def text_of(frame: Mapping[str, object], *names: str) -> str:
-    """Return the first of these fields that is a text. What else an upstream puts there, nobody can read."""
+    """Return the first of these fields that is a text. Anything else that an upstream puts there is not shown."""
     return next((value for name in names if isinstance(value := frame.get(name), str) and value), "")
 
 

@@ -4,9 +4,10 @@ Of a named generation, all in one slot of a Redis Cluster:
 
 - `ws_chat:{n}:id/<principal>/<id>`: string; the epoch of the generation that has this id, and the replica that runs it.
 - `ws_chat:{n}:log/<principal>/<id>/<epoch>`: stream; the generation's log. Its entries have explicit ids: `0-1` has the
-  head of the request and the start frame, `0-2` the messages, `1-<seq>` the deltas up to that seq, one a line, and `2-0` the terminal frame.
-  Redis refuses an id that is not the highest, so a write that is repeated changes nothing, and after the end nothing is
-  added. (An empty terminal frame: the generation was never begun.) A replica writes from the first delta that Redis has not confirmed, so entries may overlap; none may be missing.
+  head of the request and the start frame, `0-2` the messages, `1-<seq>` the deltas up to that seq, one a line, and `2-0`
+  the terminal frame. (An empty one: the generation was never started.) Redis refuses an id that is not the highest, so a
+  repeated write changes nothing, and nothing is added after the end. A replica writes from the first delta that Redis has
+  not confirmed, so entries may overlap; none may be missing.
 - `ws_chat:{n}:read/<principal>/<id>/<epoch>`: there while another replica has a reader.
 
 Of the slot: `ws_chat:{n}:marker`, the `master_replid` of the Redis to which everything in the slot was written, and a

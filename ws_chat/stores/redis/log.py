@@ -27,7 +27,7 @@ HEADS: Final = 2
 PART: Final = 512
 """Deltas in an entry when a log is written again."""
 END_TIMEOUT: Final = 8.0
-"""Seconds in which a terminal frame must be stored; then readers are told that the log is out of reach."""
+"""Seconds in which a terminal frame must be stored; then readers get the error that the log cannot be reached."""
 
 _start_of: Final[Callable[[bytes], Start]] = msgspec.json.Decoder(Start).decode
 terminal_of: Final[Callable[[bytes], Terminal]] = msgspec.json.Decoder(Done | Failed).decode

@@ -2,7 +2,7 @@
 
 A replica writes the logs of its own generations (`writer`) and keeps copies of those that its readers read (`follower`).
 Redis may lose something: its latest writes when a replica of it takes over, or everything. A script that every look at an
-id goes through notices (`keys`). From then on all replicas write again what they have, and until they had time to, nobody
+id goes through notices (`keys`). From then on all replicas write again what they have, and until they had time to, none
 starts a generation or says that an id is unknown.
 """
 
@@ -44,7 +44,7 @@ RENEWAL: Final = 1.0
 STEADY: Final = 4.0
 """Seconds after Redis was away, or lost something, in which no replica counts as gone."""
 AWAY: Final = 5.0
-"""Seconds without Redis after which the readers of copies are let go."""
+"""Seconds without Redis after which the readers of copies get an error."""
 GET_TIMEOUT: Final = 8.0
 FORGET_TIME: Final = 10_000
 """Milliseconds for which the entries of a forgotten log stay, for the readers of other replicas."""
