@@ -256,7 +256,12 @@ async def test_an_unknown_path_says_which_there_are(site):
 
     assert (unknown.status_code, elsewhere.status_code) == (404, 404)
     message = unknown.json()["error"]["message"]
-    for path in ("/v1/chat/ws (WebSocket)", "/v1/chat/stream (POST)", "/v1/chat/stream/{id} (DELETE, GET)"):
+    for path in (
+        "/v1/chat/ws (WebSocket)",
+        "/v1/chat/stream (POST)",
+        "/v1/chat/stream/{id} (DELETE, GET)",
+        "/v1/responses (POST, WebSocket)",
+    ):
         assert path in message
     assert elsewhere.json()["error"]["message"] == "There is no resource at this path."
 

@@ -38,10 +38,10 @@ def _api_paths(app: FastAPI) -> list[str]:
         if isinstance(route, Route | WebSocketRoute) and route.path.startswith("/v1/"):
             named = {"WebSocket"} if isinstance(route, WebSocketRoute) else {*(route.methods or ())} - {"HEAD"}
             methods.setdefault(route.path, set()).update(named)
-    return [
-        f"{path} ({'WebSocket' if 'WebSocket' in named else ', '.join(sorted(named))})"
-        for path, named in methods.items()
-    ]
+    for named in methods.values():
+        if "WebSocket" in named:
+            named.discard("GET")  # answers only that the path needs an upgrade
+    return [f"{path} ({', '.join(sorted(named))})" for path, named in methods.items()]
 
 
 def install_error_handlers(app: FastAPI) -> None:
