@@ -78,6 +78,8 @@ def test_any_text_is_exact_in_any_split_and_as_the_decoder_has_it(strings, cuts)
         ('{"content":"a","x":["}"]}', b'{"content":"a","x":["}"]}'),
         ('{"reasoning_content":"\\u0041"}', b'{"reasoning_content":"A"}'),
         ('{"role":"assistant","content":"","reasoning":"a","refusal":null}', b'{"reasoning":"a"}'),
+        ('{"content":"a","reasoning_content":"","refusal": ""}', b'{"content":"a"}'),
+        ('{"content":"a\\"\\"","refusal":"b"}', b'{"content":"a\\"\\"","refusal":"b"}'),
         ('{"content":5}', b'{"content":5}'),
         ('{"content":"a","refusal":["b"]}', b'{"content":"a","refusal":["b"]}'),
     ],

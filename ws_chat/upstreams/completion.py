@@ -168,7 +168,8 @@ class CompletionParser:
         if choice.finish_reason:
             self._finish(choice.finish_reason)
         delta = choice.delta
-        if delta.content and delta.role is None:
+        # Two quotes side by side are an empty text, perhaps of this delta: no other JSON has them.
+        if delta.content and delta.role is None and b'""' not in data:
             return _encode(delta)
         return encode_delta(msgspec.structs.asdict(delta))
 
