@@ -286,7 +286,7 @@ def __getattr__(name: str) -> FastAPI:
         try:
             app = create_app()
         except SettingsError as error:
-            sys.exit(f"ws_chat: {error}")
+            sys.exit(f"ws-chat: {error}")
         _tune_gc()
         return app
     raise AttributeError(name)

@@ -150,8 +150,12 @@ def unknown_variables() -> list[str]:
     warnings = []
     for name in sorted(_environment()):
         if name.startswith("WS_CHAT_") and name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            warnings.append(f"{name} is not a setting and has no effect." + (f" Is it {near[0]}?" if near else ""))
+            # Compared without the prefix, which alone makes short names alike.
+            names = [each.removeprefix("WS_CHAT_") for each in known if each.startswith("WS_CHAT_")]
+            near = difflib.get_close_matches(name.removeprefix("WS_CHAT_"), names, 1)
+            warnings.append(
+                f"{name} is not a setting and has no effect." + (f" Is it WS_CHAT_{near[0]}?" if near else "")
+            )
     return warnings
 
 
