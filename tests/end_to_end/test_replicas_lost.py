@@ -261,7 +261,7 @@ async def test_a_client_reads_on_when_redis_is_back(shared, serve, fake, windows
         reply = client.resume("r1")
         await until(lambda: reply.text == "a", "the client to read")
         await shared.stop()
-        await until(lambda: not copies(other), "the reader to be let go")
+        await until(lambda: not copies(other), "the copy to be dropped")
         go.set()
         await shared.start()
         assert (await reply.end()).text == "ab"

@@ -76,8 +76,8 @@ class _View:
         self.epoch: str | None = None
         self.run: int | None = None
         self.terminal: Signature | None = None
-        self.told: float | None = None
-        """When it was told that nothing more comes."""
+        self.ended: float | None = None
+        """When it got the terminal frame, or a refusal after which nothing more comes."""
 
 
 class _Checker:
@@ -222,7 +222,7 @@ class _Checker:
                 return  # it left by its own choice
             elif event.kind == "frame" and not self._frame(reader, view, asked, event):
                 return  # what follows a mixed text shows nothing new
-        self._told(reader, view)
+        self._check_end(reader, view)
 
     def _frame(self, reader: Reader, view: _View, asked: dict[str, Any], event: Event) -> bool:
         """Check one frame. Returns whether the rest of the reader's history can be checked."""
@@ -241,7 +241,7 @@ class _Checker:
         elif kind == "status":
             if frame["status"] == 204 and asked["what"] != "cancel" and view.terminal is None:
                 self._add("silent end", reader.name, f"204 for {asked}, without any terminal frame")
-            view.told = event.time
+            view.ended = event.time
         elif kind == "done" or (kind == "error" and "seq" in frame):
             self._terminal(reader, view, event)
         elif kind == "error":
@@ -275,7 +275,7 @@ class _Checker:
         frame = event.data
         state = frame["status"] if frame["type"] == "done" else frame["error"]["code"]
         view.terminal = (frame["type"], state, frame.get("seq"))
-        view.told = event.time
+        view.ended = event.time
         run = self._run_of(reader, view)
         self._note_end(reader, view, run)
         if frame.get("seq") is not None:
@@ -292,9 +292,9 @@ class _Checker:
         return self._runs.get(view.run or 0) or (runs[-1] if runs else None)
 
     def _note_end(self, reader: Reader, view: _View, run: Run | None) -> None:
-        if view.epoch is not None and view.terminal is not None and view.told is not None:
+        if view.epoch is not None and view.terminal is not None and view.ended is not None:
             # A Redis that loses the end of an answer whose owner is dead, too, leaves one that was lost.
-            lost = run is not None and self.lost(run, view.told)
+            lost = run is not None and self.lost(run, view.ended)
             self._terminals[view.epoch, lost].setdefault(view.terminal, reader.name)
 
     def _cause(self, reader: Reader, run: Run | None, state: str, event: Event) -> None:
@@ -336,7 +336,7 @@ class _Checker:
             elif code == "overloaded" and self._undisturbed(event.time):
                 self._add("refused without cause", reader.name, f"{asked} at {event.replica}: {event.data}")
             return
-        view.told = event.time
+        view.ended = event.time
         if code in ("not_found", "generation_gone"):
             key = (asked["previous"], 0) if asked.get("previous") else (reader.id, reader.use)
             run = self._runs.get(view.run or 0) or self._last_run(key, event.time)
@@ -366,8 +366,8 @@ class _Checker:
         runs = [run for run in self._uses.get(key, []) if run.started < time]
         return runs[-1] if runs else None
 
-    def _told(self, reader: Reader, view: _View) -> None:
-        """Check that a reader was told in time that nothing more comes."""
+    def _check_end(self, reader: Reader, view: _View) -> None:
+        """Check that a reader got the end in time."""
         sends = [event for event in reader.events if event.kind == "send" and event.data["what"] != "ping"]
         if not sends:
             return
@@ -381,14 +381,14 @@ class _Checker:
             over = run.ended
         replicas = {event.replica for event in reader.events} | ({run.owner} if run else set())
         since = self._calm(max(over, _reading_since(reader)), replicas)
-        told = view.told or self._history.end
-        late = told - since - self._within - self._slack(since, told)
+        seen = view.ended or self._history.end
+        late = seen - since - self._within - self._slack(since, seen)
         if late > 0:
             of = f"run {run.number} of {run.owner}" if run else "its generation"
-            if view.told is None:
-                self._add("hangs", reader.name, f"told nothing for {told - since:.1f} s after the end of {of}")
+            if view.ended is None:
+                self._add("hangs", reader.name, f"got no end for {seen - since:.1f} s after the end of {of}")
             else:
-                self._add("late", reader.name, f"told {told - since:.1f} s after the end of {of}")
+                self._add("late", reader.name, f"got the end {seen - since:.1f} s after the end of {of}")
 
     # All readers of a generation.
 

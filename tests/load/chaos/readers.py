@@ -65,7 +65,7 @@ class Reading:
         """Set when it was accepted, or when it has ended."""
         self.ended = False
         self.refusal: str | None = None
-        """The code with which it was told that there is nothing more to read."""
+        """The code of the refusal that said that there is nothing more to read."""
         self._pause = PAUSE
         self._heard = False
         site.history.readers.append(record)
@@ -251,7 +251,7 @@ class ClientReading(Reading):
                             self.began.set()
                         self.note("frame", "client", **{"type": "token", **frame})
                 except ReplyError as error:
-                    # A client that gives up on a draining server was told the end: it would have tried again after a refusal.
+                    # A client that gives up on a draining server has seen the end: it would have tried again after a refusal.
                     end = {"seq": None} if error.code == "draining" else {}
                     self.note("frame", "client", type="error", error={"code": error.code}, **end)
                     self.refusal = error.code
