@@ -246,6 +246,7 @@ async def test_a_redis_that_lost_everything_gets_it_again(restarts, server, redi
     copy = await other.read("running")
     copy.watch(stay)
     windows("redis.connection.HOLD_TTL", 2000)
+    windows("redis.store.STEADY", 600.0)  # one that reconnects late is not gone
     if restarts:
         await server.stop()
         await server.start()
