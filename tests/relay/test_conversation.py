@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ws_chat.protocol.deltas import encode_delta
@@ -184,7 +184,6 @@ JSON = st.recursive(
 
 
 @given(JSON, JSON)
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_equal_as_json_means_equal_as_json(one, other):
     kept = encode_request(chat(metadata=one), b"")
 

@@ -281,7 +281,7 @@ PIECES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(PIECES, max_size=12),
     st.sampled_from(list(ENDS.values())),
