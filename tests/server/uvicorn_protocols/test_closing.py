@@ -51,8 +51,9 @@ async def test_text_that_is_not_utf8_is_1007_whatever_comes_with_it(more, servic
     assert caplog.records == []
 
 
-async def test_what_is_too_big_is_1009_and_no_reset(serve, caplog):
+async def test_what_is_too_big_is_1009_and_no_reset(serve, caplog, monkeypatch):
     """The server has read a small part of it when it closes. Closing at once would reset the connection."""
+    monkeypatch.setattr("ws_chat.server.uvicorn_protocols.websocket.LINGER_TIMEOUT", 600)
     service = await serve(max_frame_bytes=1000)
     frame = masked(Opcode.TEXT, b"x" * 4_000_000)
     for _ in range(5):
