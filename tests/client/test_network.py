@@ -118,11 +118,14 @@ async def test_opening_is_tried_once(pauses):
 
 
 @pytest.mark.parametrize("heard", [True, False])
-async def test_waiting_for_a_server_is_logged_or_reported(heard, pauses, caplog):
+async def test_waiting_for_a_server_is_logged_or_reported(heard, clock, pauses, caplog):
     reported = []
-    chat = connect(NOWHERE, patience=0.2, on_retry=(lambda *report: reported.append(report)) if heard else None)
+    chat = connect(NOWHERE, patience=10, on_retry=(lambda *report: reported.append(report)) if heard else None)
+    opening = asyncio.create_task(chat.__aenter__())
+    await until(lambda: len(pauses) > 1, "the first pause to be over")
+    clock.now = 10
     with pytest.raises(ConnectionLostError):
-        await chat.__aenter__()
+        await opening
     warnings = [record.getMessage() for record in caplog.records if record.name == "ws_chat.client"]
     assert bool(reported) == heard
     assert all("cannot be reached" in warning and "trying again in" in warning for warning in warnings)

@@ -455,7 +455,7 @@ async def test_requests_that_start_nothing_are_limited(serve, fake, monkeypatch)
         assert (await alice.ask({"type": "ping"}))["type"] == "pong"
         assert joined(await alice.chat(id="r2")) == "Hello", "what starts a generation has another limit"
         assert (await refused(RESUME, bob))[1] == "not_found"
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         scraped = (await client.get(service.url + "/metrics")).text
     assert reached(scraped, "free_requests_per_minute") == 6
     assert len(fake.requests) == 2

@@ -193,10 +193,10 @@ async def test_a_comment_is_sent_in_silence(service, fake, monkeypatch):
     ):
         async for part in response.aiter_raw():
             received += part
-            if received.count(PING) >= 2:
+            if received.partition(b"data: a\n\n")[2].count(PING) >= 2:  # there may be others before it
                 gate.set()
 
-    assert received.startswith(b"data: a\n\n: ping\n\n: ping\n\n")
+    assert b"data: a\n\n: ping\n\n: ping\n\n" in received
     assert [event["data"] for event in events(received)] == ["a", "b", "[DONE]"]
 
 

@@ -463,6 +463,6 @@ async def test_it_is_measured_as_responses(service):
     async with response_socket(service) as client:
         await client.respond()
     await post(service)
-    async with httpx.AsyncClient() as web:
+    async with httpx.AsyncClient(timeout=None) as web:
         metrics = (await web.get(service.url + "/metrics")).text
     assert 'ws_chat_generations_total{door="responses",status="completed"} 2.0' in metrics
