@@ -478,6 +478,16 @@ async def test_a_reader_elsewhere_counts_and_is_forgotten(redis, pair):
     await until(lambda: not one.read_elsewhere, "it to count no more")
 
 
+async def test_a_resume_at_a_stored_delta_does_not_depend_on_the_next_read(start, windows):
+    windows("redis.store.READ_INTERVAL", 600.0)
+    one, other = await start(), await start()
+    log = await one.run("r1", A)
+    assert deltas(await other.read("r1")) == [A]
+    log.append([B])
+    await until(lambda: log.stored == 2, "it to be in Redis")
+    assert deltas(await other.store.get(key("r1"), after=2)) == [A, B]
+
+
 async def test_every_key_expires(redis, pair):
     one, other = pair
     log = await one.run("r1", A)
