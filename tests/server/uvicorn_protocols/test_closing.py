@@ -169,3 +169,11 @@ async def test_many_that_flood_take_turns(service, fake):
     for peer in peers:
         peer.close()
     assert max(parsed) < 20 * 2048, parsed
+
+
+async def test_a_small_read_is_parsed_at_once_however_late_it_is(service, monkeypatch):
+    """It has no other turn. A busy machine may let PARSE_TIMEOUT pass before the first slice."""
+    monkeypatch.setattr("ws_chat.server.uvicorn_protocols.websocket.PARSE_TIMEOUT", -1)
+    async with service.socket() as socket:
+        assert joined(await socket.chat()) == "Hello"
+        assert joined(await socket.chat(user="x" * 2000)) == "Hello"

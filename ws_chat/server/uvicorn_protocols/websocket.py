@@ -216,11 +216,11 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         end = self.loop.time() + PARSE_TIMEOUT
         # After our close frame the application receives no more messages: parse until the peer's close frame.
         while self._unread and (self.close_sent or self.queue.empty()) and not self.transport.is_closing():
-            if self.loop.time() > end:
-                return True
             part = self._unread[:SLICE_BYTES]
             del self._unread[:SLICE_BYTES]
             super().data_received(bytes(part))
+            if self._unread and self.loop.time() > end:  # not before: a read of one slice has no other turn
+                return True
         if self.conn.handshake_exc and not self.handshake_initiated:
             self._refuse_handshake()
         if not (self._unread or self.read_paused or self.transport.is_closing()):
