@@ -116,7 +116,7 @@ async def test_what_a_killed_replica_ran_is_lost_after_all_that_it_had_logged(fo
     assert (joined(frames), frames[-1]) == ("a", failed)
 
 
-async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(shared, redis, other, fake):
+async def test_a_replica_that_was_stopped_and_continues_learns_the_end(shared, redis, other, fake):
     go = asyncio.Event()
     first, *rest = text("a", "b")[1:]
     fake.default = Reply([first, Wait(go), *rest])
@@ -139,7 +139,7 @@ async def test_one_that_was_cut_off_and_comes_back_is_told_the_end(shared, redis
         assert joined([json.loads(event["data"]) for event in events((await follow(other, "r2")).content)]) == "ab"
 
 
-async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(shared, serve, fake):
+async def test_without_redis_running_and_unnamed_generations_work(shared, serve, fake):
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     go = asyncio.Event()
     first, second, *rest = text("a", "b", "c")[1:]
@@ -179,7 +179,7 @@ async def test_without_redis_what_runs_runs_on_and_what_is_unnamed_works(shared,
     assert joined(await one.frames(id="r3")) == "Hello"
 
 
-async def test_a_redis_that_hangs_makes_nobody_dead(shared, redis, serve, fake, windows):
+async def test_no_replica_counts_as_gone_while_redis_hangs(shared, redis, serve, fake, windows):
     one, other = await serve(redis_urls=shared.url), await serve(redis_urls=shared.url)
     fake.default, go = slowly("a", "b", "c")
     async with one.socket() as socket, other.socket() as elsewhere:
@@ -218,7 +218,7 @@ async def test_an_end_waits_for_redis_and_is_shown_once_it_is_stored(shared, ser
 
 
 @pytest.mark.parametrize("form", ["text", "frames"])
-async def test_without_redis_for_long_readers_are_told_and_nobody_gets_another_end(form, shared, serve, fake, windows):
+async def test_without_redis_for_long_readers_get_an_error_and_all_the_same_end(form, shared, serve, fake, windows):
     """At the replica that has the end, and at another one, over both transports."""
     windows("redis.log.END_TIMEOUT", 0.1)
     windows("redis.store.AWAY", 0.1)

@@ -158,7 +158,7 @@ def whole(deltas: list[dict[str, Any]]) -> tuple[str, str, dict[Any, str], list[
 
 
 @given(DELTAS, st.data())
-def test_whatever_is_merged_the_same_is_told(deltas, data):
+def test_merging_changes_no_contents(deltas, data):
     frames = []
     at = 0
     while at < len(deltas):

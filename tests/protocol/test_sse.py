@@ -37,7 +37,7 @@ def test_what_is_written_is_what_is_read(texts, size):
     assert [found["data"] for found in events(stream)] == lf
 
 
-def test_an_event_is_told_as_soon_as_it_is_whole():
+def test_an_event_is_returned_as_soon_as_it_is_whole():
     decoder = SSEDecoder()
 
     assert decoder.feed(b"data: a\n") == []
@@ -61,7 +61,7 @@ def test_what_is_no_event_stream_is_refused(start):
 
 
 @pytest.mark.parametrize("start", [b"foo: bar\ndata: x\n\n", b"data\ndata: x\n\n", b"\n\n\ndata: x\n\n"])
-def test_fields_that_nobody_knows_are_passed_over(start):
+def test_unknown_fields_are_ignored(start):
     assert b"".join(split([start])).strip() == b"x"
 
 

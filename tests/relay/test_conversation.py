@@ -74,7 +74,7 @@ def chat(**request) -> Chat:
         ([{"tool_calls": "odd"}, {"content": 5}], None),
     ],
 )
-def test_what_was_said_is_one_message(deltas, message):
+def test_the_deltas_of_an_answer_are_one_message(deltas, message):
     assert assistant_message(deltas) == message
 
 
@@ -168,7 +168,7 @@ def _equal(one, other):
         {},
     ],
 )
-def test_another_request_is_told_apart(other):
+def test_another_request_is_distinguished(other):
     assert not is_same_request(encode_request(chat(temperature=1), b""), chat(**other))
 
 

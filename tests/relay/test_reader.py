@@ -125,7 +125,7 @@ def test_a_closed_reader_sends_nothing_more():
     st.integers(0, 3),
     st.integers(0, 5),
 )
-def test_any_pace_tells_the_same(steps, room, after):
+def test_any_pace_gives_the_same_frames(steps, room, after):
     log, tap, ends = log_of(after, ended=False), Tap(room), []
     Reader(log, after, tap, lambda: ends.append(1)).open()
     wanted = ""

@@ -133,7 +133,7 @@ async def refused(workers: int, ask: Callable[[], Awaitable[T]]) -> T:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_what_runs_ends_and_what_comes_is_sent_elsewhere(workers, fake, serving):
+async def test_running_answers_end_and_new_requests_are_refused(workers, fake, serving):
     fake.default, go = slowly()
     async with serving(fake, "--workers", workers) as (server, url), http() as client:
         async with (
@@ -177,7 +177,7 @@ async def test_what_runs_ends_and_what_comes_is_sent_elsewhere(workers, fake, se
     assert '"level":"error"' not in server.log
 
 
-async def test_who_does_not_end_in_time_is_ended(serving):
+async def test_an_answer_that_does_not_end_in_time_is_ended(serving):
     async with serving(None, drain=0.05) as (server, url), connected(url) as websocket:
         await websocket.send(json.dumps(SILENT))
         first = await receive(websocket, "token")
@@ -191,7 +191,7 @@ async def test_who_does_not_end_in_time_is_ended(serving):
     assert "Traceback" not in server.log
 
 
-def test_only_the_same_signal_again_and_later_is_meant(monkeypatch):
+def test_only_a_later_repeat_of_the_same_signal_counts(monkeypatch):
     now = 0.0
     monkeypatch.setattr("ws_chat.server.run.time.monotonic", lambda: now)
     server = Server(uvicorn.Config("ws_chat.app:app", log_config=None))
@@ -221,7 +221,7 @@ async def test_a_second_signal_ends_at_once(workers, serving):
     assert "Traceback" not in server.log
 
 
-async def test_workers_are_replaced_one_by_one_and_nobody_is_turned_away(serving):
+async def test_workers_are_replaced_one_by_one_and_no_request_is_refused(serving):
     # A request that comes later than this after its connection is turned away by a worker that retires.
     constants = {"ws_chat.server.run.LAST_REQUEST_TIMEOUT": 10}
     async with (
@@ -269,7 +269,7 @@ def test_a_worker_reports_the_server_that_it_runs(monkeypatch):
     assert servers == [worker.server] * 2
 
 
-async def test_a_new_version_that_does_not_start_replaces_nobody(tmp_path, monkeypatch):
+async def test_a_new_version_that_does_not_start_replaces_no_worker(tmp_path, monkeypatch):
     module = tmp_path / "site_of_mine.py"
     module.write_text("from ws_chat.server.app import app")
     monkeypatch.chdir(tmp_path)
@@ -364,7 +364,7 @@ async def test_a_signal_while_workers_are_replaced_is_not_kept_waiting(serving):
         assert await server.process.wait() == 0
 
 
-async def test_a_request_that_has_not_come_does_not_hold_the_end_up(serving):
+async def test_an_incomplete_request_does_not_delay_the_end(serving):
     async with serving(None, drain=0) as (server, url):
         _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
         writer.write(b"POST /v1/chat/stream HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")

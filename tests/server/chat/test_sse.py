@@ -82,7 +82,7 @@ async def test_a_bad_body_is_400(service, fake):
         ({"type": "resume", "id": "r1"}, "", "type"),
     ],
 )
-async def test_what_cannot_be_asked_here_is_400(body, query, param, service, fake):
+async def test_an_invalid_request_is_400(body, query, param, service, fake):
     response = await service.post(body, query=query)
 
     assert response.status_code == 400

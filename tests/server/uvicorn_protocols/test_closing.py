@@ -146,7 +146,7 @@ async def test_no_answer_is_sniffed(service, fake):
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_many_that_flood_take_turns(service, fake):
+async def test_clients_that_flood_are_served_in_turn(service, fake):
     """In one turn of the event loop a little is parsed, however many connections have unparsed bytes."""
     loop = asyncio.get_running_loop()
     peers = [await connected(service) for _ in range(20)]

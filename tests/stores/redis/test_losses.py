@@ -185,7 +185,7 @@ async def hold_back(monkeypatch, replica: Replica, *, writes: bool, looks: bool)
     return go
 
 
-async def test_what_a_failover_lost_is_written_again_and_nobody_takes_it_for_unknown(start, windows):
+async def test_what_a_failover_lost_is_written_again_and_never_unknown(start, windows):
     async with failover() as (url, cut, take_over):
         one, other = await start(url), await start(url)
         running = await one.run("running", A)
@@ -390,7 +390,7 @@ async def test_a_lease_that_is_missed_once_kills_nothing(redis, pair):
     assert (copy.terminal, log.terminal) == (None, None)
 
 
-async def test_what_a_dead_owner_ran_ends_for_all_and_a_zombie_adds_nothing(redis, pair, start):
+async def test_generations_of_a_dead_owner_end_for_all_and_it_adds_nothing(redis, pair, start):
     one, other = pair
     third = await start()
     log = await one.run("r1", A)
