@@ -168,6 +168,13 @@ async def failover():
                 await proxy.stop()
 
 
+async def hold_for_long(windows, *replicas: Replica) -> None:
+    """Let a loss hold requests up until the test ends that, once no renewal with the window before is on its way."""
+    windows("redis.connection.HOLD_TTL", 60_000)
+    for replica in (*replicas, *replicas):
+        await replica.store._renew()
+
+
 async def hold_back(monkeypatch, replica: Replica, *, writes: bool, looks: bool) -> asyncio.Event:
     """Let a replica write nothing, or renew and look at nothing, until the event is set."""
     go = asyncio.Event()
@@ -245,7 +252,7 @@ async def test_a_redis_that_lost_everything_gets_it_again(restarts, server, redi
     await until(lambda: ended.terminal, "the end")
     copy = await other.read("running")
     copy.watch(stay)
-    windows("redis.connection.HOLD_TTL", 60_000)
+    await hold_for_long(windows, one, other)
     windows("redis.store.STEADY", 600.0)  # one that reconnects late is not gone
     if restarts:
         await server.stop()
@@ -530,7 +537,7 @@ async def test_one_that_failed_early_keeps_its_error_and_its_digest(redis, pair,
     await until(lambda: log.terminal, "the end")
     copy = await other.read("r1")
     assert (copy.request, copy.terminal) == (REQUEST[:DIGEST_SIZE], log.terminal)
-    windows("redis.connection.HOLD_TTL", 60_000)
+    await hold_for_long(windows, one, other)
     await redis.flushall()
     copy = await other.ended("r1")
     assert (copy.request, copy.terminal) == (REQUEST[:DIGEST_SIZE], log.terminal)
