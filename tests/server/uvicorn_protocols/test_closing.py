@@ -7,7 +7,7 @@ import contextlib
 import json
 
 import pytest
-from support.peers import CHAT, POST, connected, unchunked, upgrade
+from support.peers import CHAT, POST, UPGRADE, connected, unchunked, upgrade
 from support.service import events, joined
 from support.waiting import until
 from websockets.frames import Frame, Opcode
@@ -49,6 +49,26 @@ async def test_text_that_is_not_utf8_is_1007_whatever_comes_with_it(more, servic
     assert close_code(await read_all(peer)) == 1007
     peer.close()
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("cut", [1, 600, 1000], ids=["in_the_first", "in_the_middle", "none"])
+async def test_frames_sent_with_the_handshake_are_answered(cut, service):
+    """No client may send them before the 101 (RFC 6455, section 4.1). Dropped, part of a frame would garble the next one."""
+    peer = await connected(service)
+    loop = asyncio.get_running_loop()
+    padded = b'{"type":"ping"%b}' % (b" " * 600)  # more than one slice
+    frames = masked(Opcode.TEXT, padded) + masked(Opcode.TEXT, b'{"type":"ping"}')
+    await loop.sock_sendall(peer, UPGRADE + frames[:cut])
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += await loop.sock_recv(peer, 4096)
+    await loop.sock_sendall(peer, frames[cut:])
+    pongs = b'\x81\x0f{"type":"pong"}' * 2
+    while len(received.partition(b"\r\n\r\n")[2]) < len(pongs):
+        received += await loop.sock_recv(peer, 4096)
+
+    assert received.partition(b"\r\n\r\n")[2] == pongs
+    peer.close()
 
 
 async def test_what_is_too_big_is_1009_and_no_reset(serve, caplog, monkeypatch):
