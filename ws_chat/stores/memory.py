@@ -57,6 +57,7 @@ class MemoryLog:
         "may_go_on",
         "request",
         "shared",
+        "shared_after",
         "start",
         "terminal",
     )
@@ -73,7 +74,8 @@ class MemoryLog:
         self.last = 0
         self.terminal: Terminal | None = None
         self.fault: ErrorInfo | None = None
-        self.shared: tuple[int, int, Token] | None = None
+        self.shared: Token | None = None
+        self.shared_after = 0
         self.may_go_on = may_go_on
         self._on_packed = on_packed
         self._parts: list[bytes] = []  # packed deltas, one in a line
