@@ -36,18 +36,18 @@ Command: TypeAlias = tuple[Any, ...]
 OLDEST: Final = 7
 """The oldest major version of Redis."""
 CLUSTER_SLOTS: Final = 16
-"""Slots of a Redis Cluster that are used, which is for how many of its primaries there is work."""
+"""Slots of a Redis Cluster that are used: more primaries than that have no work."""
 TIMEOUT: Final = 2.0
 """Seconds that Redis may take to answer, and to be connected to."""
 RETRIES: Final = 1
 MAX_WAITING: Final = 16
 """Commands of requests that may wait for an answer at once, each on a connection of its own."""
 MARKER_TTL: Final = 15_000
-"""Milliseconds that the marker lasts. Less than all that may not get lost unnoticed, should the clock of Redis be changed."""
+"""Milliseconds that the marker lasts. Less than a running log: a step of Redis's clock that expires one expires it too."""
 HOLD_TTL: Final = 5_000
-"""Milliseconds in which every replica notices that Redis lost something, and writes again what it has."""
+"""Milliseconds in which every replica detects that Redis lost data, and has written its logs again."""
 FAULTS: Final = (RedisError, RedisClusterException, OSError, RuntimeError)
-"""What the client raises: TimeoutError among them, and the error with which uvloop refuses to write to a closed transport."""
+"""What the client raises. OSError includes TimeoutError; uvloop raises RuntimeError for a write to a closed transport."""
 
 
 class _Counters(RedisStorage):
@@ -69,7 +69,7 @@ class _Counters(RedisStorage):
 
 
 class Link:
-    """Runs commands. Every command may be repeated, by the client too: it is one that changes nothing the second time."""
+    """Runs commands. The client may repeat any of them, so all must be idempotent."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         """Raises TypeError or ValueError for URLs that do not fit together, or have unknown options."""
@@ -113,8 +113,8 @@ class Link:
         """Return pairs of a stream and its entries after the position, for those streams that have any."""
         options: dict[str, Any] = {}
         if isinstance(self._client, RedisCluster):
-            await self._client.initialize()  # if that has not been done
-            # Otherwise it asks another node where the keys of this command are.
+            await self._client.initialize()  # does nothing if it is initialized
+            # Without this the client asks another node for the keys of each command.
             options["target_nodes"] = self._client.get_node_from_key(next(iter(positions)))
         command = ("XREAD", "COUNT", 1000, "STREAMS", *positions, *positions.values())
         return await self._in_time(lambda: self._client.execute_command(*command, **options)) or ()
@@ -134,7 +134,7 @@ class Link:
     async def close(self) -> None:
         with contextlib.suppress(*FAULTS):
             if isinstance(self._client, RedisCluster):
-                await self._client.initialize()  # one that is about to look for its nodes anew would close none
+                await self._client.initialize()  # else, about to look for its nodes again, it would close none
         await self._client.aclose()
         if isinstance(self._client, Redis) and isinstance(pool := self._client.connection_pool, SentinelConnectionPool):
             for sentinel in pool.sentinel_manager.sentinels:
@@ -142,13 +142,13 @@ class Link:
 
     async def _request(self, slot: Slot, ask: Callable[[], Awaitable[Any]]) -> Any:
         async with self._turns:
-            if not slot.up:  # waiting for what has just not answered would make the queue endless
+            if not slot.up:  # fail fast: each waiting for its own timeout would make the queue endless
                 raise ChatError.of(UNREACHABLE)
             try:
                 return await self._in_time(ask)
             except FAULTS as error:
                 logger.warning("A request is refused, because of Redis: %s", describe(error))
-                if not isinstance(error, OutOfMemoryError):  # what is there can be read all the same
+                if not isinstance(error, OutOfMemoryError):  # Redis can still be read
                     slot.up = False
                     await self._reconnect(error)
                 raise ChatError.of(UNREACHABLE) from None
@@ -158,7 +158,7 @@ class Link:
             return await ask()
 
     async def _reconnect(self, error: Exception) -> None:
-        """Look for the nodes of a Cluster again; leave a server that has become a replica for where its name leads now."""
+        """Look for the nodes of a Cluster again; close connections to a server that has become a replica."""
         with contextlib.suppress(*FAULTS):
             if isinstance(self._client, RedisCluster):
                 await self._client.aclose()
@@ -172,7 +172,7 @@ def evaluate(script: str, keys: Sequence[str], *arguments: Any) -> Command:
 
 
 def state_arguments() -> tuple[Any, ...]:
-    """Return the arguments with which scripts look after the marker."""
+    """Return the arguments of `_STATE`, which begins every script that looks an id up."""
     return secrets.token_hex(8), MARKER_TTL, HOLD_TTL
 
 
