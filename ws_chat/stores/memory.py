@@ -31,15 +31,15 @@ KEPT_LIMIT: Final = 256 * 1024 * 1024
 PART: Final = 512
 """Deltas that are packed together, at most: a reader unpacks that many at a time."""
 TAIL: Final = 2 * PART
-"""Deltas at which the older ones are packed: a reader that keeps up, or nearly, need not unpack."""
+"""Unpacked deltas at which the older ones are packed: a reader that keeps up, or nearly, need not unpack any."""
 PART_SIZE: Final = 64 * 1024
-"""Bytes after which nothing more is packed with them."""
+"""Bytes at which a pack is complete, even with fewer deltas."""
 MANY: Final = 64
 """Readers that are woken in one slice."""
 _CLOSING: Final = b'"}'
 _OPENINGS: Final = {opening: opening for opening in (b'{"content":"', b'{"reasoning_content":"')}  # one object for all
 OVERHEAD: Final = 2048
-"""Bytes that a packed log takes besides its deltas and its request, roughly."""
+"""Rough number of bytes that an ended log takes besides its deltas and its request."""
 
 
 class _Part(NamedTuple):
@@ -69,7 +69,7 @@ class _Part(NamedTuple):
 
 
 class MemoryLog:
-    """A log as packed parts, and the list of the deltas after them. `on_packed` is called once, at the end."""
+    """A log as packed parts, and a list of the deltas after them. `on_packed` is called once, when all are packed at the end."""
 
     __slots__ = (
         "_again",
@@ -112,11 +112,11 @@ class MemoryLog:
         self._packed = 0  # the seq of the last packed delta
         self._tail: list[Delta] = []
         self._watchers: dict[Wake, None] = {}
-        # The watchers as a tuple, because they may change while a write wakes them. A change empties it and the next
-        # write fills it: filling it at each change would make the end of a log quadratic in its readers.
+        # The watchers as a tuple, because they may change while a write wakes them. A change empties the tuple, and the
+        # next write rebuilds it: rebuilding it at each change would make the end of a log quadratic in its readers.
         self._wakes: tuple[Wake, ...] = ()
-        self._round: Iterator[Wake] | None = None  # the watchers that are still to be woken
-        self._again = False  # all of them once more: there was a write meanwhile
+        self._round: Iterator[Wake] | None = None  # the watchers that are not woken yet
+        self._again = False  # wake all of them once more: there was a write meanwhile
 
     @property
     def size(self) -> int:
@@ -210,7 +210,7 @@ class MemoryLog:
                     if wake in self._watchers:
                         wake(self.last, deltas)
             except BaseException:
-                self._round = None  # else no later write would wake anybody
+                self._round = None  # else no later write would wake a reader
                 raise
             if len(wakes) < MANY:
                 self._round = iter(self._all_wakes()) if self._again else None
@@ -225,7 +225,7 @@ class MemoryLog:
 
 
 def _leading(deltas: Sequence[Delta], size: int) -> int:
-    """Return how many of the deltas come up to `size` bytes, and one more."""
+    """Return how many of the deltas, from the first, are needed for `size` bytes."""
     for count, delta in enumerate(deltas, 1):
         size -= len(delta)
         if size <= 0:

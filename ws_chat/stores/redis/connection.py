@@ -36,7 +36,7 @@ Command: TypeAlias = tuple[Any, ...]
 OLDEST: Final = 7
 """The oldest major version of Redis."""
 CLUSTER_SLOTS: Final = 16
-"""Slots of a Redis Cluster that are used, which is for how many of its primaries there is work."""
+"""Slots of a Redis Cluster that are used: more primaries than that have no work."""
 TIMEOUT: Final = 2.0
 """Seconds that Redis may take to answer, and to be connected to."""
 RETRIES: Final = 1
@@ -46,11 +46,11 @@ SCRIPTS: Final = 16
 MAX_READING: Final = 16
 """Logs that may be read at once for requests, each over a connection of its own."""
 MARKER_TTL: Final = 15_000
-"""Milliseconds that the marker lasts. Less than all that may not get lost unnoticed, should the clock of Redis be changed."""
+"""Milliseconds that the marker lasts. Less than a running log: a step of Redis's clock that expires one expires it too."""
 HOLD_TTL: Final = 5_000
-"""Milliseconds in which every replica notices that Redis lost something, and writes again what it has."""
+"""Milliseconds in which every replica detects that Redis lost data, and has written its logs again."""
 FAULTS: Final = (RedisError, RedisClusterException, OSError, RuntimeError)
-"""What the client raises: TimeoutError among them, and the error with which uvloop refuses to write to a closed transport."""
+"""What the client raises. OSError includes TimeoutError; uvloop raises RuntimeError for a write to a closed transport."""
 
 
 class _Counters(RedisStorage):
@@ -72,7 +72,7 @@ class _Counters(RedisStorage):
 
 
 class Link:
-    """Runs commands. Every command may be repeated, by the client too: it is one that changes nothing the second time."""
+    """Runs commands. The client may repeat any of them, so all must be idempotent."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         """Raises TypeError or ValueError for URLs that do not fit together, or have unknown options."""
@@ -132,8 +132,8 @@ class Link:
         """Return pairs of a stream and its entries after the position, for those streams that have any."""
         options: dict[str, Any] = {}
         if isinstance(self._client, RedisCluster):
-            await self._client.initialize()  # if that has not been done
-            # Otherwise it asks another node where the keys of this command are.
+            await self._client.initialize()  # does nothing if it is initialized
+            # Without this the client asks another node for the keys of each command.
             options["target_nodes"] = self._client.get_node_from_key(next(iter(positions)))
         command = ("XREAD", "COUNT", 1000, "STREAMS", *positions, *positions.values())
         return await self._in_time(lambda: self._client.execute_command(*command, **options)) or ()
@@ -155,7 +155,7 @@ class Link:
             await asyncio.wait(running)
         with contextlib.suppress(*FAULTS):
             if isinstance(self._client, RedisCluster):
-                await self._client.initialize()  # one that is about to look for its nodes anew would close none
+                await self._client.initialize()  # else, about to look for its nodes again, it would close none
         await self._client.aclose()
         if isinstance(self._client, Redis) and isinstance(pool := self._client.connection_pool, SentinelConnectionPool):
             for sentinel in pool.sentinel_manager.sentinels:
@@ -183,7 +183,7 @@ class Link:
             return await ask()
 
     async def _reconnect(self, error: Exception) -> None:
-        """Look for the nodes of a Cluster again; leave a server that has become a replica for where its name leads now."""
+        """Look for the nodes of a Cluster again; close connections to a server that has become a replica."""
         with contextlib.suppress(*FAULTS):
             if isinstance(self._client, RedisCluster):
                 await self._client.aclose()
@@ -205,7 +205,7 @@ def evaluate(script: str, keys: Sequence[str], *arguments: Any) -> Command:
 
 
 def state_arguments() -> tuple[Any, ...]:
-    """Return the arguments with which scripts look after the marker."""
+    """Return the arguments of `_STATE`, which begins every script that looks an id up."""
     return secrets.token_hex(8), MARKER_TTL, HOLD_TTL
 
 

@@ -13,7 +13,7 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
   (test_failures_are_errors_of_httpx2, test_a_connection_that_is_lost_before_it_is_used_is_an_error_at_once).
 - Silence for the timeout, counted from the request or the last read, fails the request (test_silence_in_a_body_ends_it).
 - Interim responses (1xx) and trailers are skipped (test_a_body_arrives_whole_pushed_or_pulled); a 101 is a fault.
-- What is no body is bounded: at most OVERHEAD_LIMIT bytes of heads, trailers and chunk extensions in a row
+- Bytes outside of the body are bounded: at most OVERHEAD_LIMIT of heads, trailers and chunk extensions in a row
   (test_bytes_that_are_no_body_are_bounded).
 - A large read is parsed in slices, and all connections together get TURN_TIME for it in a turn of the event loop: a flood
   of tiny events delays nothing else (test_a_flood_leaves_the_event_loop_to_others). Reading is paused meanwhile.
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from ws_chat.upstreams.http.body import Body
 
 OVERHEAD_LIMIT: Final = 64 * 1024
-"""Bytes without a piece of a body in them, after which a response is malformed."""
+"""Bytes in a row outside of the body, above which a response is malformed."""
 DIRECT: Final = 4 * 1024
 """Bytes of a read that are parsed at once. A longer one waits for its turn."""
 SLICE: Final = 32 * 1024
-"""Bytes that are parsed in one go: at the worst, tiny events, they take a few milliseconds."""
+"""Bytes that are parsed at once: in the worst case, tiny events, they take a few milliseconds."""
 TURN_TIME: Final = 0.005
 """Seconds of a turn of the event loop in which waiting reads are parsed."""
 
@@ -133,7 +133,7 @@ class Connection(asyncio.Protocol):
         self._served = 0
         self._last = 0.0  # loop time of the request or the last read
         self._timeout: float | None = None
-        self._timer: asyncio.TimerHandle | None = None  # of a silence; it stays for the next request
+        self._timer: asyncio.TimerHandle | None = None  # of the silence timeout; kept for the next request
         self._drain: asyncio.TimerHandle | None = None
         self._head: Head | None = None
         self._answered: asyncio.Future[None] | None = None  # the head was received, or the body was pushed to its end
@@ -289,7 +289,7 @@ class Connection(asyncio.Protocol):
     # Called by the parser.
 
     def on_message_begin(self) -> None:
-        self._surplus = self._complete  # after an interim response, the final one begins
+        self._surplus = self._complete  # not after an interim response: the final one starts
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
