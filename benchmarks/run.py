@@ -3,6 +3,7 @@
     make bench                        the short form, in under 10 minutes; writes docs/performance.md
     python benchmarks/run.py --runs 5 --seconds 8 --sides ours-ws,vllm-router --scenarios paced,thousand
     python benchmarks/run.py --slow   the same on a slow machine: see below
+    python benchmarks/run.py --sides ours-ws --python 3.13=/path/to/python   other Pythons, or builds of the package
 
 The relay has one core; the mock upstream and the readers, both in C, share another. Sides are interleaved, so that a slow
 minute of the machine affects all of them. CPU and memory are read from /proc. The load generator checks the number of
@@ -99,8 +100,10 @@ class Side:
     redis: bool = False
 
 
-def ours(*options: str) -> Callable[[], list[str]]:
-    return lambda: [sys.executable, "-m", "ws_chat", "serve", "--port", str(RELAY), "--log-level", "error", *options]
+def ours(*options: str, python: str = sys.executable) -> Callable[[], list[str]]:
+    # -P: the package that is installed for that Python, not the one in the working directory.
+    program = (python, "-P", "-m", "ws_chat", "serve")
+    return lambda: [*program, "--port", str(RELAY), "--log-level", "error", *options]
 
 
 def guarded() -> list[str]:
@@ -211,15 +214,23 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--scenarios", default=",".join(SCENARIOS))
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="NAME=PATH", help="one more ours-ws, with another Python"
+    )
     parser.add_argument("--slow", action="store_true", help="on a slow machine")
     parser.add_argument("--write", type=Path, help="the page whose table is replaced, and its chart beside it")
     options = parser.parse_args()
+    sides = options.sides.split(",")
+    for each in options.python:
+        name, _, path = each.partition("=")
+        sides.append(f"ours-{name}")
+        SIDES[sides[-1]] = Side("ws", ours(python=path), OURS)
     with tempfile.TemporaryDirectory() as folder:
         programs = {name: compile_program(name, Path(folder)) for name in ("mock", "load", "neighbour")}
         results: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for scenario in options.scenarios.split(","):
             for _ in range(options.runs):
-                for side in options.sides.split(","):
+                for side in sides:
                     if scenario in SIDES[side].scenarios:
                         result = measure(programs, side, scenario, options.seconds, slow=options.slow)
                         if result:

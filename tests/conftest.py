@@ -7,6 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 from support.processes import RedisServer, redis_server
 from support.service import FALLBACK, Nothing, Service, running
@@ -17,7 +18,30 @@ from ws_chat.stores.redis.store import RedisStore
 from ws_chat.testing import FakeOpenAI
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+
+# The same examples in each run, on a machine of any speed.
+settings.register_profile("ws_chat", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ws_chat")
+
+PATIENT = {
+    "relay.relay.START_TIMEOUT": 600.0,
+    "server.chat.websocket.ANSWER_TIMEOUT": 600.0,
+    "server.uvicorn_protocols.http.HEAD_TIMEOUT": 600.0,
+    "upstreams.openai.TAIL_TIMEOUT": 600.0,
+    "upstreams.openai.CONNECT_TIMEOUT": 600.0,
+}
+"""Time windows of servers in this process, so long that none passes while the machine is busy. A test of one sets it."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient() -> Iterator[None]:
+    """Hold time windows open in all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in PATIENT.items():
+            patch.setattr(f"ws_chat.{name}", value)
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -83,6 +107,8 @@ HELD = {
     "redis.connection.TIMEOUT": 600.0,
     "redis.connection.MARKER_TTL": 600_000,
     "redis.connection.HOLD_TTL": 1,
+    "redis.follower.READ": 600_000,
+    "redis.follower.READ_RENEWAL": 600.0,
     "redis.store.LEASE": 600_000,
     "redis.store.RENEWAL": 0.1,
     "redis.store.STEADY": 600.0,

@@ -59,7 +59,7 @@ async def test_it_is_started_without_a_key(command):
 
 
 @pytest.mark.parametrize(("workers", "number"), [("1", signal.SIGINT), ("2", signal.SIGTERM)])
-async def test_it_is_started_without_a_key_and_a_signal_ends_what_runs(workers, number):
+async def test_it_is_started_without_a_key_and_a_signal_ends_running_answers(workers, number):
     command = ("ws-chat", "serve", "--port", "0", "--workers", workers)
     variables = {"WS_CHAT_DRAIN_TIMEOUT": "0", "WS_CHAT_UPSTREAM_TIMEOUT": "600"}
     async with program(*command, **variables) as server, http() as client:

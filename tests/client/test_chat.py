@@ -133,7 +133,7 @@ async def test_closing_is_for_once_and_for_all(service):
             pass
 
 
-async def test_every_iteration_begins_at_the_beginning(service, fake):
+async def test_every_iteration_starts_at_the_first_frame(service, fake):
     more = asyncio.Event()
     fake.default = Reply([*text("a")[:2], Wait(more), *text("b")[1:]])
     async with connect(service.url) as chat:

@@ -52,7 +52,7 @@ async def test_a_request_that_is_too_large_fails_alone(serve, fake):
     assert len(fake.requests) == 3
 
 
-async def test_what_is_against_the_policy_is_not_asked_for_again():
+async def test_a_policy_violation_is_not_sent_again():
     asked = []
 
     async def handle(socket):
@@ -88,7 +88,7 @@ async def test_a_socket_that_is_closed_on_every_request_is_given_up(clock, pause
     assert len(pauses) == 2
 
 
-async def test_a_socket_that_breaks_after_long_thought_is_made_again(clock, pauses):
+async def test_a_socket_that_breaks_after_a_long_wait_is_opened_again(clock, pauses):
     sockets = []
 
     async def handle(socket):
@@ -105,7 +105,7 @@ async def test_a_socket_that_breaks_after_long_thought_is_made_again(clock, paus
     assert pauses == []
 
 
-async def test_a_request_that_there_is_no_room_for_is_asked_again(serve, fake, pauses):
+async def test_a_request_refused_for_lack_of_room_is_sent_again(serve, fake, pauses):
     service = await serve(max_generations_per_connection=2)
     more = asyncio.Event()
     fake.default = Reply([*text("a")[:2], Wait(more), *text("b")[1:]])
@@ -140,7 +140,7 @@ async def test_what_continues_waits_for_what_it_continues(service, fake, monkeyp
         assert (await chat.ask(HELLO, previous=first)).status == "completed"
 
 
-async def test_a_refusal_that_stays_is_told_when_patience_ends(serve, fake, clock, pauses):
+async def test_a_repeated_refusal_is_raised_when_patience_ends(serve, fake, clock, pauses):
     service = await serve(max_generations=1)
     fake.default = Reply([*text("a")[:2], Hang()])
     async with connect(service.url, patience=10) as chat:
@@ -162,7 +162,7 @@ async def test_a_refusal_that_stays_is_told_when_patience_ends(serve, fake, cloc
     assert len(fake.requests) == 1
 
 
-async def test_what_was_cancelled_is_not_asked_for_again():
+async def test_a_cancelled_request_is_not_sent_again():
     asked = []
 
     async def handle(socket):
@@ -183,7 +183,7 @@ async def test_what_was_cancelled_is_not_asked_for_again():
     assert asked == ["chat", "cancel", "cancel", "ping"]
 
 
-async def test_a_refusal_for_good_is_told_at_once():
+async def test_a_final_refusal_is_raised_at_once():
     asked = []
 
     async def handle(socket):
@@ -272,7 +272,7 @@ async def test_goaway_is_honoured(word):
         assert len(sockets) == 2
 
 
-async def test_with_move_what_runs_is_resumed_on_a_new_socket_as_soon_as_there_is_one():
+async def test_with_move_running_answers_are_resumed_on_a_new_socket():
     sockets, resumed = [], []
 
     async def answer(socket):
@@ -294,7 +294,7 @@ async def test_with_move_what_runs_is_resumed_on_a_new_socket_as_soon_as_there_i
     assert sockets[0].close_code == 1000
 
 
-async def test_with_move_and_no_other_server_what_runs_ends_where_it_is():
+async def test_with_move_and_no_other_server_running_answers_end_where_they_are():
     sockets, refused = [], asyncio.Event()
 
     async def answer(socket):

@@ -109,7 +109,7 @@ async def test_a_history_that_a_restarted_server_does_not_know_is_gone_too():
         assert reply.text == "a"
 
 
-async def test_what_a_replica_has_taken_with_it_is_lost_at_once():
+async def test_an_answer_of_a_lost_replica_fails_at_once():
     asked = []
 
     async def handle(socket):
@@ -139,7 +139,7 @@ async def test_a_server_of_another_kind_is_found_out(nonsense):
             await chat.ask(HELLO, request_id="r1")
 
 
-async def test_what_a_newer_server_may_say_is_passed_over():
+async def test_unknown_frames_and_fields_of_a_newer_server_are_ignored():
     async def handle(socket):
         news = {"type": "news", "id": "r1"}
         await socket.recv()
@@ -152,7 +152,7 @@ async def test_what_a_newer_server_may_say_is_passed_over():
         assert (await chat.ask(HELLO, request_id="r1")).text == "a"
 
 
-async def test_whatever_goes_wrong_ends_the_reply(service, monkeypatch):
+async def test_any_exception_ends_the_reply(service, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError
 

@@ -118,11 +118,14 @@ async def test_opening_is_tried_once(pauses):
 
 
 @pytest.mark.parametrize("heard", [True, False])
-async def test_waiting_for_a_server_is_logged_or_reported(heard, pauses, caplog):
+async def test_waiting_for_a_server_is_logged_or_reported(heard, clock, pauses, caplog):
     reported = []
-    chat = connect(NOWHERE, patience=0.2, on_retry=(lambda *report: reported.append(report)) if heard else None)
+    chat = connect(NOWHERE, patience=10, on_retry=(lambda *report: reported.append(report)) if heard else None)
+    opening = asyncio.create_task(chat.__aenter__())
+    await until(lambda: len(pauses) > 1, "the first pause to be over")
+    clock.now = 10
     with pytest.raises(ConnectionLostError):
-        await chat.__aenter__()
+        await opening
     warnings = [record.getMessage() for record in caplog.records if record.name == "ws_chat.client"]
     assert bool(reported) == heard
     assert all("cannot be reached" in warning and "trying again in" in warning for warning in warnings)
@@ -151,7 +154,7 @@ async def test_what_speaks_no_websocket_is_given_up():
 
 
 @pytest.mark.parametrize("given", ["ftp://a", "ws://", "ws://a:b", "ws://a b", "ws://[::1", "http://user@host", ""])
-def test_what_is_no_url_is_told_at_once(given):
+def test_an_invalid_url_is_refused_at_the_call(given):
     with pytest.raises(ValueError, match=r"\w"):
         connect(given)
 
@@ -173,12 +176,12 @@ def test_a_url_may_be_that_of_a_mount_or_of_the_socket(given, url):
 
 
 @pytest.mark.parametrize("key", ["a b", "a\r\nX: y", "ключ"])
-def test_what_is_no_key_is_told_at_once(key):
+def test_an_invalid_key_is_refused_at_the_call(key):
     with pytest.raises(ValueError, match="ASCII"):
         connect(NOWHERE, api_key=key)
 
 
-def test_a_password_in_the_url_is_not_told():
+def test_a_password_in_the_url_is_not_in_an_error():
     chat = connect("wss://user:secret@host:99/path?token=secret")
     assert str(chat._address) == "wss://host:99/path/v1/chat/ws"
     for url in ("ftp://u:secret@h/", "ws://u:a/secret@h", "u:secret@h:many", "ws://h /?token=secret"):
@@ -201,7 +204,7 @@ def test_a_password_in_the_url_is_not_told():
         (501, '{"error":{"code":7,"message":"?"}}', ServerError, "refused"),
     ],
 )
-async def test_a_refusal_for_good_is_told_at_once(status, body, expected, code):
+async def test_a_final_refusal_is_raised_at_once(status, body, expected, code):
     seen = []
 
     async def refuse(connection, request):
@@ -216,7 +219,7 @@ async def test_a_refusal_for_good_is_told_at_once(status, body, expected, code):
     assert seen == ["Bearer k"]
 
 
-async def test_a_refusal_for_now_is_waited_out(pauses):
+async def test_a_temporary_refusal_is_waited_out(pauses):
     async def refuse(connection, _):
         if len(pauses) == 0:
             response = connection.respond(503, "")
@@ -236,7 +239,7 @@ async def test_a_refusal_for_now_is_waited_out(pauses):
     assert second < 1, "of its own choice"
 
 
-async def test_a_refusal_that_outlasts_patience_is_told(serve, clock, pauses):
+async def test_a_refusal_longer_than_patience_is_raised(serve, clock, pauses):
     full = await serve(max_connections=1)
     async with connect(full.url):
         with pytest.raises(ServerError) as overloaded:  # with Retry-After: 1
@@ -245,7 +248,7 @@ async def test_a_refusal_that_outlasts_patience_is_told(serve, clock, pauses):
     assert pauses == [], "it was not waited for in vain"
 
 
-async def test_a_certificate_that_is_not_trusted_is_told_at_once(monkeypatch):
+async def test_an_untrusted_certificate_is_raised_at_once(monkeypatch):
     async def untrusted(*_, **__):
         raise ssl.SSLCertVerificationError("self-signed certificate")
 

@@ -50,7 +50,7 @@ for _ in range(100_000):
     ],
     ids=lambda parameters: next(iter(parameters)),
 )
-async def test_what_cannot_be_sent_is_told_at_the_call(parameters):
+async def test_an_invalid_request_is_raised_at_the_call(parameters):
     chat = connect("ws://127.0.0.1:1")
     with pytest.raises((TypeError, ValueError)) as wrong:
         chat.ask("hi", **parameters)

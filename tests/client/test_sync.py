@@ -56,7 +56,7 @@ async def test_without_a_block(service):
     await asyncio.to_thread(use)
 
 
-def test_mistakes_are_told_at_the_call():
+def test_mistakes_are_raised_at_the_call():
     chat = connect_sync("ws://127.0.0.1:1", patience=0)
     with pytest.raises(TypeError):
         chat.ask("hi", stop={1})
@@ -89,7 +89,7 @@ WAITS = {"Event.wait", "ReplyState._more"}
 
 
 @pytest.mark.parametrize("there", [True, False])
-async def test_closing_wakes_whoever_waits(there, service, fake):
+async def test_closing_wakes_all_waiters(there, service, fake):
     fake.default = Reply([*text("a")[:2], Hang()])
     chat = connect_sync(service.url if there else "ws://127.0.0.1:1")
     reply = chat.ask(HELLO)
@@ -108,7 +108,7 @@ async def test_closing_wakes_whoever_waits(there, service, fake):
     assert [type(end) for end in ends] == [ConnectionLostError] * 3
 
 
-async def test_who_begins_to_wait_while_it_closes_is_told_the_same(service, fake):
+async def test_a_waiter_that_starts_while_it_closes_gets_the_same_error(service, fake):
     fake.default = Reply([*text("a")[:2], Hang()])
 
     def use():

@@ -41,7 +41,7 @@ def test_two_lines(served):
 
 
 @pytest.mark.anyio
-async def test_who_asks(served):
+async def test_a_request_is_authenticated(served):
     with served(WHO_ASKS) as url:
         async with connect(f"{url}/chat/v1/chat/ws", api_key="a-long-random-key") as chat:
             assert "“hi”" in (await chat.ask("hi", model="demo-fast")).text

@@ -27,7 +27,7 @@ SCRAPE = claim_one("docs/operations.md", "yaml", "scrape_configs")
 DASHBOARD = json.loads((ROOT / "examples/grafana.json").read_text())
 
 
-async def test_nginx_takes_its_upstream(tmp_path):
+async def test_nginx_accepts_its_upstream(tmp_path):
     conf = tmp_path / "nginx.conf"
     paths = "".join(f"{name}_temp_path {tmp_path};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     conf.write_text(f"pid {tmp_path}/pid; events {{}} http {{ access_log off; {paths}\n{NGINX} }}")
@@ -36,7 +36,7 @@ async def test_nginx_takes_its_upstream(tmp_path):
     assert status == 0, err.decode()
 
 
-async def test_systemd_takes_the_unit_and_the_server_its_command(tmp_path, monkeypatch):
+async def test_systemd_accepts_the_unit_and_the_server_its_command(tmp_path, monkeypatch):
     (command,) = re.findall(r"^ExecStart=/opt/ws-chat/bin/(ws-chat serve .*)$", UNIT, re.MULTILINE)
     ran = []
     monkeypatch.setattr(cli, "run", lambda _, binding: ran.append(binding))
@@ -81,7 +81,7 @@ async def test_the_line_of_the_log_has_the_fields_that_it_has():
     }
 
 
-async def test_prometheus_takes_the_rules_and_raises_each_for_what_it_is_for(tmp_path):
+async def test_prometheus_accepts_the_rules_and_fires_each_on_its_condition(tmp_path):
     promtool = need("promtool")
     for file in (ROOT / "examples/alerts.yml", ROOT / "tests/docs/alerts_test.yml"):
         shutil.copy(file, tmp_path)

@@ -13,8 +13,8 @@ from support.processes import ROOT
 pytestmark = pytest.mark.anyio
 
 SECONDS = 12.0
-PATIENCE = 3.0
-"""On a machine that is three times slower than needed, deadlines are missed; everything else holds."""
+PATIENCE = 6.0
+"""On a machine that is slow or busy, deadlines are missed; everything else holds."""
 
 
 async def test_readers_see_none_of_the_faults(tmp_path):

@@ -44,7 +44,7 @@ def command(given: str) -> list[str]:
     return words
 
 
-def test_it_is_slim_and_nobody_runs_it_as_root():
+def test_it_is_slim_and_does_not_run_as_root():
     known = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT"}
     assert {name for name, _ in STEPS} <= known
     assert all(re.fullmatch(r"python:3\.\d+-slim( AS build)?", image) for image in the("FROM"))

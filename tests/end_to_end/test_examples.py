@@ -66,7 +66,7 @@ async def test_python_over_a_network_that_breaks(serve):
     assert b"broke" in err
 
 
-async def test_python_over_a_network_tells_errors(serve, fake):
+async def test_python_over_a_network_shows_errors(serve, fake):
     script = str(ROOT / "examples/survive.py")
     status, out, err = await output(sys.executable, script, "--url", "ws://127.0.0.1:1")
     assert (status, out, err) == (1, b"", b"ws://127.0.0.1:1 cannot be reached\n")

@@ -55,7 +55,7 @@ async def test_cancel_closes_the_upstream_and_then_says_done(moment, service, fa
     assert (done["timing"]["ttft_ms"] is None) == (not said)
 
 
-async def test_cancel_in_the_same_breath_as_the_chat(service, fake):
+async def test_cancel_sent_right_after_the_chat(service, fake):
     fake.default = Reply(head_after=[Hang()])
     async with service.socket() as socket:
         await socket.send({"messages": HELLO})
@@ -78,7 +78,7 @@ async def test_cancel_while_the_sdk_waits_to_try_again(service, fake):
     assert len(fake.requests) == 1
 
 
-async def test_cancel_without_id_takes_the_only_one_running(service, fake):
+async def test_cancel_without_id_cancels_the_only_one_running(service, fake):
     fake.default = Reply([A, Hang()])
     async with service.socket() as socket:
         none = await socket.ask({"type": "cancel"})
@@ -196,7 +196,7 @@ async def test_nothing_is_left_when_all_have_gone(service, fake):
     assert service.connections.open == 0
 
 
-async def test_many_who_wait_for_the_end_wait_for_one(service, fake):
+async def test_many_waiters_for_the_end_cancel_once(service, fake):
     fake.default = Reply(head_after=[Hang()])
     async with service.socket() as socket:
         for _ in range(16):
@@ -210,7 +210,7 @@ async def test_many_who_wait_for_the_end_wait_for_one(service, fake):
     assert service.relay.running == 0
 
 
-async def test_shutdown_ends_what_runs(serve, fake):
+async def test_shutdown_ends_running_generations(serve, fake):
     fake.default = Reply([A, Hang()])
     service = await serve()
     async with (

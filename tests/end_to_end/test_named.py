@@ -87,7 +87,7 @@ async def test_a_position_beyond_the_end_is_refused(service, fake):
         assert (await socket.ask({"type": "resume", "id": "r1", "after": 4}))["error"]["param"] == "after"
 
 
-async def test_what_nobody_named_cannot_be_followed(service, fake):
+async def test_an_unnamed_generation_cannot_be_followed(service, fake):
     fake.default, go = slowly("a", "b")
     async with service.socket() as one, service.socket() as other:
         await one.send({"messages": HELLO})
@@ -150,7 +150,7 @@ async def test_another_body_under_the_same_id_is_a_conflict(service, fake):
     assert len(fake.requests) == 1
 
 
-async def test_a_second_reader_on_the_same_socket_takes_the_place_of_the_first(service, fake):
+async def test_a_second_reader_on_the_same_socket_replaces_the_first(service, fake):
     fake.default, go = slowly("a", "b", "c")
     async with service.socket() as socket:
         await socket.send({"messages": HELLO, "id": "r1"})
@@ -164,7 +164,7 @@ async def test_a_second_reader_on_the_same_socket_takes_the_place_of_the_first(s
         assert (await socket.ask({"type": "ping"})) == {"type": "pong"}
 
 
-async def test_many_readers_of_both_doors_read_the_same(service, fake):
+async def test_many_readers_of_both_transports_read_the_same(service, fake):
     fake.default, go = slowly(*"abcdefgh")
     async with service.socket() as first, service.socket() as second:
         epoch = (await first.ask({"messages": HELLO, "id": "r1"}))["epoch"]

@@ -205,7 +205,7 @@ async def relayed(request) -> AsyncIterator[tuple[FakeOpenAI, Service]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_every_door_tells_what_the_upstream_sent(name, relayed):
+async def test_every_transport_sends_what_the_upstream_sent(name, relayed):
     fake, service = relayed
     fake.replies.clear()  # those that a case which failed has left
     case = CASES[name]
@@ -265,7 +265,7 @@ def check_response(case: Case, events: Events) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_a_response_tells_what_a_chat_tells(name, relayed):
+async def test_a_response_has_the_same_contents_as_a_chat(name, relayed):
     fake, service = relayed
     fake.replies.clear()
     case = CASES[name]

@@ -347,7 +347,7 @@ async def test_a_named_answer_outlives_a_connection(behind, fake):
     assert len(fake.requests) == 1
 
 
-async def test_who_finds_no_room_is_told_when_to_come_again(behind):
+async def test_a_refusal_for_lack_of_room_has_a_retry_after(behind):
     site = await behind(max_connections=1)
     async with site.socket(), site.client() as client:
         refused = await client.post(site.stream_url, json=CHAT)
@@ -366,7 +366,7 @@ async def test_what_is_the_operators_stays_inside(behind):
     assert await site.status("/static/ws-chat.js") == 200
 
 
-async def test_who_leaves_closes_the_upstreams_request(behind, fake):
+async def test_a_client_that_disconnects_closes_the_upstreams_request(behind, fake):
     site = await behind()
     fake.default = Reply([*text("a")[:2], Hang()])
     async with site.socket() as websocket, site.client() as client:

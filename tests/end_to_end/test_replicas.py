@@ -129,7 +129,7 @@ async def test_an_id_that_is_used_again_continues_no_old_reader_on_any_replica(r
             assert (start["epoch"], joined(tokens)) == (second["epoch"], "Y")
 
 
-async def test_readers_of_both_replicas_and_doors_read_the_same(replicas, fake):
+async def test_readers_of_both_replicas_and_transports_read_the_same(replicas, fake):
     one, other = replicas
     fake.default, go = slowly(*"abcdefgh")
     async with one.socket() as first, other.socket() as second, other.socket() as third:
@@ -146,7 +146,7 @@ async def test_readers_of_both_replicas_and_doors_read_the_same(replicas, fake):
         assert (joined(frames), frames[-1]["seq"]) == ("bcdefgh", 9)
 
 
-async def test_a_copy_that_is_behind_is_given_a_moment(replicas, fake):
+async def test_a_resume_waits_for_a_copy_that_is_behind(replicas, fake):
     one, other = replicas
     fake.default, go = slowly("a", *"bcdefgh")
     async with one.socket() as socket, other.socket() as second, other.socket() as third:
@@ -224,7 +224,7 @@ async def test_what_is_one_principals_is_nothing_to_another_anywhere(shared, ser
     assert (await over_http("GET", other, **first)).status_code == 200
 
 
-async def test_a_reader_elsewhere_keeps_it_alive_and_the_last_one_lets_it_go(shared, serve, fake, windows):
+async def test_a_reader_elsewhere_keeps_it_running_until_the_last_one_leaves(shared, redis, serve, fake):
     settings = {"redis_urls": shared.url, "resume_window": 0.05}
     one, other = await serve(**settings), await serve(**settings)
     fake.default = Reply([*text("a")[:2], Hang()])
@@ -238,6 +238,8 @@ async def test_a_reader_elsewhere_keeps_it_alive_and_the_last_one_lets_it_go(sha
         # When the second one has been cancelled, the window of the first would have passed, too.
         await until(lambda: "r2" not in running(one), "the end of the generation without readers")
         assert running(one) == ["r1"]
+    await until(lambda: not copies(other), "the copy to be left")
+    await redis.delete(*await redis.keys("*:read/*"))  # as it expires
     await closed(fake)
     assert events((await over_http("GET", other)).content)[-1]["data"] == "[CANCELLED]"
 

@@ -84,7 +84,7 @@ async def test_a_stream_of_another_replica_ends_in_order_and_is_resumed_there(qu
 
 
 @both_paths
-async def test_a_stream_that_has_not_begun_is_sent_elsewhere(replicas, fake):
+async def test_a_stream_that_has_not_started_is_sent_elsewhere(replicas, fake):
     one, other = replicas
     fake.default = Reply(head_after=[Hang()])
     async with other.socket() as socket:

@@ -23,7 +23,14 @@ pytestmark = pytest.mark.anyio
 HERE = ROOT / "examples/replicas"
 SHOWN = claim_one("docs/deployment.md", "console", "examples/replicas")
 LEASE = 600_000
-HELD = {"redis.store.LEASE": LEASE, "redis.store.RENEWAL": 0.2, "redis.store.STEADY": 0.0}
+HELD = {
+    "redis.connection.TIMEOUT": 600,
+    "redis.log.END_TIMEOUT": 600,
+    "redis.store.GET_TIMEOUT": 600,
+    "redis.store.LEASE": LEASE,
+    "redis.store.RENEWAL": 0.2,
+    "redis.store.STEADY": 0.0,
+}
 """No replica is taken for dead because the machine is slow."""
 WORDS = [f"{number} " for number in range(20)]  # more than are read before a replica is killed
 

@@ -111,7 +111,7 @@ async def test_the_end_of_a_lost_generation_can_be_resumed_at(shared, redis, sta
     other = staying
     fake.default = Reply([*text("a")[:2], Hang()])
     async with replica(fake, shared) as (running, url), other.socket() as elsewhere:
-        async with connect(url) as connection:
+        async with connect(url, open_timeout=None) as connection:
             await begin(Socket(connection))
             await begin_elsewhere(elsewhere)
             await kill(running, redis, other)
@@ -125,12 +125,12 @@ async def test_the_end_of_a_lost_generation_can_be_resumed_at(shared, redis, sta
         assert (response.status_code, again["event"], again["id"]) == (200, "error", f"{failed['seq']}-{epoch}")
 
 
-async def test_a_reader_that_has_seen_more_than_was_stored_is_told_of_the_loss(shared, redis, staying, fake):
+async def test_a_reader_that_has_seen_more_than_was_stored_gets_the_loss(shared, redis, staying, fake):
     """It resumes elsewhere before anybody knows that its replica is dead."""
     other = staying
     fake.default = Reply([*text("a")[:2], Hang()])
     async with replica(fake, shared) as (running, url), other.socket() as elsewhere:
-        async with connect(url) as connection:
+        async with connect(url, open_timeout=None) as connection:
             await begin(Socket(connection))
             await begin_elsewhere(elsewhere)
             running.process.kill()

@@ -9,6 +9,7 @@ import os
 import uuid
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -96,9 +97,16 @@ class Site:
             return (await client.get(self.url)).status_code
 
 
+async def delay_of_drain(seconds: float) -> None:
+    """Sleep in small parts: if this process is stopped, its replicas answer no health check meanwhile."""
+    for _ in range(round(20 * seconds)):
+        await asyncio.sleep(0.05)
+
+
 @pytest.fixture(params=FILES)
-async def site(request, shared, fake, tmp_path) -> AsyncIterator[Site]:
+async def site(request, shared, fake, tmp_path, monkeypatch) -> AsyncIterator[Site]:
     """Two replicas on one Redis, behind a proxy that has found both of them."""
+    monkeypatch.setattr("ws_chat.server.app.asyncio", SimpleNamespace(sleep=delay_of_drain))
     # Proxies that check their replicas get the time for it that the examples name.
     delay = 0 if request.param in ("nginx", "envoy") else 3
     settings = {"openai_base_url": fake.base_url, "openai_api_key": "k", "redis_urls": (shared.url,)}

@@ -56,7 +56,7 @@ async def test_our_reading_script(service, fake):
     assert (status, out.decode()) == (0, "one\n\n two \nthree\n四 \\n %s\n")
 
 
-async def test_our_reading_script_tells_errors(service, fake):
+async def test_our_reading_script_shows_errors(service, fake):
     need("curl")
     fake.default = Reply(text("a", finish_reason=None))
     status, out, err = await output(str(ROOT / "examples/typed.sh"), WS_CHAT_URL=service.url)

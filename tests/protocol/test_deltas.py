@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ws_chat.protocol import deltas as deltas_module
@@ -101,7 +101,6 @@ TEXT_DELTAS = st.lists(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXT_DELTAS, st.booleans())
 def test_texts_that_are_joined_as_bytes_are_joined_as_any_other(deltas, ascii_only):
     encoded = [json.dumps(delta, ensure_ascii=ascii_only, separators=(",", ":")).encode() for delta in deltas]
@@ -158,9 +157,8 @@ def whole(deltas: list[dict[str, Any]]) -> tuple[str, str, dict[Any, str], list[
     )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(DELTAS, st.data())
-def test_whatever_is_merged_the_same_is_told(deltas, data):
+def test_merging_changes_no_contents(deltas, data):
     frames = []
     at = 0
     while at < len(deltas):

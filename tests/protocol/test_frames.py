@@ -6,7 +6,7 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
@@ -258,7 +258,6 @@ FRAMES = st.dictionaries(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(FRAMES | JSON)
 def test_any_json_is_a_frame_or_an_error(value):
     try:
@@ -269,14 +268,12 @@ def test_any_json_is_a_frame_or_an_error(value):
     assert isinstance(frame, Chat | Cancel | Resume | Ping | Refused)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary() | st.text())
 def test_any_bytes_are_a_frame_or_an_error(data):
     with contextlib.suppress(InvalidFrameError):
         decode(data)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(JSON, st.text(st.characters(exclude_categories=["Cs"])))
 def test_what_is_passed_on_is_what_was_given(value, text):
     try:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.service import events
 
@@ -20,7 +20,6 @@ def split(reads: list[bytes]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cuts=st.lists(st.integers(0, len(STREAM) * 2)))
 def test_the_same_events_however_the_reads_fall(end, cuts):
     stream = STREAM.replace(b"\n", end)
@@ -29,7 +28,6 @@ def test_the_same_events_however_the_reads_fall(end, cuts):
     assert split([stream[a:b] for a, b in itertools.pairwise(places)]) == FOUND
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5), st.integers(1, 9))
 def test_what_is_written_is_what_is_read(texts, size):
     stream = b"".join(event(text, name="x") for text in texts)
@@ -39,7 +37,7 @@ def test_what_is_written_is_what_is_read(texts, size):
     assert [found["data"] for found in events(stream)] == lf
 
 
-def test_an_event_is_told_as_soon_as_it_is_whole():
+def test_an_event_is_returned_as_soon_as_it_is_whole():
     decoder = SSEDecoder()
 
     assert decoder.feed(b"data: a\n") == []
@@ -63,7 +61,7 @@ def test_what_is_no_event_stream_is_refused(start):
 
 
 @pytest.mark.parametrize("start", [b"foo: bar\ndata: x\n\n", b"data\ndata: x\n\n", b"\n\n\ndata: x\n\n"])
-def test_fields_that_nobody_knows_are_passed_over(start):
+def test_unknown_fields_are_ignored(start):
     assert b"".join(split([start])).strip() == b"x"
 
 

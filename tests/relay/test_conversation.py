@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ws_chat.protocol.deltas import encode_delta
@@ -74,7 +74,7 @@ def chat(**request) -> Chat:
         ([{"tool_calls": "odd"}, {"content": 5}], None),
     ],
 )
-def test_what_was_said_is_one_message(deltas, message):
+def test_the_deltas_of_an_answer_are_one_message(deltas, message):
     assert assistant_message(deltas) == message
 
 
@@ -168,7 +168,7 @@ def _equal(one, other):
         {},
     ],
 )
-def test_another_request_is_told_apart(other):
+def test_another_request_is_distinguished(other):
     assert not is_same_request(encode_request(chat(temperature=1), b""), chat(**other))
 
 
@@ -184,7 +184,6 @@ JSON = st.recursive(
 
 
 @given(JSON, JSON)
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_equal_as_json_means_equal_as_json(one, other):
     kept = encode_request(chat(metadata=one), b"")
 

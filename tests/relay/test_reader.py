@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ws_chat.protocol.deltas import MERGE_LIMIT, decode_delta, encode_delta
@@ -120,13 +120,12 @@ def test_a_closed_reader_sends_nothing_more():
     assert tap.frames == [Start("r1", 0, "m")]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.sampled_from(["append", "append two", "open", "open more"]), max_size=30),
     st.integers(0, 3),
     st.integers(0, 5),
 )
-def test_any_pace_tells_the_same(steps, room, after):
+def test_any_pace_gives_the_same_frames(steps, room, after):
     log, tap, ends = log_of(after, ended=False), Tap(room), []
     Reader(log, after, tap, lambda: ends.append(1)).open()
     wanted = ""

@@ -171,7 +171,7 @@ async def test_a_quota_that_replicas_share_is_given_back_too(shared):
         await store.close()
 
 
-async def test_an_interrupted_one_that_never_ends_is_not_waited_for_for_ever(upstream, store, monkeypatch):
+async def test_waiting_for_an_interrupted_generation_is_bounded(upstream, store, monkeypatch):
     monkeypatch.setattr(relay_module, "START_TIMEOUT", 0.01)
     relay = Relay(upstream, store, quota=Quota(1), max_generations=1)
     await store.create_elsewhere(chat("r1"))

@@ -146,7 +146,7 @@ async def test_a_drain_waits_for_what_is_being_started(upstream):
     await relay.close()
 
 
-async def test_who_interrupts_needs_no_room_of_its_own(upstream):
+async def test_a_request_that_interrupts_needs_no_room_of_its_own(upstream):
     relay = Relay(upstream, MemoryStore(), max_generations=1)
     await relay.start(ONE, "r1", Chat.of({"messages": HELLO}, id="r1"))
     assert await code_of(relay.start(ONE, "r2", Chat.of({"messages": HELLO}))) == "overloaded"

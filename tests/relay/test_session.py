@@ -40,7 +40,7 @@ def test_a_chat_with_an_id_is_started_under_that(session):
     assert session.receive(named) == StartGeneration("r1", named)
 
 
-def test_who_interrupts_needs_no_room_of_its_own(session):
+def test_a_request_that_interrupts_needs_no_room_of_its_own(session):
     interrupted = started(session)
     started(session)
     assert refused(session, CHAT) == ("too_many_generations", None)
@@ -82,12 +82,12 @@ def test_cancel_by_id(session):
     assert session.receive(Cancel("g2")) == CancelGeneration("g2"), "it may run again, elsewhere"
 
 
-def test_what_nobody_named_is_not_followed_again(session):
+def test_an_unnamed_generation_is_not_followed_again(session):
     started(session)
     assert refused(session, Resume("g1")) == ("not_found", "id")
 
 
-def test_cancel_without_id_takes_the_only_one(session):
+def test_cancel_without_id_cancels_the_only_one(session):
     assert refused(session, Cancel()) == ("invalid_request", "id")
     started(session)
     assert session.receive(Cancel()) == CancelGeneration("g1")

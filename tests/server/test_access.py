@@ -48,7 +48,7 @@ def code(call, *arguments) -> str:
     return refused.value.info.code
 
 
-def test_a_key_stands_for_a_principal_that_does_not_tell_it():
+def test_a_key_stands_for_a_principal_that_does_not_reveal_it():
     keys = Keys(BOTH)
     alice, bob = keys.principal("key-of-alice"), keys.principal("key-of-bob")
     assert alice == name_of("key-of-alice") != bob
@@ -202,7 +202,7 @@ async def denied(service, **connecting) -> httpx.Response:
 
 @both_paths
 @pytest.mark.parametrize("given", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic a2V5"}])
-async def test_without_a_key_nobody_is_let_in(given, serve, fake):
+async def test_without_a_key_every_request_is_refused(given, serve, fake):
     service = await serve(api_keys=BOTH)
     async with httpx.AsyncClient(headers=given, timeout=None) as client:
         responses = [
@@ -228,7 +228,7 @@ async def test_without_a_key_nobody_is_let_in(given, serve, fake):
 
 
 @both_paths
-async def test_with_a_key_both_doors_are_open(serve):
+async def test_with_a_key_both_transports_accept_requests(serve):
     service = await serve(api_keys=BOTH)
     assert (await service.post(**ALICE)).status_code == 200
     async with service.socket(additional_headers=BOB) as socket:
@@ -455,13 +455,13 @@ async def test_requests_that_start_nothing_are_limited(serve, fake, monkeypatch)
         assert (await alice.ask({"type": "ping"}))["type"] == "pong"
         assert joined(await alice.chat(id="r2")) == "Hello", "what starts a generation has another limit"
         assert (await refused(RESUME, bob))[1] == "not_found"
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         scraped = (await client.get(service.url + "/metrics")).text
     assert reached(scraped, "free_requests_per_minute") == 6
     assert len(fake.requests) == 2
 
 
-async def test_after_a_moment_free_requests_are_counted_again(monkeypatch):
+async def test_after_the_block_time_free_requests_are_counted_again(monkeypatch):
     now = MID_MINUTE
     monkeypatch.setattr("time.time", lambda: now)
     monkeypatch.setattr(access, "BLOCK_TIME", 0.0)
@@ -528,7 +528,7 @@ async def test_no_answer_holds_a_key(serve, caplog):
 
 
 @pytest.mark.parametrize("name", [None, "", 7, {"name": "alice"}])
-async def test_who_asks_has_to_be_told_by_a_name(name):
+async def test_a_principal_must_be_a_name(name):
     async def principal(_):
         return name
 

@@ -127,7 +127,7 @@ async def test_no_more_are_asked_about_at_once_than_may_be_connected(fake):
 
 
 @PLAIN
-async def test_both_doors_are_below_the_prefix(protocols, site, fake):
+async def test_both_transports_are_below_the_prefix(protocols, site, fake):
     async with site.running(protocols) as around:
         service = below(around)
         async with service.socket(additional_headers=ALICE) as socket:
@@ -178,7 +178,9 @@ async def test_generations_belong_to_whom_the_dependency_names(protocols, site):
         ({**ALICE, "Mood": "odd"}, 500, "internal_error", "Something went wrong inside the server."),
     ],
 )
-async def test_whom_the_dependency_refuses_is_refused_at_both_doors(protocols, headers, *, status, code, message, site):
+async def test_a_refusal_of_the_dependency_counts_on_both_transports(
+    protocols, headers, *, status, code, message, site
+):
     async with site.running(protocols) as around:
         service = below(around)
         answered = await service.post(**headers)
@@ -195,7 +197,7 @@ async def test_whom_the_dependency_refuses_is_refused_at_both_doors(protocols, h
         assert answered.headers["Retry-After"] == "7"
 
 
-async def test_what_the_dependency_holds_is_let_go_of_before_the_answer(site, fake):
+async def test_resources_of_the_dependency_are_released_before_the_answer(site, fake):
     fake.default = Reply([sse(chunk({"content": "a"})), Hang()])
     async with site.running("ours") as around, below(around).socket(additional_headers=ALICE) as socket:
         await socket.ask({"messages": HELLO})
@@ -210,7 +212,7 @@ async def test_the_overrides_of_tests_hold_here_too(site):
         assert (await below(around).post()).status_code == 200
 
 
-async def test_what_the_whole_application_depends_on_is_asked_too(fake):
+async def test_dependencies_of_the_whole_application_are_called_too(fake):
     def closed():
         raise HTTPException(503, "Closed for the night.", {"Retry-After": "9"})
 
@@ -336,7 +338,7 @@ async def test_middleware_that_is_put_around_the_part_alone_sees_it_too(serve, f
     assert "".join(event["data"] for event in events(answered.content)) == "Hello[DONE]"
 
 
-async def test_a_drain_ends_what_runs(site, fake):
+async def test_a_drain_ends_running_generations(site, fake):
     fake.default = Reply([sse(chunk({"content": "a"})), Hang()])
     async with contextlib.AsyncExitStack() as stack:
         around = await stack.enter_async_context(site.running("ours"))
@@ -384,7 +386,7 @@ async def test_two_are_drained_together(fake):
     assert (one.state.relay.running, two.state.relay.running) == (0, 0)
 
 
-async def test_what_would_not_work_is_said(fake, caplog):
+async def test_conflicting_arguments_are_refused(fake, caplog):
     settings = Settings(openai_base_url=fake.base_url)
     app = FastAPI()
     app.mount("/chat", create_app(settings))

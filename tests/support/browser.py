@@ -7,7 +7,6 @@ import re
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 from support.processes import need
 
@@ -31,20 +30,14 @@ OPTIONS = (
 
 @contextlib.asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """Start Chromium, which is closed at the end.
-
-    Servers in this process then wait longer for a request: on a busy machine, Chromium may send it more than 10 s after it
-    connected, and does not repeat a failed request for a module.
-    """
+    """Start Chromium, which is closed at the end."""
     program = need("chromium")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ws_chat.server.uvicorn_protocols.http.HEAD_TIMEOUT", 600.0)
-        async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(executable_path=program, args=OPTIONS)
-            try:
-                yield browser
-            finally:
-                await browser.close()
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=program, args=OPTIONS)
+        try:
+            yield browser
+        finally:
+            await browser.close()
 
 
 class Tab:

@@ -245,3 +245,4 @@ async def program(*command: str, **variables: str) -> AsyncIterator[Running]:
         except TimeoutError:
             process.kill()
             raise AssertionError(f"{command} does not end after SIGTERM. Its log:\n{running.log}") from None
+        print(f"The log of {command[0]}:\n{running.log}")  # shown with a test that fails

@@ -62,7 +62,7 @@ async def test_another_model_goes_on_from_the_last_answer(service, fake):
     assert (contents(sent), fake.requests[1].body["model"]) == (["two"], "m2")
 
 
-async def test_what_was_taken_back_is_no_part_of_it(service, fake):
+async def test_a_withdrawn_question_is_not_in_the_conversation(service, fake):
     conversation = Conversation()
     async with connect(service.url) as chat:
         first = await said(conversation, chat, "one")
@@ -79,7 +79,7 @@ async def test_what_was_taken_back_is_no_part_of_it(service, fake):
     ]
 
 
-async def test_what_failed_with_no_word_is_no_part_of_it(service, fake):
+async def test_an_answer_that_failed_without_text_is_not_in_the_conversation(service, fake):
     conversation = Conversation()
     fake.refuse(400, "No.")
     fake.reply(text("Hel", finish_reason=None, done=False))
@@ -104,7 +104,7 @@ async def test_nothing_goes_on_from_a_tool_call_without_its_result(service, fake
     assert contents(sent) == ["one", "two"]
 
 
-async def test_a_server_that_forgets_is_told_from_one_that_fails(serve):
+async def test_a_server_that_forgets_is_distinguished_from_one_that_fails(serve):
     service = await serve(retention=0)
     conversation = Conversation()
     async with connect(service.url) as chat:

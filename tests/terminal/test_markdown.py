@@ -60,7 +60,7 @@ def grown(pieces, width=40, room=100):
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=25), st.sampled_from([1, 10, 40]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_however_it_comes_the_same_is_shown(pieces, width):
     with patch("ws_chat.terminal.screen.LIVE_LINES", 1000):  # what is given up earlier may have changed by the end
         whole = grown(["".join(pieces)], width, room=1000)

@@ -115,7 +115,7 @@ async def test_an_answer_that_breaks_off_fails(service, fake):
     assert err.startswith("ws-chat: upstream_incomplete: ")
 
 
-async def test_stats_are_told_when_asked_for(service):
+async def test_stats_are_shown_on_request(service):
     status, out, err = await ask("hi", "--stats", url=service.url)
 
     assert (status, out) == (0, "Hello\n")
@@ -133,7 +133,7 @@ async def test_fields_of_any_type_crash_nothing(service, fake):
     assert "deltas" in err
 
 
-async def test_what_is_no_text_is_told(service, fake):
+async def test_input_that_is_not_text_is_an_error(service, fake):
     call = {"index": 0, "id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     fake.reply([sse(chunk({"tool_calls": [call]})), sse(chunk({}, "tool_calls"))])
     status, out, err = await ask("hi", url=service.url)
@@ -218,7 +218,7 @@ async def test_without_a_server_it_says_what_to_do():
     assert "Traceback" not in err
 
 
-async def test_a_server_that_wants_a_key_is_told_of(serve):
+async def test_a_missing_key_is_an_error_with_a_hint(serve):
     service = await serve(api_keys=("k1",))
     for key, expected in (("", "requires a key"), ("k2", "does not accept this key")):
         status, out, err = await ask("hi", url=service.url, WS_CHAT_API_KEY=key)
@@ -313,7 +313,7 @@ async def replaced(network, process, service):
     return said
 
 
-async def test_what_a_server_takes_with_it_is_asked_of_the_next_one(serve, fake):
+async def test_an_answer_of_a_lost_server_is_requested_from_the_next_one(serve, fake):
     fake.reply([Hang()])
     first, second = await serve(), await serve()
     async with dropping(first.url) as network, started("hi", url=network.url) as process:
@@ -327,7 +327,7 @@ async def test_what_a_server_takes_with_it_is_asked_of_the_next_one(serve, fake)
     assert b"trying again" not in err, "it is said once"
 
 
-async def test_an_answer_that_was_printed_in_part_is_not_begun_again(serve, fake):
+async def test_an_answer_that_was_printed_in_part_is_not_started_again(serve, fake):
     fake.reply([sse(chunk({"content": "Hel"})), Hang()])
     first, second = await serve(), await serve()
     async with dropping(first.url) as network, started("hi", url=network.url) as process:
@@ -357,13 +357,13 @@ async def test_local_needs_no_server_and_no_key():
     assert "“hello”" in out
 
 
-async def test_local_takes_the_model_of_the_environment(fake):
+async def test_local_uses_the_model_of_the_environment(fake):
     given = {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "sk-mine", "WS_CHAT_REDIS_URL": "redis://127.0.0.1:1"}
     assert await ask("hello", "--local", **given) == (0, "Hello\n", "")
     assert fake.requests[0].headers["authorization"] == "Bearer sk-mine"
 
 
-async def test_local_serves_nobody_else(fake):
+async def test_local_serves_no_other_client(fake):
     fake.reply([sse(chunk({"content": "Hel"})), Hang()])
     async with started("hello", "--local", "--json", OPENAI_BASE_URL=fake.base_url) as process:
         process.stdin.close()

@@ -55,7 +55,7 @@ async def test_the_fixtures_are_there_by_themselves(tmp_path):
 
 
 @pytest.mark.anyio
-async def test_the_plugin_costs_nothing_who_does_not_use_it():
+async def test_the_plugin_imports_nothing_until_it_is_used():
     code = "import sys, pytest; before = set(sys.modules); import ws_chat.testing.pytest_plugin; print(set(sys.modules) - before)"
     _, out, _ = await output(sys.executable, "-c", code)
     loaded = {name for name in eval(out) if name.partition(".")[0] not in sys.stdlib_module_names}
@@ -105,7 +105,7 @@ async def test_an_application_of_ones_own_is_served(fake_openai):
             await client.get(url)
 
 
-def test_an_application_that_does_not_start_is_told():
+def test_an_application_that_does_not_start_is_an_error():
     @contextlib.asynccontextmanager
     async def fails(_):
         raise ValueError("no")
@@ -116,7 +116,7 @@ def test_an_application_that_does_not_start_is_told():
         pass
 
 
-def test_a_refusal_is_told(fake_openai, ws_chat_url):
+def test_a_refusal_is_an_error(fake_openai, ws_chat_url):
     fake_openai.refuse(400, "Slow down.", X_Anything="7")
     response = httpx.post(f"{ws_chat_url}/v1/chat/stream", content=json.dumps(HELLO), timeout=None)
 

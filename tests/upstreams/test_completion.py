@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ws_chat.protocol.deltas import Outcome, decode_delta, encode_delta
@@ -47,7 +47,6 @@ def event(delta: str) -> bytes:
     return f'data: {{"choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}\n\n'.encode()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(json_strings(), min_size=1, max_size=4), st.lists(st.integers(1, 200), max_size=12))
 def test_any_text_is_exact_in_any_split_and_as_the_decoder_has_it(strings, cuts):
     stream = b"".join(event(f'{{"content":{string}}}') for _, string in strings)

@@ -213,7 +213,7 @@ def check(fault: Fault, error: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_becomes_its_error_at_every_door(name, serve, fake):
+async def test_becomes_its_error_on_every_transport(name, serve, fake):
     fault = FAULTS[name]
     service = await serve(**fault.settings)
     if not fault.settings:  # two answers, after which requests are sent without the SDK: see test_template.py
@@ -259,7 +259,7 @@ async def test_a_refused_connection_is_unavailable(serve, fake):
 
 
 @with_clock
-async def test_silence_in_mid_stream_is_told_at_every_door(serve, fake):
+async def test_silence_in_mid_stream_is_a_timeout_on_every_transport(serve, fake):
     fake.default = stream(A, Hang())
     service = await serve(upstream_timeout=SILENCE)
 
@@ -322,7 +322,7 @@ async def test_an_answer_that_has_finished_is_not_waited_for_long(service, fake,
 
 
 @with_clock
-async def test_a_rate_limit_is_told_as_one_however_long_it_was_waited_for(serve, fake):
+async def test_a_rate_limit_stays_one_after_long_retries(serve, fake):
     for _ in range(3):
         fake.refuse(429, "slow down", Retry_After="0.01")
     service = await serve(upstream_timeout=SILENCE)
@@ -411,7 +411,7 @@ async def test_a_refusal_of_something_else_leaves_usage_asked_for(service, fake)
     assert ["stream_options" in request.body for request in fake.requests] == [True, True]
 
 
-async def test_a_refusal_in_both_ways_is_told_and_not_remembered(service, fake):
+async def test_a_refusal_in_both_ways_is_an_error_and_not_remembered(service, fake):
     fake.refuse(400, "stream_options are odd")
     fake.refuse(400, "temperature too")
 

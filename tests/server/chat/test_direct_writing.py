@@ -172,7 +172,7 @@ async def test_a_drain_writes_nothing_before_the_status_line(config, serve, fake
     writer.write(b"Connection: close\r\n\r\n" + body)
     await until(lambda: service.relay.running, "the generation to run")
     service.connections.drain(5)
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=None) as client:
         await client.delete(service.stream_url + "/r1")
     received = await reader.read()
     writer.close()

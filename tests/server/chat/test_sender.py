@@ -65,7 +65,7 @@ async def test_what_cannot_be_sent_ends_an_awaited_sender(fault):
     assert await sender.ended is (fault is None)
 
 
-async def test_whoever_waits_for_an_awaited_sender_may_be_cancelled():
+async def test_a_waiter_for_an_awaited_sender_may_be_cancelled():
     seen = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(context))
 

@@ -82,7 +82,7 @@ async def test_a_bad_body_is_400(service, fake):
         ({"type": "resume", "id": "r1"}, "", "type"),
     ],
 )
-async def test_what_cannot_be_asked_here_is_400(body, query, param, service, fake):
+async def test_an_invalid_request_is_400(body, query, param, service, fake):
     response = await service.post(body, query=query)
 
     assert response.status_code == 400
@@ -193,10 +193,10 @@ async def test_a_comment_is_sent_in_silence(service, fake, monkeypatch):
     ):
         async for part in response.aiter_raw():
             received += part
-            if received.count(PING) >= 2:
+            if received.partition(b"data: a\n\n")[2].count(PING) >= 2:  # there may be others before it
                 gate.set()
 
-    assert received.startswith(b"data: a\n\n: ping\n\n: ping\n\n")
+    assert b"data: a\n\n: ping\n\n: ping\n\n" in received
     assert [event["data"] for event in events(received)] == ["a", "b", "[DONE]"]
 
 

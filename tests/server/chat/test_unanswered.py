@@ -130,7 +130,7 @@ async def test_a_cancel_without_id_is_about_what_is_being_started(service, store
     assert {frame["id"] for frame in frames} == {"r2"}
 
 
-async def test_what_is_being_started_takes_room(fake, store):
+async def test_a_starting_generation_counts_towards_the_limit(fake, store):
     fake.default = Reply(text("Hel", "lo"))
     settings = Settings(openai_base_url=fake.base_url, drain_timeout=0, max_generations_per_connection=2)
     async with running(create_app(settings, store=store), settings) as service, service.socket() as socket:

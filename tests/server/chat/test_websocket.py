@@ -87,7 +87,7 @@ async def test_start_comes_before_the_upstream_answers(service, fake):
         assert (await socket.ask({"messages": HELLO}))["type"] == "start"
 
 
-async def test_each_delta_leaves_the_moment_it_arrives(service, fake):
+async def test_each_delta_is_sent_when_it_arrives(service, fake):
     gates = [asyncio.Event() for _ in range(5)]
     steps = [step for gate in gates for step in (Wait(gate), A)]
     fake.default = Reply([*steps, *text()])
@@ -276,7 +276,7 @@ async def test_a_socket_anywhere_else_is_404(service, caplog):
 
 
 @pytest.mark.parametrize("end", [b"\x88\x82\0\0\0\0\x03\xe8", b"\x81\x82\0\0\0\0\xff\xfe", b""])
-async def test_a_reply_that_nobody_waits_for_holds_nothing_up(end, service, fake):
+async def test_a_reply_without_a_waiter_blocks_nothing(end, service, fake):
     """A question and the end of the connection in one segment: the answer has nowhere to go, and all must go."""
     fake.default = Reply([A, Hang()])
     async with service.socket() as socket:
@@ -339,7 +339,7 @@ async def test_pings_of_a_client_that_does_not_read_pile_up_nowhere(service, fak
         transport.abort()
 
 
-async def test_a_slow_reader_gets_the_same_text_in_fewer_frames_and_delays_nobody(service, fake):
+async def test_a_slow_reader_gets_the_same_text_in_fewer_frames_and_delays_no_other(service, fake):
     words = [f"{number:06} " * 1500 for number in range(200)]  # more than the buffers hold
     fake.default = Reply(text(*words))
     async with slow_socket(service) as slow, service.socket() as quick:
@@ -356,7 +356,7 @@ async def test_a_slow_reader_gets_the_same_text_in_fewer_frames_and_delays_nobod
     assert (done["status"], done["seq"]) == ("completed", len(words) + 1)
 
 
-async def test_an_error_of_our_own_is_told_without_its_details(service, fake, caplog, monkeypatch):
+async def test_an_internal_error_is_sent_without_its_details(service, fake, caplog, monkeypatch):
     async def broken(*_: object) -> None:
         raise RuntimeError("sk-secret")
 
@@ -371,7 +371,7 @@ async def test_an_error_of_our_own_is_told_without_its_details(service, fake, ca
     assert "sk-secret" in caplog.text
 
 
-async def test_an_error_in_the_door_closes_the_socket_with_1011(service, fake, caplog, monkeypatch):
+async def test_an_error_in_the_transport_closes_the_socket_with_1011(service, fake, caplog, monkeypatch):
     async def broken(*_: object) -> None:
         raise RuntimeError("sk-secret")
 
@@ -388,7 +388,7 @@ async def test_an_error_in_the_door_closes_the_socket_with_1011(service, fake, c
     assert "sk-secret" not in over_sse.text
 
 
-async def test_a_request_without_an_upgrade_is_told_what_it_lacks(service):
+async def test_a_request_without_an_upgrade_gets_a_hint(service):
     async with httpx.AsyncClient(timeout=None) as client:
         response = await client.get(service.url + "/v1/chat/ws")
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")

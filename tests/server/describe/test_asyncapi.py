@@ -113,7 +113,7 @@ async def test_every_event_of_a_response_is_as_described(serve):
         ("Ping", {"type": "ping"}),
     ],
 )
-def test_what_is_described_is_taken(name, frame):
+def test_described_frames_are_accepted(name, frame):
     validator(name).validate(frame)
     decode(json.dumps(frame))
 
@@ -137,7 +137,7 @@ def test_what_is_described_is_taken(name, frame):
         {"type": "odd"},
     ],
 )
-def test_what_is_not_described_is_refused(frame):
+def test_undescribed_frames_are_refused(frame):
     names = ("Messages", "ChatRequest", "Cancel", "Resume", "Ping")
     assert not [name for name in names if validator(name).is_valid(frame)]
     with pytest.raises(InvalidFrameError):

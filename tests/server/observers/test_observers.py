@@ -124,7 +124,7 @@ async def test_what_has_not_happened_yet_is_counted_as_none(service):
     assert 'ws_chat_refused_total{code="overloaded",door="websocket"} 0.0' in figures
 
 
-async def test_bytes_of_both_doors_are_those_that_were_sent(service):
+async def test_bytes_of_both_transports_are_those_that_were_sent(service):
     body = (await service.post(query="?format=frames")).content
     await service.post(query="?format=frames")
     seen = await figures_when(service, 'ws_chat_connections{door="sse"}', lambda count: count == 0)
@@ -176,7 +176,7 @@ async def test_a_server_that_no_terminal_reads_logs_lines_of_json(workers):
     assert KEY not in server.log
 
 
-async def test_an_observer_that_fails_disturbs_nobody(caplog):
+async def test_an_observer_that_fails_affects_no_other(caplog):
     seen = []
 
     def broken(_) -> None:
@@ -193,7 +193,7 @@ def test_every_metric_is_documented():
         assert f"`{family.name}" in page, family.name
 
 
-def test_a_line_says_what_happened_and_not_what_was_said(caplog):
+def test_a_line_has_the_event_and_not_the_contents(caplog):
     caplog.set_level(logging.INFO, "ws_chat.generations")
     Logs()(ENDED)
     line = json.loads(JSONFormatter().format(caplog.records[0]))

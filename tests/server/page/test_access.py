@@ -171,7 +171,7 @@ async def test_an_input_method_may_use_enter(service, fake, browser):
     assert fake.requests[0].body["messages"][0]["content"] == "やっほ"
 
 
-async def test_each_block_is_told_to_a_screen_reader_once(service, fake, browser):
+async def test_each_block_is_announced_to_a_screen_reader_once(service, fake, browser):
     answer = "The sky is blue.\n\n- one\n- two\n\n```python\na = 1\nb = 2\n```\n\nThe end."
     fake.reply(text(*answer))
     async with visiting(browser, service.url) as tab:

@@ -132,7 +132,7 @@ async def test_frames_with_tool_calls(passes, service, fake):
     assert [message["role"] for message in fake.requests[1].body["messages"]] == ["user", "assistant", "tool"]
 
 
-async def test_who_leaves_an_iteration_finds_the_rest_later(passes, service):
+async def test_an_iteration_that_is_left_can_be_continued(passes, service):
     await passes("leaving", service.url)
 
 
@@ -231,7 +231,7 @@ async def test_a_server_that_stays_away_is_given_up(passes, service, fake):
         await passes("patience", proxy.url, stop=proxy.pull)
 
 
-async def test_closing_ends_what_runs(passes, service, fake):
+async def test_closing_ends_running_answers(passes, service, fake):
     fake.default = Reply([*text("a")[:2], Hang()])
     await passes("closing", service.url)
 
@@ -388,7 +388,7 @@ def moving(received, go_on=None):
     return answer
 
 
-async def test_with_move_what_runs_is_resumed_on_a_new_connection(passes):
+async def test_with_move_running_answers_are_resumed_on_a_new_connection(passes):
     received = []
 
     async def expect_the_old_one_closed():
@@ -399,7 +399,7 @@ async def test_with_move_what_runs_is_resumed_on_a_new_connection(passes):
     assert received == ["chat", "resume"]
 
 
-async def test_with_move_and_no_other_server_what_runs_ends_where_it_is(passes):
+async def test_with_move_and_no_other_server_running_answers_end_where_they_are(passes):
     received, refused = [], []
     twice = asyncio.Event()
 
@@ -431,7 +431,7 @@ async def test_what_a_server_that_drains_refuses_is_asked_on_a_new_connection(pa
         assert len(script.sockets) == 2
 
 
-async def test_what_cannot_be_reached_for_a_moment_is_asked_for_again(passes):
+async def test_a_request_is_sent_again_after_a_short_failure(passes):
     asked = []
 
     async def answer(number, socket, frame):

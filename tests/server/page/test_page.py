@@ -178,7 +178,7 @@ async def test_an_error_is_shown_as_what_it_is_and_tried_again(service, fake, br
     ] * len(fake.requests)
 
 
-async def test_what_the_server_keeps_no_more_is_told_in_full(serve, fake, browser):
+async def test_an_error_says_that_the_server_no_longer_keeps_an_answer(serve, fake, browser):
     service = await serve(retention=0)
     async with visiting(browser, service.url) as tab:
         await tab.ask("First")
@@ -223,7 +223,7 @@ async def test_what_is_asked_right_after_a_key_was_given_uses_it(serve, fake, br
         assert len([asked for asked in tab.requests if asked.startswith("ws:")]) == 1
 
 
-async def test_a_key_is_asked_for_and_a_wrong_one_told(serve, fake, browser):
+async def test_a_key_is_requested_and_a_wrong_one_reported(serve, fake, browser):
     service = await serve(api_keys=("correct-horse",))
     async with visiting(browser, service.url, complains=True) as tab:
         dialog = tab.page.get_by_role("dialog", name="API key")

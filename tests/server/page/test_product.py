@@ -185,7 +185,7 @@ async def test_conversations_are_found_renamed_and_saved_as_files(service, fake,
         await expect(tab.page.locator(links)).to_have_count(2)
 
 
-async def test_no_conversation_goes_without_a_word(service, browser):
+async def test_no_conversation_is_deleted_without_a_warning(service, browser):
     async with visiting(browser, service.url) as tab:
         await tab.page.evaluate("""async () => {
           const { save } = await import("/static/page/storage.js");

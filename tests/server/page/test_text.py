@@ -310,7 +310,7 @@ async def test_a_long_answer_is_read_after_a_refresh_as_well(service, fake, brow
             await tab.page.reload()
 
 
-async def test_what_takes_long_to_read_is_shown_as_it_is(service, fake, browser):
+async def test_text_that_takes_long_to_parse_is_shown_as_it_is(service, fake, browser):
     """Two texts that would hold the page up for a minute."""
     code = "word" * 12_000
     fake.replies = [Reply(text(f"```java\n{code}\n```")), Reply(text(*["*_a" * 3300 + "\n\n"] * 20, "The *end*."))]
@@ -391,7 +391,7 @@ async def test_a_selection_stays_while_it_types(service, fake, browser):
         assert await tab.page.evaluate("getSelection().toString()") == "one"
 
 
-async def test_who_reads_further_up_stays_there(service, fake, browser):
+async def test_a_scrolled_page_keeps_its_position(service, fake, browser):
     go = asyncio.Event()
     head, first, *rest = text("line\n\n" * 60, "more\n\n" * 10)
     fake.reply([head, first, Wait(go), *rest])

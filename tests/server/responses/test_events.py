@@ -197,7 +197,7 @@ def test_calls_without_ids_are_named_by_their_index():
 
 
 @pytest.mark.parametrize("arguments", ["", "{", '{"input": 5}', '{"input": "a", "b": 1}', '"input"', "plain"])
-def test_arguments_of_a_custom_tool_that_are_no_input_are_taken_as_they_are(arguments):
+def test_arguments_of_a_custom_tool_without_input_are_passed_on(arguments):
     (item,) = events([call(0, arguments, id="c", name="patch")]).output
 
     assert item["input"] == arguments
@@ -281,7 +281,7 @@ PIECES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(PIECES, max_size=12),
     st.sampled_from(list(ENDS.values())),

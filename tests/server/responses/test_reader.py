@@ -62,7 +62,7 @@ def test_pieces_of_text_are_the_same_as_the_events_of_their_fields(field, count)
         assert {**one, "sequence_number": 0} == {**other, "sequence_number": 0}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(PIECES, min_size=1, max_size=3), max_size=6),
     st.sampled_from(list(ENDS.values())),

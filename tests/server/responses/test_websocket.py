@@ -47,7 +47,7 @@ async def test_an_answer(service, fake):
     assert (body["model"], body["temperature"]) == ("m", 0)
 
 
-async def test_bytes_are_taken_as_text(service):
+async def test_bytes_are_read_as_text(service):
     async with response_socket(service) as client:
         await client.send(json.dumps({"type": "response.create", "input": "hi"}).encode())
         assert (await client.until_end()).response["status"] == "completed"
@@ -463,6 +463,6 @@ async def test_it_is_measured_as_responses(service):
     async with response_socket(service) as client:
         await client.respond()
     await post(service)
-    async with httpx.AsyncClient() as web:
+    async with httpx.AsyncClient(timeout=None) as web:
         metrics = (await web.get(service.url + "/metrics")).text
     assert 'ws_chat_generations_total{door="responses",status="completed"} 2.0' in metrics

@@ -7,7 +7,7 @@ import contextlib
 import json
 
 import pytest
-from support.peers import CHAT, POST, connected, unchunked, upgrade
+from support.peers import CHAT, POST, UPGRADE, connected, unchunked, upgrade
 from support.service import events, joined
 from support.waiting import until
 from websockets.frames import Frame, Opcode
@@ -51,8 +51,29 @@ async def test_text_that_is_not_utf8_is_1007_whatever_comes_with_it(more, servic
     assert caplog.records == []
 
 
-async def test_what_is_too_big_is_1009_and_no_reset(serve, caplog):
+@pytest.mark.parametrize("cut", [1, 600, 1000], ids=["in_the_first", "in_the_middle", "none"])
+async def test_frames_sent_with_the_handshake_are_answered(cut, service):
+    """No client may send them before the 101 (RFC 6455, section 4.1). Dropped, part of a frame would garble the next one."""
+    peer = await connected(service)
+    loop = asyncio.get_running_loop()
+    padded = b'{"type":"ping"%b}' % (b" " * 600)  # more than one slice
+    frames = masked(Opcode.TEXT, padded) + masked(Opcode.TEXT, b'{"type":"ping"}')
+    await loop.sock_sendall(peer, UPGRADE + frames[:cut])
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += await loop.sock_recv(peer, 4096)
+    await loop.sock_sendall(peer, frames[cut:])
+    pongs = b'\x81\x0f{"type":"pong"}' * 2
+    while len(received.partition(b"\r\n\r\n")[2]) < len(pongs):
+        received += await loop.sock_recv(peer, 4096)
+
+    assert received.partition(b"\r\n\r\n")[2] == pongs
+    peer.close()
+
+
+async def test_what_is_too_big_is_1009_and_no_reset(serve, caplog, monkeypatch):
     """The server has read a small part of it when it closes. Closing at once would reset the connection."""
+    monkeypatch.setattr("ws_chat.server.uvicorn_protocols.websocket.LINGER_TIMEOUT", 600)
     service = await serve(max_frame_bytes=1000)
     frame = masked(Opcode.TEXT, b"x" * 4_000_000)
     for _ in range(5):
@@ -145,7 +166,7 @@ async def test_no_answer_is_sniffed(service, fake):
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_many_that_flood_take_turns(service, fake):
+async def test_clients_that_flood_are_served_in_turn(service, fake):
     """In one turn of the event loop a little is parsed, however many connections have unparsed bytes."""
     loop = asyncio.get_running_loop()
     peers = [await connected(service) for _ in range(20)]
@@ -168,3 +189,11 @@ async def test_many_that_flood_take_turns(service, fake):
     for peer in peers:
         peer.close()
     assert max(parsed) < 20 * 2048, parsed
+
+
+async def test_a_small_read_is_parsed_at_once_however_late_it_is(service, monkeypatch):
+    """It has no other turn. A busy machine may let PARSE_TIMEOUT pass before the first slice."""
+    monkeypatch.setattr("ws_chat.server.uvicorn_protocols.websocket.PARSE_TIMEOUT", -1)
+    async with service.socket() as socket:
+        assert joined(await socket.chat()) == "Hello"
+        assert joined(await socket.chat(user="x" * 2000)) == "Hello"

@@ -40,15 +40,33 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
             await send({**message, "type": "websocket.send"})
 
 
+LEFT_OUT = ("-x", "9.*", "-x", "12.*", "-x", "13.*")
+ATTEMPTS = 5
+"""Runs of a case that fails, since kosoku gives a server half a second to close, which a busy machine may miss."""
+
+
+async def report(folder: Path, address: str, *options: str) -> dict[str, Any]:
+    """Run cases; return what is reported of each."""
+    await output(need("kosoku"), "-o", str(folder), *options, address)
+    (cases,) = json.loads((folder / "index.json").read_text()).values()
+    return cases
+
+
 async def failures(folder: Path, **config: Any) -> dict[str, Any]:
     """Return what is reported of each case that fails when the echo is served with this configuration."""
     async with running(echo, Settings(), lifespan="off", **config) as service:
         address = service.url.removeprefix("http://") + "/echo"
-        program = need("kosoku")
-        await output(program, "-p", "8", "-o", str(folder), "-x", "9.*", "-x", "12.*", "-x", "13.*", address)
-    (cases,) = json.loads((folder / "index.json").read_text()).values()
-    assert len(cases) == CASES
-    return {name: case for name, case in cases.items() if not {case["behavior"], case["behaviorClose"]} <= PASSED}
+        cases = await report(folder, address, "-p", "8", *LEFT_OUT)
+        assert len(cases) == CASES
+        for attempt in range(ATTEMPTS):
+            cases = {
+                name: case for name, case in cases.items() if not {case["behavior"], case["behaviorClose"]} <= PASSED
+            }
+            if cases.keys() <= KNOWN:
+                break
+            chosen = [option for name in cases for option in ("-i", name)]
+            cases = await report(folder / str(attempt), address, *chosen)
+    return cases
 
 
 async def test_no_case_fails_that_passes_with_uvicorn_itself(tmp_path):

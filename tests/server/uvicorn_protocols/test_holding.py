@@ -34,7 +34,7 @@ async def figure(service, name: str) -> str:
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_a_peer_that_takes_nothing_is_dropped_and_disturbs_nobody(door, serve, fake):
+async def test_a_peer_that_reads_nothing_is_dropped_and_affects_no_other(door, serve, fake):
     service = await serve(write_timeout=0.3)
     fake.reply([*text(*LONG)[:-3], Hang()])
     stalled = await raw(service, door, buffer=4096)
@@ -49,7 +49,7 @@ async def test_a_peer_that_takes_nothing_is_dropped_and_disturbs_nobody(door, se
     stalled.close()
 
 
-async def test_a_peer_that_crawls_is_not_dropped(serve, fake):
+async def test_a_peer_that_reads_slowly_is_not_dropped(serve, fake):
     """It takes longer than the write timeout for what the kernel keeps for it, but something within each."""
     service = await serve(write_timeout=CRAWL_TIMEOUT)
     fake.default = Reply(text(*LONG))
@@ -92,7 +92,7 @@ async def crawl(peer: socket.socket) -> bytearray | None:
     return received
 
 
-async def test_memory_for_a_peer_that_takes_nothing_is_bounded(service, fake):
+async def test_memory_for_a_peer_that_reads_nothing_is_bounded(service, fake):
     fake.reply([*text(*LONG)[:-3], Hang()])
     stalled = await raw(service, "websocket", buffer=4096)
     await until(lambda: service.relay.running, "the generation to start")
@@ -127,7 +127,7 @@ async def test_a_socket_that_answers_no_pings_is_dropped(serve):
         b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
     ],
 )
-async def test_who_dawdles_with_a_request_is_closed(begun, serve, monkeypatch):
+async def test_a_slow_request_is_closed(begun, serve, monkeypatch):
     service = await serve(server=IDLE)
     monkeypatch.setattr(http, "HEAD_TIMEOUT", 0.2)
     monkeypatch.setattr(http, "BODY_TIMEOUT", 0.2)
@@ -178,7 +178,7 @@ async def test_a_head_has_a_size(service):
     writer.close()
 
 
-async def test_one_that_floods_disturbs_nobody(service, fake):
+async def test_a_client_that_floods_affects_no_other(service, fake):
     pieces = [f"{number} " for number in range(50)]
     fake.default = Reply(text(*pieces))
     async with service.socket() as flooding:
@@ -237,7 +237,7 @@ async def test_trailers_have_a_size(trailer, service):
     writer.close()
 
 
-async def test_a_large_body_in_small_chunks_is_taken(service, fake):
+async def test_a_large_body_in_small_chunks_is_accepted(service, fake):
     """The sizes of its chunks are more bytes than a head may have: they count only between two pieces of the body."""
     body = json.dumps({"messages": [{"role": "user", "content": "x" * 200_000}]}).encode()
     chunks = b"".join(

@@ -38,7 +38,7 @@ asyncio.run(main())
 
 
 @with_clock
-async def test_an_upstream_that_is_stopped_is_a_timeout_and_disturbs_nobody(serve):
+async def test_a_stopped_upstream_is_a_timeout_and_affects_no_other(serve):
     """SIGSTOP: its kernel still answers, and nobody else does."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", UPSTREAM, str(Path(__file__).parent)), stdout=asyncio.subprocess.PIPE
@@ -118,7 +118,7 @@ with connect(f"ws://{sys.argv[1]}:{sys.argv[2]}/v1/chat/ws", open_timeout=None, 
 
 
 @pytest.mark.parametrize("door", PEER)
-async def test_a_peer_whose_cable_is_pulled_is_dropped(door, serve, fake, monkeypatch):
+async def test_a_peer_whose_network_is_cut_is_dropped(door, serve, fake, monkeypatch):
     """Half-open: no close, no reset, nothing ever comes again. A ping that nobody acknowledges tells."""
     monkeypatch.setattr("ws_chat.server.exchange.PING_INTERVAL", 0.2)
     fake.default = Reply([*text("a")[:2], Hang()])
@@ -160,7 +160,7 @@ def listen_in(namespace: str, address: str) -> socket.socket:
                 raise OSError(ctypes.get_errno(), "setns")
 
 
-async def test_idle_sockets_cost_little_memory_and_nobody_a_token(serve):
+async def test_idle_sockets_cost_little_memory_and_delay_no_answer(serve):
     """A few hundred; tests/load/stress.py opens ten thousand."""
     count = 300
     service = await serve(server={"ws_ping_interval": None})

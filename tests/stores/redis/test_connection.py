@@ -157,7 +157,7 @@ async def moving(server):
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_out_of_memory_nothing_new_is_named_and_what_runs_runs_on(serve, fake):
+async def test_out_of_memory_nothing_new_is_named_and_running_generations_go_on(serve, fake):
     async with redis_server("--maxmemory-policy", "noeviction") as server, Redis.from_url(server.url) as redis:
         one, other = await serve(redis_urls=server.url), await serve(redis_urls=server.url)
         await one.frames(id="r1")

@@ -84,7 +84,7 @@ async def test_a_body_arrives_whole_pushed_or_pulled(script, body, raw, client):
         ([b"HTTP/1.1 101 Yes\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nx"], httpx2.RemoteProtocolError),
     ],
 )
-async def test_what_breaks_is_told_in_the_errors_of_httpx2(script, error, raw, client):
+async def test_failures_are_errors_of_httpx2(script, error, raw, client):
     raw.scripts = [list(script), list(script)]
 
     with pytest.raises(error):
@@ -225,7 +225,7 @@ async def test_a_connection_whose_body_came_at_once_is_read_on_for_the_next(size
 
 
 @pytest.mark.parametrize("fault", [b"no size\r\n", b"0\r\n\r\njunk after the end\r\n\r\n"])
-async def test_what_came_before_a_fault_in_the_same_read_is_said(fault, raw, client):
+async def test_what_came_before_a_fault_in_the_same_read_is_delivered(fault, raw, client):
     raw.scripts = [[CHUNKED + b"2\r\nhi\r\n" + fault], [LENGTH]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
     got = []
@@ -279,7 +279,7 @@ async def test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far(raw
     assert raw.connections == 2
 
 
-async def test_a_connection_that_is_lost_before_it_is_used_is_told_at_once(raw, client):
+async def test_a_connection_that_is_lost_before_it_is_used_is_an_error_at_once(raw, client):
     transport = client._transport
     host, port = raw.url.removeprefix("http://").split("/")[0].split(":")
     connection = await transport._connect((False, host, int(port)), 5)
@@ -310,7 +310,7 @@ async def test_silence_in_a_body_ends_it(raw):
         await response.aclose()
 
 
-async def test_a_body_that_nobody_takes_is_not_read_into_memory(raw, client):
+async def test_a_body_without_a_reader_is_not_read_into_memory(raw, client):
     size = 8 * 1024 * 1024
     raw.scripts = [[OK + b"Content-Length: %d\r\n\r\n" % size, *[b"x" * 1024 * 1024] * 8]]
     response = await client.send(client.build_request("GET", raw.url), stream=True)
@@ -321,7 +321,7 @@ async def test_a_body_that_nobody_takes_is_not_read_into_memory(raw, client):
     assert sum([len(part) async for part in response.aiter_raw()]) == size
 
 
-async def test_what_a_sink_raises_is_raised_to_whoever_pushes(raw, client):
+async def test_an_exception_of_a_sink_is_raised_by_push(raw, client):
     raw.scripts = [[CHUNKED, b"wait", b"2\r\nhi\r\n"]]
 
     def broken(_: bytes) -> bool:

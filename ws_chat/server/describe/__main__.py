@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any, get_args
 
@@ -26,20 +27,23 @@ def updated(name: str) -> str:
     messages = schemas[ChatRequest.__name__]["properties"]["messages"]
     schemas["Messages"] = {"description": "A bare list of messages: a chat without parameters.", **messages}
     document = json.loads(path(name).read_text(encoding="utf-8"))
-    document["components"]["schemas"] = _without_discriminators(schemas)
+    document["components"]["schemas"] = schemas = _tidy(schemas)
     for message, described in document["components"].get("messages", {}).items():
         if summary := schemas[message].get("description"):
             described["summary"] = summary
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def _without_discriminators(value: Any) -> Any:
-    """Leave out OpenAPI's discriminators: in AsyncAPI they have another form, and each alternative names its `type`."""
+def _tidy(value: Any) -> Any:
+    """Leave out OpenAPI's discriminators, and the indentation of docstrings, which they have before Python 3.13.
+
+    Discriminators have another form in AsyncAPI, and each alternative names its `type`.
+    """
     if isinstance(value, list):
-        return [_without_discriminators(each) for each in value]
+        return [_tidy(each) for each in value]
     if isinstance(value, dict):
-        return {key: _without_discriminators(each) for key, each in value.items() if key != "discriminator"}
-    return value
+        return {key: _tidy(each) for key, each in value.items() if key != "discriminator"}
+    return inspect.cleandoc(value) if isinstance(value, str) else value
 
 
 if __name__ == "__main__":

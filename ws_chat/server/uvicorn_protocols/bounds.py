@@ -2,8 +2,8 @@
 
 Neither uvicorn nor asyncio has a write timeout. A closed window is invisible to them: `transport.close()` waits for ever
 to write pending bytes, and only `abort()` or the kernel ends that. Tests: tests/server/uvicorn_protocols/test_holding.py
-(test_a_peer_that_takes_nothing_is_dropped_and_disturbs_nobody, test_a_peer_that_crawls_is_not_dropped,
-test_memory_for_a_peer_that_takes_nothing_is_bounded).
+(test_a_peer_that_reads_nothing_is_dropped_and_affects_no_other, test_a_peer_that_reads_slowly_is_not_dropped,
+test_memory_for_a_peer_that_reads_nothing_is_bounded).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Invariants, with the tests that hold them:
 - Backpressure is the transport's, for both ways of writing: `is_writable` is false while it is full.
 - A head comes within HEAD_TIMEOUT and MAX_HEAD, a body within BODY_TIMEOUT. uvicorn has no such limits (uvicorn #157),
   nor one for a connection that sends no request (uvicorn #160, #1192). An answer may take any time
-  (tests/server/uvicorn_protocols/test_holding.py: test_who_dawdles_with_a_request_is_closed, test_a_head_has_a_size, test_trailers_have_a_size,
+  (tests/server/uvicorn_protocols/test_holding.py: test_a_slow_request_is_closed, test_a_head_has_a_size, test_trailers_have_a_size,
   test_a_line_break_keeps_no_connection_open, test_an_answer_may_take_longer_than_a_request).
 - While an answer is sent, the connection is read, so that a client that disconnects is noticed
   (tests/server/chat/test_sse.py: test_a_pipelined_request_hides_no_client_that_goes_away,
@@ -18,10 +18,12 @@ Invariants, with the tests that hold them:
   (tests/server/chat/test_sse.py: test_a_pipelined_request_is_not_answered_and_the_connection_closes,
   test_a_pipelined_upgrade_does_not_break_the_answer).
 - A shutdown waits for the answer that is being sent, but for no request that is still incomplete
-  (tests/server/test_drain.py: test_a_request_that_has_not_come_does_not_hold_the_end_up).
+  (tests/server/test_drain.py: test_an_incomplete_request_does_not_delay_the_end).
 - Every `Upgrade` but that of a WebSocket handshake is ignored, and the body of such a request is read as a body
   (RFC 9110, section 7.8; tests/server/uvicorn_protocols/test_upgrade.py). uvicorn and httptools end the request with its
   head, and parse its body as another request (uvicorn #2722, httptools #124).
+- Frames in the same read as a WebSocket handshake are parsed (tests/server/uvicorn_protocols/test_closing.py:
+  test_frames_sent_with_the_handshake_are_answered). uvicorn drops them.
 - What follows a complete request and is no HTTP is not answered, like a pipelined request: nothing stands before, or in, the
   answer to the request (tests/server/uvicorn_protocols/test_closing.py: test_garbage_behind_a_request_does_not_break_its_answer).
 - A response to HTTP/1.0 is not chunked: it ends with the connection (RFC 9112, section 6.1;
@@ -34,7 +36,7 @@ Invariants, with the tests that hold them:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -181,8 +183,11 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:  # behind a head: `data` may have more
             if self._ignoring:
                 self._ignore_upgrade(data[upgrade.args[0] :])
-            else:
+            elif not self._discarding:
                 self.handle_websocket_upgrade()
+                # uvicorn drops what came in the same read: the rest of a frame would then be parsed as a new one.
+                if rest := data[upgrade.args[0] :]:
+                    cast("asyncio.Protocol", self.transport.get_protocol()).data_received(rest)
 
     def _should_upgrade(self) -> bool:
         """Whether the request is a WebSocket handshake: a GET of HTTP/1.1 (RFC 6455, section 4.1)."""

@@ -10,8 +10,8 @@ Invariants, with the tests that hold them:
   (tests/server/chat/test_websocket.py: test_pings_of_a_client_that_does_not_read_pile_up_nowhere).
 - Frames are parsed SLICE_BYTES at a time, and all connections with more than that take turns, for TURN_TIME in one turn
   of the event loop: reads of thousands of tiny frames delay no other connection
-  (tests/server/uvicorn_protocols/test_holding.py: test_one_that_floods_disturbs_nobody,
-  test_many_that_flood_take_turns).
+  (tests/server/uvicorn_protocols/test_holding.py: test_a_client_that_floods_affects_no_other,
+  test_clients_that_flood_are_served_in_turn).
 - Fragments are joined as they arrive (tests/server/uvicorn_protocols/test_closing.py:
   test_fragments_take_no_more_memory_than_their_bytes).
 - After a close frame for a fault of the peer, what it still sends is read and discarded for LINGER_TIMEOUT: closing a
@@ -217,11 +217,11 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         end = self.loop.time() + PARSE_TIMEOUT
         # After our close frame the application receives no more messages: parse until the peer's close frame.
         while self._unread and (self.close_sent or self.queue.empty()) and not self.transport.is_closing():
-            if self.loop.time() > end:
-                return True
             part = self._unread[:SLICE_BYTES]
             del self._unread[:SLICE_BYTES]
             super().data_received(bytes(part))
+            if self._unread and self.loop.time() > end:  # not before: a read of one slice has no other turn
+                return True
         if self.conn.handshake_exc and not self.handshake_initiated:
             self._refuse_handshake()
         if not (self._unread or self.read_paused or self.transport.is_closing()):

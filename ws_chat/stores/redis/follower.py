@@ -98,6 +98,8 @@ class Follower:
         try:
             while copy.last < seq and lease.rounds < enough and not (copy.terminal or copy.fault):  # noqa: ASYNC110
                 await asyncio.sleep(REACH_INTERVAL)
+            if copy.last < seq:
+                await self._read(copy.slot, [copy])  # it may have been stored since the last time
         finally:
             copy.unwatch(stay)
 
@@ -115,14 +117,19 @@ class Follower:
         for slot in self._link.slots:
             copies = [copy for copy in self._copies.values() if copy.slot is slot]
             for at in range(0, len(copies), BATCH):
-                positions = {copy.names.stream: f"1-{copy.last}" for copy in copies[at : at + BATCH]}
-                try:
-                    found = await self._link.read(slot, positions)
-                except FAULTS as error:
-                    logger.debug("Copies cannot be read: %s", describe(error))
+                if not await self._read(slot, copies[at : at + BATCH]):
                     break
-                for stream, entries in found:
-                    self._take(stream.decode(), entries)
+
+    async def _read(self, slot: Slot, copies: list[Copy]) -> bool:
+        """Bring copies of a slot up to date; return whether Redis answered."""
+        try:
+            found = await self._link.read(slot, {copy.names.stream: f"1-{copy.last}" for copy in copies})
+        except FAULTS as error:
+            logger.debug("Copies cannot be read: %s", describe(error))
+            return False
+        for stream, entries in found:
+            self._take(stream.decode(), entries)
+        return True
 
     def interrupt(self, slot: Slot) -> None:
         """Let the readers of a slot's copies go: Redis cannot be read now."""

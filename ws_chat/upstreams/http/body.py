@@ -8,7 +8,7 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
   test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far).
 - A pushed body is paused only while more than a slice of it waits. One that is read piece by piece pauses the reading of
   the socket at BUFFER_LIMIT; emptying the buffer resumes it, and so does the end of the response
-  (test_a_body_that_nobody_takes_is_not_read_into_memory,
+  (test_a_body_without_a_reader_is_not_read_into_memory,
   test_a_connection_whose_body_came_at_once_is_read_on_for_the_next).
 """
 

@@ -8,9 +8,9 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 - One request at a time. A connection is free again only when the parser has seen the whole response, the server keeps
   it open, and nothing came after the end (test_a_connection_is_used_again_after_a_whole_body_only).
 - The bytes before a fault are delivered before the fault is raised, however the stream is split into reads
-  (test_what_came_before_a_fault_in_the_same_read_is_said).
+  (test_what_came_before_a_fault_in_the_same_read_is_delivered).
 - Whatever ends the connection ends the wait for the head, or for the body; a body that is cut off is never complete
-  (test_what_breaks_is_told_in_the_errors_of_httpx2, test_a_connection_that_is_lost_before_it_is_used_is_told_at_once).
+  (test_failures_are_errors_of_httpx2, test_a_connection_that_is_lost_before_it_is_used_is_an_error_at_once).
 - Silence for the timeout, counted from the request or the last read, fails the request (test_silence_in_a_body_ends_it).
 - Interim responses (1xx) and trailers are skipped (test_a_body_arrives_whole_pushed_or_pulled); a 101 is a fault.
 - What is no body is bounded: at most OVERHEAD_LIMIT bytes of heads, trailers and chunk extensions in a row
