@@ -12,6 +12,7 @@ from support.service import events, joined
 from support.waiting import until
 from websockets.frames import Frame, Opcode
 
+from ws_chat.protocol.errors import ChatError
 from ws_chat.testing import Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
@@ -197,3 +198,23 @@ async def test_a_small_read_is_parsed_at_once_however_late_it_is(service, monkey
     async with service.socket() as socket:
         assert joined(await socket.chat()) == "Hello"
         assert joined(await socket.chat(user="x" * 2000)) == "Hello"
+
+
+async def test_a_refusal_during_a_shutdown_is_sent_once(service, monkeypatch, caplog):
+    """uvicorn's shutdown answers each handshake that is still being authenticated."""
+
+    async def authenticate(_):
+        (connection,) = service.server.server_state.connections
+        connection.shutdown()
+        raise ChatError("unauthorized", "No.")
+
+    monkeypatch.setattr(service.connections, "_authenticate", authenticate)
+    peer = await connected(service)
+    await asyncio.get_running_loop().sock_sendall(peer, UPGRADE)
+
+    answer = await read_all(peer)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    peer.close()
+    await until(lambda: not service.server.server_state.tasks, "the end of the application's task")
+    assert caplog.records == []

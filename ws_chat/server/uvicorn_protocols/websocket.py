@@ -133,7 +133,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             cast("dict[str, Any]", self.scope["extensions"])[DIRECT_WRITER] = self
 
     async def send(self, message: ASGISendEvent) -> None:
-        await super().send(message)
+        if not (message["type"] == "websocket.http.response.body" and self.conn.eof_sent):  # answered by a shutdown
+            await super().send(message)
         if message["type"] == "websocket.http.response.body":
             self.handshake_complete = True  # else uvicorn logs a refusal as an error of the application (uvicorn #3138)
         elif message["type"] == "websocket.close":
