@@ -10,6 +10,7 @@ import pytest
 from support.peers import CHAT, POST, UPGRADE, connected, unchunked, upgrade
 from support.service import events, joined
 from support.waiting import until
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame, Opcode
 
 from ws_chat.protocol.errors import ChatError
@@ -218,3 +219,20 @@ async def test_a_refusal_during_a_shutdown_is_sent_once(service, monkeypatch, ca
     peer.close()
     await until(lambda: not service.server.server_state.tasks, "the end of the application's task")
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("size", [10, 1000], ids=["parsed_at_once", "in_turns"])
+async def test_a_fault_in_the_parser_closes_the_connection(size, service, monkeypatch):
+    """In place of a connection that is never read again."""
+    faults: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    peer = await connected(service)
+    await upgrade(peer)
+    monkeypatch.setattr(WebSocketsSansIOProtocol, "data_received", lambda *_: 1 / 0)
+    await asyncio.get_running_loop().sock_sendall(peer, masked(Opcode.TEXT, b" " * size))
+
+    with contextlib.suppress(ConnectionResetError):
+        assert await read_all(peer) == b""
+    peer.close()
+    (fault,) = faults
+    assert isinstance(fault["exception"], ZeroDivisionError)

@@ -100,8 +100,12 @@ class _Turns:
             while self._waiting and loop.time() < end:
                 connection = self._waiting.popleft()
                 connection.waits = False
-                if connection.parse():
-                    again.append(connection)
+                try:
+                    if connection.parse():
+                        again.append(connection)
+                except BaseException:  # asyncio closes a connection for this only in its own callbacks
+                    connection.transport.abort()
+                    raise
         finally:  # one that raises costs no other one its turn
             if self._waiting:
                 loop.call_soon(self._run, loop)
