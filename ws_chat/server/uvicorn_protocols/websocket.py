@@ -100,8 +100,12 @@ class _Turns:
             while self._waiting and loop.time() < end:
                 connection = self._waiting.popleft()
                 connection.waits = False
-                if connection.parse():
-                    again.append(connection)
+                try:
+                    if connection.parse():
+                        again.append(connection)
+                except BaseException:  # asyncio closes a connection for this only in its own callbacks
+                    connection.transport.abort()
+                    raise
         finally:  # also if one raises: the others are still parsed
             if self._waiting:
                 loop.call_soon(self._run, loop)
@@ -134,7 +138,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             cast("dict[str, Any]", self.scope["extensions"])[DIRECT_WRITER] = self
 
     async def send(self, message: ASGISendEvent) -> None:
-        await super().send(message)
+        if not (message["type"] == "websocket.http.response.body" and self.conn.eof_sent):  # answered by a shutdown
+            await super().send(message)
         if message["type"] == "websocket.http.response.body":
             self.handshake_complete = True  # else uvicorn logs a refusal as an error of the application (uvicorn #3138)
         elif message["type"] == "websocket.close":
