@@ -121,7 +121,7 @@ class Writer:
         self.rounds += all(slot.written for slot in self._link.slots)
 
     async def renew(self) -> None:
-        """Keep the running logs from expiring; look which ones another replica reads."""
+        """Keep the running logs from expiring; record which ones another replica reads."""
         await self.undo()
         now = asyncio.get_running_loop().time()
         due = now >= self._renew_at
