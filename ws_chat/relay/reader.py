@@ -120,14 +120,11 @@ class Reader:
     def write_deltas(self, deltas: Sequence[Delta]) -> None:
         """Send at least the first of the deltas, which come after `seq`, in one frame, and advance `seq`."""
         log, seq = self.log, self.seq
-        end = seq + len(deltas)
-        shared = log.shared
-        if shared and shared[0] == seq and shared[1] == end:
-            token = shared[2]
-        else:
+        token = log.shared
+        if token is None or log.shared_after != seq:
             delta, count = (deltas[0], 1) if len(deltas) == 1 else merge(deltas)
-            token = Token(self._head, seq + count, delta)
-            log.shared = (seq, end, token)
+            log.shared = token = Token(self._head, seq + count, delta)
+            log.shared_after = seq
         self.seq = token.seq
         self.frames += 1
         self.sender.write(token)

@@ -102,9 +102,10 @@ class Log(Protocol):
     def size(self) -> int:
         """Bytes of its deltas."""
 
-    shared: tuple[int, int, Token] | None
-    """The last token frame that a reader made, and the seqs that its deltas come after and end with: other readers at that
-    position send the same frame. Cleared when the last watcher is removed."""
+    shared: Token | None
+    """The token frame that a reader made last, for the others at that position: after the seq `shared_after`.
+    The log drops it with its last watcher."""
+    shared_after: int
 
     may_go_on: MayGoOn
     """Called by a reader that has sent a frame and has more (`Turns.may_go_on`)."""

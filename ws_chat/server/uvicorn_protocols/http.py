@@ -96,6 +96,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     """An HTTP connection to which the chunks of a response can be written directly."""
 
     on_writable: Callable[[], None] | None = None
+    encode: Encode
     sent = 0
     dropped = False
     _discarding = False  # a pipelined request was received: nothing more is parsed
@@ -268,9 +269,9 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         """Whether no chunk will ever be written again."""
         return self.transport.is_closing()
 
-    def write_direct(self, encode: Encode, frame: Frame) -> None:
+    def write_direct(self, frame: Frame) -> None:
         """Write a frame as a chunk. On a connection that is closing it is lost."""
-        data = encode(frame)
+        data = self.encode(frame)
         self.sent += len(data)
         if data and not self.transport.is_closing():
             if self.cycle.chunked_encoding:

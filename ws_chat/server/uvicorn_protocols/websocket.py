@@ -113,6 +113,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket to which text frames can be written directly."""
 
     on_writable: Callable[[], None] | None = None
+    encode: Encode
     sent = 0
     dropped = False
     _full = False
@@ -268,19 +269,20 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         """Whether no frame will ever be written again."""
         return self.close_sent or self.transport.is_closing()
 
-    def write_direct(self, encode: Encode, frame: ChatFrame) -> None:
+    def write_direct(self, frame: ChatFrame) -> None:
         """Write a text frame. On a connection that is closing it is lost."""
-        if isinstance(frame, Token):
+        if type(frame) is Token:
             message = frame.message
             if message is None:  # made once for all sockets
                 data = frame.head + b"%d," % frame.seq + frame.delta[1:]
                 length = len(data)
                 frame.message = message = _SHORT_HEADERS[length] + data if length < 126 else _message(data)
         else:
-            message = _message(encode(frame))
+            message = _message(self.encode(frame))
         self.sent += len(message)
-        if not self.transport.is_closing():
-            self.transport.write(message)
+        transport = self.transport
+        if not transport.is_closing():
+            transport.write(message)
 
     def _call_on_writable(self) -> None:
         if self.on_writable:

@@ -96,10 +96,20 @@ class SharedLog(MemoryLog):
 class OwnLog(SharedLog):
     """A log that this replica writes. Readers get its deltas at once, and its terminal frame once Redis has stored it."""
 
-    __slots__ = ("_on_end", "_timer", "ending", "entries_stored", "in_doubt", "read_elsewhere", "stored")
+    __slots__ = ("_on_end", "_on_ending", "_timer", "ending", "entries_stored", "in_doubt", "read_elsewhere", "stored")
 
-    def __init__(self, slot: Slot, key: GenerationKey, names: Names, start: Start, request: bytes) -> None:
+    def __init__(
+        self,
+        slot: Slot,
+        key: GenerationKey,
+        names: Names,
+        start: Start,
+        request: bytes,
+        on_ending: Callable[[OwnLog], None],
+    ) -> None:
+        """`on_ending` is called when there is a terminal frame to be stored."""
         super().__init__(slot, key, names, start, request)
+        self._on_ending = on_ending
         self.stored = 0
         """The seq of the last delta that Redis has confirmed."""
         self.entries_stored = HEADS
@@ -131,6 +141,7 @@ class OwnLog(SharedLog):
             self._report(self.terminal)
         else:
             self._timer = asyncio.get_running_loop().call_later(END_TIMEOUT, self._interrupt)
+            self._on_ending(self)
 
     def show_end(self, terminal: Terminal) -> None:
         """Show the terminal frame that Redis has."""

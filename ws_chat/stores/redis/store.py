@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ws_chat.redis")
 
 WRITE_INTERVAL: Final = 0.2
+END_INTERVAL: Final = 0.01
+"""Seconds in which logs that end are gathered."""
 READ_INTERVAL: Final = 0.1
 LEASE: Final = 4_000
 """Milliseconds that the lease of a replica lasts."""
@@ -92,6 +94,7 @@ class RedisStore:
             logger.warning("Redis does not answer yet")
         for interval, work in (
             (WRITE_INTERVAL, self._writer.write),
+            (END_INTERVAL, self._writer.write_ends),
             (READ_INTERVAL, self._follower.read),
             (RENEWAL, self._look_after),
         ):

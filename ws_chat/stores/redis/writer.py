@@ -47,6 +47,11 @@ class Writer:
         self._end_of = end_of
         self._running: dict[str, OwnLog] = {}  # by the key of the pointer
         self._ended: dict[str, tuple[OwnLog, float]] = {}
+        self._ending: list[OwnLog] = []
+        self._any_ending = asyncio.Event()
+        self._any_in_doubt = False
+        """Whether an ended log may be in doubt."""
+        self._writing = asyncio.Lock()
         # The commands that remove logs, and roll back creates of unknown outcome, by the key of the stream.
         self._undoing: dict[str, Command] = {}
         self._renew_at = 0.0
@@ -72,7 +77,7 @@ class Writer:
             raise ChatError.of(RESTORING)
         if found != names.value:
             raise LogExistsError
-        log = self._running[names.pointer] = OwnLog(slot, key, names, start, request)
+        log = self._running[names.pointer] = OwnLog(slot, key, names, start, request, self._note_ending)
         return log
 
     def remove(self, pointer: str) -> None:
@@ -97,28 +102,37 @@ class Writer:
         """Compare all logs of a slot with those in Redis at the next write: Redis may have lost data."""
         for log in self._logs():
             log.in_doubt = log.in_doubt or log.slot is slot
+        self._any_in_doubt = True
 
     def forget(self, log: OwnLog) -> None:
         """Stop keeping an ended log."""
         self._ended.pop(log.names.pointer, None)
 
+    async def write_ends(self) -> None:
+        """Wait until a log ends, and write what of it is new: its readers wait for that."""
+        await self._any_ending.wait()
+        async with self._writing:
+            self._any_ending.clear()
+            logs, self._ending = self._ending, []
+            await self._write_all(logs)
+
     async def write(self) -> None:
         """Write what is new, and carry out the cancels that other replicas have requested."""
-        logs = [log for log in self._running.values() if log.has_news and not log.in_doubt]
-        await self._cancel()
-        for at in range(0, len(logs), BATCH):
-            await self._write(logs[at : at + BATCH])
-        for _ in range(3):  # a repaired log is compared again
-            doubtful = [log for log in self._logs() if log.in_doubt]
-            for at in range(0, len(doubtful), BATCH):
-                await self._compare(doubtful[at : at + BATCH])
-        now = asyncio.get_running_loop().time()
-        while self._ended and (oldest := next(iter(self._ended.items())))[1][1] < now:
-            del self._ended[oldest[0]]
-        if not any(log.has_news or log.in_doubt for log in self._logs()):
-            for slot in self._link.slots:
-                slot.written = True
-        self.rounds += all(slot.written for slot in self._link.slots)
+        async with self._writing:
+            logs = list(self._running.values())
+            await self._cancel()
+            await self._write_all(logs)
+            for _ in range(3):  # a repaired log is compared again
+                doubtful = self._in_doubt()
+                for at in range(0, len(doubtful), BATCH):
+                    await self._compare(doubtful[at : at + BATCH])
+            now = asyncio.get_running_loop().time()
+            while self._ended and (oldest := next(iter(self._ended.items())))[1][1] < now:
+                del self._ended[oldest[0]]
+            if not self._in_doubt() and not any(log.has_news for log in self._running.values()):
+                for slot in self._link.slots:
+                    slot.written = True
+            self.rounds += all(slot.written for slot in self._link.slots)
 
     async def renew(self) -> None:
         """Keep the running logs from expiring; record which ones another replica reads."""
@@ -153,6 +167,16 @@ class Writer:
         yield from list(self._running.values())
         yield from [log for log, _ in self._ended.values()]
 
+    def _in_doubt(self) -> list[OwnLog]:
+        logs = self._logs() if self._any_in_doubt else self._running.values()
+        doubtful = [log for log in logs if log.in_doubt]
+        self._any_in_doubt = bool(doubtful)
+        return doubtful
+
+    def _note_ending(self, log: OwnLog) -> None:
+        self._ending.append(log)
+        self._any_ending.set()
+
     async def _cancel(self) -> None:
         (streams,) = await self._link.pipeline([("SMEMBERS", self._cancels)])
         if isinstance(streams, Exception) or not streams:
@@ -163,6 +187,11 @@ class Writer:
             if FORGET + log.names.stream.encode() in streams:
                 self.forget(log)
         await self._link.pipeline([("SREM", self._cancels, *streams)])
+
+    async def _write_all(self, logs: list[OwnLog]) -> None:
+        logs = [log for log in logs if log.has_news and not log.in_doubt]
+        for at in range(0, len(logs), BATCH):
+            await self._write(logs[at : at + BATCH])
 
     async def _write(self, logs: list[OwnLog]) -> None:
         batches = [(log, log.last, log.ending, log.news(self._retention)) for log in logs]

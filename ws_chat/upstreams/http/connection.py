@@ -84,13 +84,49 @@ class Connection(asyncio.Protocol):
     All connections of a transport share `turns`.
     """
 
+    __slots__ = (
+        "_answered",
+        "_body",
+        "_complete",
+        "_drain",
+        "_ends_with_connection",
+        "_head",
+        "_headers",
+        "_heard",
+        "_held",
+        "_keep_alive",
+        "_last",
+        "_loop",
+        "_now",
+        "_on_idle",
+        "_on_lost",
+        "_overhead",
+        "_parser",
+        "_parts",
+        "_paused",
+        "_rest",
+        "_served",
+        "_surplus",
+        "_timeout",
+        "_timer",
+        "_transport",
+        "_turns",
+        "_whole",
+        "idle_since",
+        "on_body",
+    )
+
     _transport: asyncio.Transport
-    _parser: Any = None
+    _parser: Any
 
     def __init__(
         self, on_idle: Callable[[Connection], None], on_lost: Callable[[Connection], None], turns: Turns
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        self._parser = None
+        self._parts: list[bytes] = []  # pieces of the body in the read that is parsed
+        self.on_body = self._parts.append  # called by the parser; a method of ours would cost a call for every token
         self._on_idle = on_idle
         self._on_lost = on_lost
         self._turns = turns
@@ -124,7 +160,8 @@ class Connection(asyncio.Protocol):
             raise StaleConnectionError if self._served else httpx2.RemoteProtocolError("Server disconnected at once.")
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
-        self._parts: list[bytes] = []
+        self._parts.clear()
+        self._whole = 0  # the pieces of this response, when it is complete: what came after them is another one's
         self._overhead = 0  # bytes since the last piece of a body
         self._heard = self._complete = self._surplus = self._keep_alive = self._ends_with_connection = False
         self._head = None
@@ -181,7 +218,7 @@ class Connection(asyncio.Protocol):
         if self._body is None:
             self.close()  # a response without a request
             return
-        self._last = self._loop.time()
+        self._last = self._now()
         self._heard = True
         if self._rest:
             self._rest = memoryview(bytes(self._rest) + data)
@@ -196,23 +233,32 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes | memoryview) -> None:
         body = self._body
         assert body  # noqa: S101  (for the type checker)
+        parts = self._parts
         fault: Exception | None = None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             switched = self._parser.get_status_code() == 101
             fault = httpx2.RemoteProtocolError("The server switched protocols (101)." if switched else str(error))
-        self._overhead = 0 if self._parts else self._overhead + len(data)
-        if self._overhead > OVERHEAD_LIMIT and not self._complete:
-            fault = httpx2.RemoteProtocolError(f"The server sent more than {OVERHEAD_LIMIT} bytes without a body.")
-        if self._parts:
-            read = self._parts.pop() if len(self._parts) == 1 else self._join_parts()
+        if self._complete:
+            del parts[self._whole :]
+        if parts:
+            self._overhead = 0
+            if len(parts) == 1:
+                read = parts.pop()
+            else:
+                read = b"".join(parts)
+                parts.clear()
             try:
                 if body.deliver(read):
                     body.stop()
             except Exception as error:  # noqa: BLE001  (the sink's: `push` raises it)
                 self._fail(error)
                 return
+        else:
+            self._overhead += len(data)
+            if self._overhead > OVERHEAD_LIMIT and not self._complete:
+                fault = httpx2.RemoteProtocolError(f"The server sent more than {OVERHEAD_LIMIT} bytes without a body.")
         if self._complete:
             self._keep_alive = self._keep_alive and not (fault or self._surplus or self._rest)
             self._release()
@@ -257,20 +303,12 @@ class Connection(asyncio.Protocol):
             self._body.start(self._head, self._answered)
         self._headers = []  # for the final response after an interim one, or for trailers
 
-    def on_body(self, body: bytes) -> None:
-        if not self._complete:
-            self._parts.append(body)
-
     def on_message_complete(self) -> None:
         if self._complete:
             return
         self._complete = self._head is not None
+        self._whole = len(self._parts)
         self._keep_alive = self._parser.should_keep_alive()  # after this call the parser has forgotten it (llhttp #147)
-
-    def _join_parts(self) -> bytes:
-        read = b"".join(self._parts)
-        self._parts.clear()
-        return read
 
     def _release(self) -> None:
         """End the body, and offer the connection for another request, or close it."""
