@@ -109,7 +109,7 @@ class Writer:
         self._ended.pop(log.names.pointer, None)
 
     async def write_ends(self) -> None:
-        """Wait until a log ends, and write what of it is new: its readers wait for that."""
+        """Wait until logs end, and write the rest of them: their readers wait for the terminal frame."""
         await self._any_ending.wait()
         async with self._writing:
             self._any_ending.clear()
