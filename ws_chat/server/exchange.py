@@ -69,7 +69,7 @@ class HTTPEndpoint(ABC):
         self.new_id = new_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises ChatError when there is nothing to stream."""
+        """Serve one request. Raises ChatError before the response has started."""
         try:
             caller = await self.connections.caller(scope, self.transport)
             await self.serve(caller, scope, receive, send)

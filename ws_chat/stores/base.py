@@ -103,8 +103,8 @@ class Log(Protocol):
         """Bytes of its deltas."""
 
     shared: Token | None
-    """The token frame that a reader made last, for the others at that position: after the seq `shared_after`.
-    The log drops it with its last watcher."""
+    """The last token frame that a reader made, after the seq `shared_after`: other readers at that position send the same one.
+    Cleared when the last watcher is removed."""
     shared_after: int
 
     may_go_on: MayGoOn

@@ -43,7 +43,7 @@ OVERHEAD: Final = 2048
 
 
 class _Part(NamedTuple):
-    """Packed deltas: what lies between `opening` and `closing` in each of them, one in a line."""
+    """Packed deltas, one per line, without the `opening` and `closing` that all of them share."""
 
     before: int  # the seq before its first delta
     opening: bytes
@@ -53,9 +53,9 @@ class _Part(NamedTuple):
     @classmethod
     def of(cls, before: int, deltas: Sequence[Delta]) -> _Part:
         lines = b"\n".join(deltas)
-        opening = deltas[0][: deltas[0].find(b':"') + 2]  # of a text, nearly always; any bytes would do
+        opening = deltas[0][: deltas[0].find(b':"') + 2]  # nearly always that of a text; any bytes would be correct
         between = _CLOSING + b"\n" + opening
-        # Each line break is found between the two: so putting them back is exact, whatever the deltas are.
+        # `between` is at every line break, so adding it again is exact, whatever the deltas are.
         if lines.endswith(_CLOSING) and lines.count(between) == len(deltas) - 1:
             opening = _OPENINGS.get(opening, opening)
             return cls(before, opening, _CLOSING, lines[len(opening) : -len(_CLOSING)].replace(between, b"\n"))

@@ -44,7 +44,7 @@ CONNECTIONS: Final = 32
 SCRIPTS: Final = 16
 """Scripts of requests that are run at once: each may carry a whole request."""
 MAX_READING: Final = 16
-"""Logs that may be read at once for requests, each over a connection of its own."""
+"""Logs that requests may read at once, each over a connection of its own."""
 MARKER_TTL: Final = 15_000
 """Milliseconds that the marker lasts. Less than a running log: a step of Redis's clock that expires one expires it too."""
 HOLD_TTL: Final = 5_000
@@ -100,7 +100,7 @@ class Link:
     async def call(self, slot: Slot, *command: Any) -> Any:
         """Run a command for a request. Raises ChatError as `run` does."""
         async with self._reading:
-            if not slot.up:  # waiting for what has just not answered would make the queue endless
+            if not slot.up:  # fail fast: each waiting for its own timeout would make the queue endless
                 raise ChatError.of(UNREACHABLE)
             try:
                 return await self._in_time(lambda: self._client.execute_command(*command))
@@ -169,7 +169,7 @@ class Link:
                 results = await self.pipeline([command for command, _ in scripts])
             for (_, answer), result in zip(scripts, results, strict=True):
                 if answer.done():
-                    pass  # its request was given up
+                    pass  # its request was cancelled
                 elif isinstance(result, ChatError):
                     answer.set_exception(result)
                 elif isinstance(result, Exception):
@@ -192,9 +192,9 @@ class Link:
 
 
 def _refuse(slot: Slot, error: Exception) -> ChatError:
-    """Note that Redis does not answer; return the error of the request that it should have answered."""
+    """Record that Redis does not answer; return the error for the client."""
     logger.warning("A request is refused, because of Redis: %s", describe(error))
-    if not isinstance(error, OutOfMemoryError):  # what is there can be read all the same
+    if not isinstance(error, OutOfMemoryError):  # Redis can still be read
         slot.up = False
     return ChatError.of(UNREACHABLE)
 

@@ -37,7 +37,7 @@ logger = logging.getLogger("ws_chat.redis")
 
 WRITE_INTERVAL: Final = 0.2
 END_INTERVAL: Final = 0.01
-"""Seconds in which logs that end are gathered."""
+"""Seconds for which ending logs are gathered, to be written together."""
 READ_INTERVAL: Final = 0.1
 LEASE: Final = 4_000
 """Milliseconds that the lease of a replica lasts."""

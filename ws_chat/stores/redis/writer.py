@@ -109,7 +109,7 @@ class Writer:
         self._ended.pop(log.names.pointer, None)
 
     async def write_ends(self) -> None:
-        """Wait until a log ends, and write what of it is new: its readers wait for that."""
+        """Wait until logs end, and write the rest of them: their readers wait for the terminal frame."""
         await self._any_ending.wait()
         async with self._writing:
             self._any_ending.clear()
@@ -135,7 +135,7 @@ class Writer:
             self.rounds += all(slot.written for slot in self._link.slots)
 
     async def renew(self) -> None:
-        """Keep the running logs from expiring; look which ones another replica reads."""
+        """Keep the running logs from expiring; record which ones another replica reads."""
         await self.undo()
         now = asyncio.get_running_loop().time()
         due = now >= self._renew_at
