@@ -135,7 +135,10 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     _ignoring = False  # the head is complete and its Upgrade is ignored: it is parsed again without it
     _head = 0  # bytes received of a head, or since the last piece of a body: chunk sizes, trailers
     _is_last = False  # it has one of the last file descriptors
-    _deadline: asyncio.TimerHandle | None = None  # of the request that is being received
+    _limit: float | None = None  # seconds for what is being received of a request
+    _deadline: asyncio.TimerHandle | None = None  # its timer
+    _parsing = False  # the timer is set afterwards: nearly every request comes in one read, and needs none
+    _limit_changed = False
     _held: _Held | None = None  # the end of a response, or its beginning, that is not written yet
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -194,12 +197,16 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             return
         self._head += len(data)
         self._unset_keepalive_if_required()
+        self._parsing = True
         self._parse(data)
+        self._parsing = False
+        if self._limit_changed:
+            self._start_timer()
         if self._head > MAX_HEAD:
             self.logger.warning("Closing a connection: its request's head has more than %d bytes.", MAX_HEAD)
             self._count("head_bytes")
             self.transport.abort()
-        elif self._deadline is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
+        elif self._limit is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
             # Any byte stops uvicorn's own keep-alive timer, and a line break starts no request.
             self._close_after(HEAD_TIMEOUT)
 
@@ -250,7 +257,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start a request, with the direct writer in its scope."""
         self._head = 0
-        if self._deadline is None:
+        if self._limit is None:
             self._close_after(HEAD_TIMEOUT)
         super().on_message_begin()
         extensions: dict[str, Any] = {DIRECT_WRITER: self}
@@ -278,7 +285,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             super().handle_websocket_upgrade()
 
     def shutdown(self) -> None:
-        if self._deadline:
+        if self._limit:
             self.transport.abort()
         else:
             super().shutdown()
@@ -333,9 +340,16 @@ class DirectHTTPProtocol(HttpToolsProtocol):
 
     def _close_after(self, seconds: float | None) -> None:
         """Close the connection after `seconds`, unless called again; None: never."""
+        self._limit = seconds
+        self._limit_changed = True
+        if not self._parsing:
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        self._limit_changed = False
         if self._deadline:
             self._deadline.cancel()
-        self._deadline = self.loop.call_later(seconds, self._expire) if seconds else None
+        self._deadline = self.loop.call_later(self._limit, self._expire) if self._limit else None
 
     def _expire(self) -> None:
         self._count("request_seconds")
