@@ -265,15 +265,18 @@ class _Pings:
 
 async def _started(log: Log, sender: ConnectionSender) -> None:
     """Wait for a log's first delta, its end, or the end of the connection."""
-    started = asyncio.Event()
+    if log.last or log.terminal or log.fault or sender.ended.done():
+        return
+    started = asyncio.get_running_loop().create_future()
 
     def wake(*_: object) -> None:
-        started.set()
+        if not started.done():
+            started.set_result(None)
 
     sender.ended.add_done_callback(wake)
     log.watch(wake)
     try:
-        if log.last == 0 and log.terminal is None and log.fault is None and not sender.ended.done():
-            await started.wait()
+        await started
     finally:
         log.unwatch(wake)
+        sender.ended.remove_done_callback(wake)
