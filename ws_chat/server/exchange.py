@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
 
 from starlette.responses import Response
 
 from ws_chat.protocol.errors import DRAINING, ChatError
 from ws_chat.protocol.frames import Failed, GoAway, Pong
 from ws_chat.relay.access import COUNTED_SIZE
-from ws_chat.server.chat.sender import AwaitedSender, DirectSender, direct_writer
+from ws_chat.server.chat.sender import AwaitedSender, DirectSender, DirectWriter, direct_writer
 from ws_chat.server.http_errors import error_response
 
 if TYPE_CHECKING:
@@ -42,6 +42,16 @@ _HEADERS: Final = [
     (b"x-accel-buffering", b"no"),
     (b"x-content-type-options", b"nosniff"),
 ]
+
+
+class _HTTPWriter(DirectWriter, Protocol):
+    """The DirectWriter of an HTTP connection."""
+
+    def hold(self) -> None:
+        """Hold what is written of the response until `release`. A terminal frame is held without a call."""
+
+    def release(self) -> None:
+        """Write what is held."""
 
 
 class Format(ABC):
@@ -155,7 +165,8 @@ class Exchange:
         """
         sender: ConnectionSender
         gone = None
-        if writer := direct_writer(self.scope, self._receive, self._send):
+        writer = cast("_HTTPWriter | None", direct_writer(self.scope, self._receive, self._send))
+        if writer:
             sender = DirectSender(form.encode, writer)
         else:
             sender = AwaitedSender(form.encode, self._send_batch)
@@ -181,17 +192,23 @@ class Exchange:
             elif sender.ended.done() and sender.ended.result():
                 raise ChatError.of(DRAINING)
             elif not sender.ended.done():
-                # The sender must not write before this.
-                await self._send(
-                    {"type": "http.response.start", "status": 200, "headers": stream_headers(log.start.id)}
-                )
-                sender.open()
                 pings = _Pings(sender, form)
                 try:
+                    if writer:
+                        writer.hold()
+                    # The sender must not write before this.
+                    await self._send(
+                        {"type": "http.response.start", "status": 200, "headers": stream_headers(log.start.id)}
+                    )
+                    sender.open()
                     reader.open()
+                    if writer and not sender.ended.done():  # else the end of the response is sent with it
+                        writer.release()
                     if await sender.ended:
                         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
                 finally:
+                    if writer:
+                        writer.release()
                     reader.close()
                     pings.stop()
         finally:
@@ -248,15 +265,18 @@ class _Pings:
 
 async def _started(log: Log, sender: ConnectionSender) -> None:
     """Wait for a log's first delta, its end, or the end of the connection."""
-    started = asyncio.Event()
+    if log.last or log.terminal or log.fault or sender.ended.done():
+        return
+    started = asyncio.get_running_loop().create_future()
 
     def wake(*_: object) -> None:
-        started.set()
+        if not started.done():
+            started.set_result(None)
 
     sender.ended.add_done_callback(wake)
     log.watch(wake)
     try:
-        if log.last == 0 and log.terminal is None and log.fault is None and not sender.ended.done():
-            await started.wait()
+        await started
     finally:
         log.unwatch(wake)
+        sender.ended.remove_done_callback(wake)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -101,7 +100,7 @@ class Socket(ABC):
         self._answering: dict[asyncio.Task[None], int] = {}  # the size of the frame that each task answers
         self.readers: dict[str, tuple[Reader, GenerationKey]] = {}  # by id, with the key of their log
         self._unnamed: set[GenerationKey] = set()  # running unnamed generations of this socket
-        self._ended: deque[GenerationKey] = deque()  # ended ones, which can be continued from
+        self._ended: list[GenerationKey] = []  # ended ones, which can be continued from, the oldest first
 
     async def run(self) -> None:
         try:
@@ -161,7 +160,7 @@ class Socket(ABC):
             self._unnamed.remove(key)
             self._ended.append(key)
             if len(self._ended) > REMEMBERED:
-                self.relay.release(self._ended.popleft())
+                self.relay.release(self._ended.pop(0))
 
     def check_size(self, data: bytes) -> None:
         """Raise ThrottledError for a large frame of a client that has sent too many requests."""

@@ -112,7 +112,7 @@ class ConnectionSender(ABC):
 
     def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
-        self._replies: deque[Any] = deque()
+        self._replies: list[Any] = []  # few; an empty deque has 624 bytes
         self._room = asyncio.Event()  # for another reply
         self._closed = False
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -157,9 +157,11 @@ class ConnectionSender(ABC):
 
     def _call_waiting(self) -> None:
         while self._replies and self.writable:
-            self.write(self._replies.popleft())
+            self.write(self._replies.pop(0))
         if len(self._replies) < MAX_REPLIES or self._closed:
             self._room.set()
+        if not self._waiting:
+            return
         waiting = deque(self._waiting)
         self._waiting.clear()
         while waiting and self.writable:

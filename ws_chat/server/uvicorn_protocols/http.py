@@ -6,6 +6,9 @@ Invariants, with their tests:
   uvicorn, and only where the application was given uvicorn's own `send`. The response is chunked, and uvicorn writes
   each of its chunks whole, so another chunk is legal between any two (RFC 9112, section 7.1). None comes before a status
   line or into another response (tests/server/chat/test_direct_writing.py).
+- The head of a response is written together with its first chunks, and a terminal frame with the end of the response. At
+  most HELD bytes are held, and what is held is written before anything that follows it
+  (tests/server/chat/test_direct_writing.py: test_a_short_answer_is_sent_in_two_writes).
 - Backpressure is the transport's, for both ways of writing: `is_writable` is false while it is full.
 - A head comes within HEAD_TIMEOUT and MAX_HEAD, a body within BODY_TIMEOUT. uvicorn has no such limits (uvicorn #157),
   nor one for a connection that sends no request (uvicorn #160, #1192). An answer may take any time
@@ -43,6 +46,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.protocol.frames import Done, Failed
 from ws_chat.server.chat.sender import DIRECT_WRITER, LIMIT
 from ws_chat.server.http_errors import error_response
 from ws_chat.server.uvicorn_protocols.bounds import LastFiles, bound
@@ -63,6 +67,9 @@ BODY_TIMEOUT: Final = 60.0
 """Seconds for its body."""
 MAX_HEAD: Final = 64 * 1024
 """Bytes of a request's head, of the chunk sizes between two pieces of a body, and of trailers."""
+HELD: Final = 16 * 1024
+"""Bytes of a response that are held at most, to be sent in one write with what follows."""
+_TERMINAL: Final = frozenset({Done, Failed})
 _FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
@@ -92,6 +99,31 @@ class _UnchunkedCycle(RequestResponseCycle):
         await super().send(message)
 
 
+class _Held:
+    """Stands in for the transport of a response, and holds what is written: each write is a call of the kernel."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._data = b""
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > HELD:
+            self.flush()
+
+    def flush(self) -> None:
+        data, self._data = self._data, b""
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+
 class DirectHTTPProtocol(HttpToolsProtocol):
     """An HTTP connection to which the chunks of a response can be written directly."""
 
@@ -104,7 +136,11 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     _ignoring = False  # the head is complete and its Upgrade is ignored: it is parsed again without it
     _head = 0  # bytes received of a head, or since the last piece of a body: chunk sizes, trailers
     _is_last = False  # it has one of the last file descriptors
-    _deadline: asyncio.TimerHandle | None = None  # of the request that is being received
+    _limit: float | None = None  # seconds for what is being received of a request
+    _deadline: asyncio.TimerHandle | None = None  # its timer
+    _parsing = False  # the timer is set afterwards: nearly every request comes in one read, and needs none
+    _limit_changed = False
+    _held: _Held | None = None  # the end of a response, or its beginning, that is not written yet
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -162,12 +198,16 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             return
         self._head += len(data)
         self._unset_keepalive_if_required()
+        self._parsing = True
         self._parse(data)
+        self._parsing = False
+        if self._limit_changed:
+            self._start_timer()
         if self._head > MAX_HEAD:
             self.logger.warning("Closing a connection: its request's head has more than %d bytes.", MAX_HEAD)
             self._count("head_bytes")
             self.transport.abort()
-        elif self._deadline is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
+        elif self._limit is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
             # Any byte stops uvicorn's own keep-alive timer, and a line break starts no request.
             self._close_after(HEAD_TIMEOUT)
 
@@ -218,7 +258,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start a request, with the direct writer in its scope."""
         self._head = 0
-        if self._deadline is None:
+        if self._limit is None:
             self._close_after(HEAD_TIMEOUT)
         super().on_message_begin()
         extensions: dict[str, Any] = {DIRECT_WRITER: self}
@@ -246,7 +286,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             super().handle_websocket_upgrade()
 
     def shutdown(self) -> None:
-        if self._deadline:
+        if self._limit:
             self.transport.abort()
         else:
             super().shutdown()
@@ -278,7 +318,22 @@ class DirectHTTPProtocol(HttpToolsProtocol):
                 length = len(data)
                 size = _CHUNK_SIZES[length] if length < len(_CHUNK_SIZES) else b"%x\r\n" % length
                 data = size + data + b"\r\n"
-            self.transport.write(data)
+            if type(frame) in _TERMINAL:
+                self.hold()
+            self.cycle.transport.write(data)
+
+    def hold(self) -> None:
+        """Hold what is written of the response until `release`."""
+        if not self.flow.write_paused and self._held is None:
+            self._held = _Held(self.transport)
+            self.cycle.transport = cast("asyncio.Transport", self._held)
+
+    def release(self) -> None:
+        """Write what is held."""
+        if self._held:
+            self._held.flush()
+            self._held = None
+            self.cycle.transport = self.transport
 
     def _call_on_writable(self) -> None:
         if self.on_writable:
@@ -286,9 +341,16 @@ class DirectHTTPProtocol(HttpToolsProtocol):
 
     def _close_after(self, seconds: float | None) -> None:
         """Close the connection after `seconds`, unless called again; None: never."""
+        self._limit = seconds
+        self._limit_changed = True
+        if not self._parsing:
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        self._limit_changed = False
         if self._deadline:
             self._deadline.cancel()
-        self._deadline = self.loop.call_later(seconds, self._expire) if seconds else None
+        self._deadline = self.loop.call_later(self._limit, self._expire) if self._limit else None
 
     def _expire(self) -> None:
         self._count("request_seconds")
