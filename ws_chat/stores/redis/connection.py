@@ -162,21 +162,24 @@ class Link:
                 await sentinel.aclose()
 
     async def _run(self, slot: Slot) -> None:
-        while queue := self._scripts[slot]:
-            scripts, self._scripts[slot] = queue[:SCRIPTS], queue[SCRIPTS:]
-            results: list[Any] = [ChatError.of(UNREACHABLE) for _ in scripts]
-            if slot.up:
-                results = await self.pipeline([command for command, _ in scripts])
-            for (_, answer), result in zip(scripts, results, strict=True):
-                if answer.done():
-                    pass  # its request was cancelled
-                elif isinstance(result, ChatError):
-                    answer.set_exception(result)
-                elif isinstance(result, Exception):
-                    answer.set_exception(_refuse(slot, result))
-                else:
-                    answer.set_result(result)
-        del self._running[slot]
+        try:
+            while queue := self._scripts[slot]:
+                scripts, self._scripts[slot] = queue[:SCRIPTS], queue[SCRIPTS:]
+                if slot.up:
+                    results = await self.pipeline([command for command, _ in scripts])
+                else:  # fail fast: each waiting for its own timeout would make the queue endless
+                    results = [ChatError.of(UNREACHABLE) for _ in scripts]
+                for (_, answer), result in zip(scripts, results, strict=True):
+                    if answer.done():
+                        pass  # its request was given up
+                    elif isinstance(result, ChatError):
+                        answer.set_exception(result)
+                    elif isinstance(result, Exception):
+                        answer.set_exception(_refuse(slot, result))
+                    else:
+                        answer.set_result(result)
+        finally:
+            del self._running[slot]
 
     async def _in_time(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         async with asyncio.timeout(TIMEOUT * (1 + RETRIES)):
