@@ -114,6 +114,7 @@ HELD = {
     "redis.store.STEADY": 600.0,
     "redis.store.AWAY": 600.0,
     "redis.store.GET_TIMEOUT": 600.0,
+    "redis.store.FORGET_TIMEOUT": 60.0,
     "redis.log.END_TIMEOUT": 60.0,
 }
 """Windows of the shared log (constants of `ws_chat.stores`), so long that none passes in a test that is slow."""

@@ -236,3 +236,14 @@ async def test_a_fault_in_the_parser_closes_the_connection(size, service, monkey
     peer.close()
     (fault,) = faults
     assert isinstance(fault["exception"], ZeroDivisionError)
+
+
+@pytest.mark.parametrize(("path", "status"), [(b"/v1/chat/ws?a=b", 101), (b"/nowhere", 404), (b"", 404)])
+async def test_a_handshake_in_the_absolute_form_is_one_for_its_path(path, status, service):
+    peer = await connected(service)
+    handshake = UPGRADE.replace(b"GET /v1/chat/ws ", b"GET http://x%b " % path)
+    await asyncio.get_running_loop().sock_sendall(peer, handshake)
+    answer = await asyncio.get_running_loop().sock_recv(peer, 4096)
+
+    assert answer.startswith(b"HTTP/1.1 %d " % status), answer
+    peer.close()

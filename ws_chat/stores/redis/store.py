@@ -50,6 +50,9 @@ AWAY: Final = 5.0
 GET_TIMEOUT: Final = 8.0
 FORGET_TIME: Final = 10_000
 """Milliseconds for which the entries of a forgotten log stay, for the readers of other replicas."""
+FORGET_TIMEOUT: Final = 1.0
+"""Seconds to wait until the log's own replica has forgotten it too. One that is gone never does."""
+FORGET_INTERVAL: Final = 0.05
 
 
 class RedisStore:
@@ -138,17 +141,23 @@ class RedisStore:
         if not isinstance(log, OwnLog | Copy):
             return
         names = log.names
+        mailbox, mail = cancels(names.replica), FORGET + names.stream.encode()
         commands: list[Command] = [
             ("DEL", names.pointer),
             ("PEXPIRE", names.stream, FORGET_TIME),  # other replicas may have to read its end
-            ("SADD", cancels(names.replica), FORGET + names.stream.encode()),
-            ("PEXPIRE", cancels(names.replica), FORGET_TIME),
+            ("SADD", mailbox, mail),
+            ("PEXPIRE", mailbox, FORGET_TIME),
         ]
         for answer in await self._link.pipeline(commands):
             if isinstance(answer, Exception):
                 raise ChatError.of(UNREACHABLE)
         if isinstance(log, OwnLog):
             self._writer.forget(log)
+            return
+        loop = asyncio.get_running_loop()
+        end = loop.time() + FORGET_TIMEOUT
+        while loop.time() < end and await self._link.pipeline([("SISMEMBER", mailbox, mail)]) == [1]:  # noqa: ASYNC110
+            await asyncio.sleep(FORGET_INTERVAL)
 
     async def close(self) -> None:
         while self._tasks:
