@@ -41,10 +41,18 @@ def by_key(keys: Keys) -> Authenticate:
     """Authenticate by the API key in the Authorization header, or in the subprotocols that a browser offers."""
 
     async def authenticate(scope: Scope) -> str:
-        authorization = Headers(scope=scope).get("authorization")
+        authorization = header(scope, b"authorization")
         return keys.principal(bearer(authorization, scope.get("subprotocols", ())))
 
     return authenticate
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return the first header of a request with a name in lower case. Much cheaper than Starlette's Headers."""
+    for each, value in scope["headers"]:
+        if each == name:
+            return str(value, "latin-1")
+    return None
 
 
 class Dependency:

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
-
 from ws_chat.protocol.errors import CONNECTION_LIMIT, DRAINING, ChatError
 from ws_chat.protocol.frames import GoAway
 from ws_chat.relay.access import Caller, network
 from ws_chat.relay.events import ConnectionClosed, ConnectionOpened, LimitReached, Observers, RequestRefused
+from ws_chat.server.auth import header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,8 +59,8 @@ class Connections:
 
     async def caller(self, scope: Scope, transport: str) -> Caller:
         """Authenticate a request. Raises ChatError (`host_not_allowed`, `origin_not_allowed`, `unauthorized`, `overloaded`)."""
-        headers = Headers(scope=scope)
-        self._origins.check(headers.get("origin"), headers.get("host"), scope.get("scheme", "http"))
+        if (origin := header(scope, b"origin")) is not None:
+            self._origins.check(origin, header(scope, b"host"), scope.get("scheme", "http"))
         if self._authenticating >= self._limit:
             raise ChatError.of(CONNECTION_LIMIT, limit="max_connections")
         self._authenticating += 1

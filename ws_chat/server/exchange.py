@@ -1,4 +1,4 @@
-"""One HTTP request, and the response that answers it: the parts that both protocols share (WHATWG HTML, "Server-sent events")."""
+"""One HTTP request and its response: the parts that both protocols share (WHATWG HTML, "Server-sent events")."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
 
 from starlette.responses import Response
 
 from ws_chat.protocol.errors import DRAINING, ChatError
 from ws_chat.protocol.frames import Failed, GoAway, Pong
 from ws_chat.relay.access import COUNTED_SIZE
-from ws_chat.server.chat.sender import AwaitedSender, DirectSender, direct_writer
+from ws_chat.server.chat.sender import AwaitedSender, DirectSender, DirectWriter, direct_writer
 from ws_chat.server.http_errors import error_response
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ PING_INTERVAL: Final = 15.0
 """Seconds of silence after which a comment line is sent, so that proxies do not close the connection."""
 
 DISCARD_TIMEOUT: Final = 2.0
-"""Seconds in which the rest of a body that is too large is read before it is refused."""
+"""Seconds for which the rest of a body that is too large is read before it is refused."""
 DISCARD_LIMIT: Final = 4
-"""Bytes that are read of it at most, as a multiple of the largest accepted body."""
+"""The most bytes that are read of such a body, as a multiple of the largest accepted one."""
 GOAWAY: Final = GoAway(0, move=True)
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -44,8 +44,18 @@ _HEADERS: Final = [
 ]
 
 
+class _HTTPWriter(DirectWriter, Protocol):
+    """The DirectWriter of an HTTP connection."""
+
+    def hold(self) -> None:
+        """Hold what is written of the response until `release`. A terminal frame is held without a call."""
+
+    def release(self) -> None:
+        """Write what is held."""
+
+
 class Format(ABC):
-    """Encodes what a reader writes as events. `last` is the time of the last one, in seconds of `time.monotonic`."""
+    """Encodes frames as events. `last` is the time of the last one, in seconds of `time.monotonic`."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
@@ -69,7 +79,7 @@ class HTTPEndpoint(ABC):
         self.new_id = new_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises ChatError when there is nothing to stream."""
+        """Serve one request. Raises ChatError before the response has started."""
         try:
             caller = await self.connections.caller(scope, self.transport)
             await self.serve(caller, scope, receive, send)
@@ -79,7 +89,7 @@ class HTTPEndpoint(ABC):
 
     @abstractmethod
     async def serve(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request that is authenticated, but not admitted."""
+        """Serve a request that is authenticated, but does not count as a connection yet."""
 
 
 class Exchange:
@@ -117,7 +127,7 @@ class Exchange:
         return bytes(body)
 
     async def counted(self, work: Awaitable[None]) -> None:
-        """Await what starts a generation. A refusal counts as a request that starts none."""
+        """Await `work`, which starts a generation. A refusal counts as a request that starts none."""
         try:
             await work
         except ChatError as error:
@@ -149,13 +159,14 @@ class Exchange:
         *,
         wait: bool = True,
     ) -> None:
-        """Answer with an event stream of what a reader of `log` writes; `read` returns one, which closes its sender at the end.
+        """Answer with the events of a reader of `log`: `read` returns one for a sender, which it closes at its end.
 
         With `wait`, the status line waits for the first delta, so that a failure before it has a status of its own.
         """
         sender: ConnectionSender
         gone = None
-        if writer := direct_writer(self.scope, self._receive, self._send):
+        writer = cast("_HTTPWriter | None", direct_writer(self.scope, self._receive, self._send))
+        if writer:
             sender = DirectSender(form.encode, writer)
         else:
             sender = AwaitedSender(form.encode, self._send_batch)
@@ -181,17 +192,23 @@ class Exchange:
             elif sender.ended.done() and sender.ended.result():
                 raise ChatError.of(DRAINING)
             elif not sender.ended.done():
-                # The sender must not write before this.
-                await self._send(
-                    {"type": "http.response.start", "status": 200, "headers": stream_headers(log.start.id)}
-                )
-                sender.open()
                 pings = _Pings(sender, form)
                 try:
+                    if writer:
+                        writer.hold()
+                    # The sender must not write before this.
+                    await self._send(
+                        {"type": "http.response.start", "status": 200, "headers": stream_headers(log.start.id)}
+                    )
+                    sender.open()
                     reader.open()
+                    if writer and not sender.ended.done():  # else the end of the response is sent with it
+                        writer.release()
                     if await sender.ended:
                         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
                 finally:
+                    if writer:
+                        writer.release()
                     reader.close()
                     pings.stop()
         finally:
@@ -248,15 +265,18 @@ class _Pings:
 
 async def _started(log: Log, sender: ConnectionSender) -> None:
     """Wait for a log's first delta, its end, or the end of the connection."""
-    started = asyncio.Event()
+    if log.last or log.terminal or log.fault or sender.ended.done():
+        return
+    started = asyncio.get_running_loop().create_future()
 
     def wake(*_: object) -> None:
-        started.set()
+        if not started.done():
+            started.set_result(None)
 
     sender.ended.add_done_callback(wake)
     log.watch(wake)
     try:
-        if log.last == 0 and log.terminal is None and log.fault is None and not sender.ended.done():
-            await started.wait()
+        await started
     finally:
         log.unwatch(wake)
+        sender.ended.remove_done_callback(wake)

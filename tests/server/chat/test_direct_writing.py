@@ -34,9 +34,9 @@ def direct(monkeypatch) -> list[str]:
     written = []
     for protocol in (DirectHTTPProtocol, DirectWebSocketProtocol):
 
-        def write(self, encode, frame, original=protocol.write_direct):
+        def write(self, frame, original=protocol.write_direct):
             written.append(type(self).__name__)
-            original(self, encode, frame)
+            original(self, frame)
 
         monkeypatch.setattr(protocol, "write_direct", write)
     return written
@@ -73,6 +73,38 @@ async def test_frames_are_written_directly_where_nothing_wants_to_see_them(build
     assert joined(frames) == "Hello"
     # A start that has nothing to say in the text format is among them, and the last chunk of a body is not.
     assert direct == [DirectHTTPProtocol.__name__] * 4 + [DirectWebSocketProtocol.__name__] * len(frames)
+
+
+class Recorded:
+    """A transport that records what is written to it."""
+
+    def __init__(self, transport, written) -> None:
+        self._transport = transport
+        self._written = written
+
+    def write(self, data) -> None:
+        self._written.append(bytes(data))
+        self._transport.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self._transport, name)
+
+
+async def test_a_short_answer_is_sent_in_two_writes(fake, monkeypatch):
+    written = []
+    original = DirectHTTPProtocol.connection_made
+    monkeypatch.setattr(
+        DirectHTTPProtocol, "connection_made", lambda self, transport: original(self, Recorded(transport, written))
+    )
+    fake.default = Reply(text("Hello"))
+    async with running(plain(fake), settings_of(fake)) as service:
+        answered = await service.post()
+
+    assert "".join(event["data"] for event in events(answered.content)) == "Hello[DONE]"
+    assert written[0].startswith(b"HTTP/1.1 200 ")
+    assert b"data: Hello\n" in written[0]
+    assert b"data: [DONE]\n" in written[-1]
+    assert written[-1].endswith(b"\r\n0\r\n\r\n")
 
 
 def seeing_what_is_sent(app, seen):

@@ -49,6 +49,8 @@ class DirectWriter(Protocol):
     """
 
     on_writable: Callable[[], None] | None
+    encode: Encode
+    """Set before the first frame of each response."""
     sent: int
     """Bytes of the frames that were written."""
     dropped: bool
@@ -63,7 +65,7 @@ class DirectWriter(Protocol):
     def is_gone(self) -> bool:
         """Whether it will never be writable again."""
 
-    def write_direct(self, encode: Encode, frame: Any) -> None:
+    def write_direct(self, frame: Any) -> None:
         """Send a frame. Does nothing on a closed connection."""
 
 
@@ -110,7 +112,7 @@ class ConnectionSender(ABC):
 
     def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
-        self._replies: deque[Any] = deque()
+        self._replies: list[Any] = []  # few; an empty deque has 624 bytes
         self._room = asyncio.Event()  # for another reply
         self._closed = False
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -155,9 +157,11 @@ class ConnectionSender(ABC):
 
     def _call_waiting(self) -> None:
         while self._replies and self.writable:
-            self.write(self._replies.popleft())
+            self.write(self._replies.pop(0))
         if len(self._replies) < MAX_REPLIES or self._closed:
             self._room.set()
+        if not self._waiting:
+            return
         waiting = deque(self._waiting)
         self._waiting.clear()
         while waiting and self.writable:
@@ -174,7 +178,8 @@ class DirectSender(ConnectionSender):
         self._writer = writer
         self._sent_before = writer.sent  # by earlier requests of the connection
         self._opened = False
-        self.write = functools.partial(writer.write_direct, encode)
+        writer.encode = encode
+        self.write = writer.write_direct
         writer.on_writable = self._on_writable
         if writer.is_gone():  # it will not call `on_writable` again
             self._end(sent=False)

@@ -1,11 +1,14 @@
 """uvicorn's HTTP protocol, with a direct writer, and with limits in time and size for slow clients.
 
-Invariants, with the tests that hold them:
+Invariants, with their tests:
 
 - A chunk is written around ASGI only between `http.response.start` and the end of a response, both of which go through
   uvicorn, and only where the application was given uvicorn's own `send`. The response is chunked, and uvicorn writes
-  each of its chunks whole: so another one is legal between any two (RFC 9112, section 7.1). None stands before a status
-  line, or in another response (tests/server/chat/test_direct_writing.py).
+  each of its chunks whole, so another chunk is legal between any two (RFC 9112, section 7.1). None comes before a status
+  line or into another response (tests/server/chat/test_direct_writing.py).
+- The head of a response is written together with its first chunks, and a terminal frame with the end of the response. At
+  most HELD bytes are held, and what is held is written before anything that follows it
+  (tests/server/chat/test_direct_writing.py: test_a_short_answer_is_sent_in_two_writes).
 - Backpressure is the transport's, for both ways of writing: `is_writable` is false while it is full.
 - A head comes within HEAD_TIMEOUT and MAX_HEAD, a body within BODY_TIMEOUT. uvicorn has no such limits (uvicorn #157),
   nor one for a connection that sends no request (uvicorn #160, #1192). An answer may take any time
@@ -24,11 +27,11 @@ Invariants, with the tests that hold them:
   head, and parse its body as another request (uvicorn #2722, httptools #124).
 - Frames in the same read as a WebSocket handshake are parsed (tests/server/uvicorn_protocols/test_closing.py:
   test_frames_sent_with_the_handshake_are_answered). uvicorn drops them.
-- What follows a complete request and is no HTTP is not answered, like a pipelined request: nothing stands before, or in, the
-  answer to the request (tests/server/uvicorn_protocols/test_closing.py: test_garbage_behind_a_request_does_not_break_its_answer).
+- Bytes after a complete request that are not HTTP are not answered, like a pipelined request: nothing is written before, or
+  into, the answer to the request (tests/server/uvicorn_protocols/test_closing.py: test_garbage_behind_a_request_does_not_break_its_answer).
 - A response to HTTP/1.0 is not chunked: it ends with the connection (RFC 9112, section 6.1;
   tests/server/uvicorn_protocols/test_closing.py: test_an_answer_to_http_1_0_is_not_chunked).
-- A few file descriptors stay free for health checks: on a connection with one of the last, anything else is refused
+- A few file descriptors stay free for health checks: a connection with one of the last ones serves nothing else
   (tests/server/uvicorn_protocols/test_files.py).
 - Trailers do not become headers (RFC 9110, section 6.5.1), as they do in uvicorn: a client must not send X-Forwarded-Proto
   past a proxy (tests/server/uvicorn_protocols/test_upgrade.py: test_trailers_do_not_become_headers).
@@ -43,6 +46,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ws_chat.protocol.errors import ErrorInfo
+from ws_chat.protocol.frames import Done, Failed
 from ws_chat.server.chat.sender import DIRECT_WRITER, LIMIT
 from ws_chat.server.http_errors import error_response
 from ws_chat.server.uvicorn_protocols.bounds import LastFiles, bound
@@ -58,11 +62,14 @@ if TYPE_CHECKING:
     from ws_chat.server.chat.sender import Encode
 
 HEAD_TIMEOUT: Final = 10.0
-"""Seconds for the head of a request, that of a WebSocket handshake too."""
+"""Seconds for the head of a request or WebSocket handshake."""
 BODY_TIMEOUT: Final = 60.0
 """Seconds for its body."""
 MAX_HEAD: Final = 64 * 1024
 """Bytes of a request's head, of the chunk sizes between two pieces of a body, and of trailers."""
+HELD: Final = 16 * 1024
+"""Bytes of a response that are held at most, to be sent in one write with what follows."""
+_TERMINAL: Final = frozenset({Done, Failed})
 _FORWARDED: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
@@ -78,7 +85,7 @@ _CHUNK_SIZES = [b"%x\r\n" % length for length in range(512)]
 
 
 class _UnchunkedCycle(RequestResponseCycle):
-    """A request of HTTP/1.0. uvicorn would answer it with chunks, unless the length of the response is known."""
+    """An HTTP/1.0 request. uvicorn would answer it with chunks, unless the length of the response is known."""
 
     _unbounded = False
 
@@ -92,10 +99,36 @@ class _UnchunkedCycle(RequestResponseCycle):
         await super().send(message)
 
 
+class _Held:
+    """Stands in for the transport of a response, and holds what is written: each write is a call of the kernel."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._data = b""
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > HELD:
+            self.flush()
+
+    def flush(self) -> None:
+        data, self._data = self._data, b""
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+
 class DirectHTTPProtocol(HttpToolsProtocol):
     """An HTTP connection to which the chunks of a response can be written directly."""
 
     on_writable: Callable[[], None] | None = None
+    encode: Encode
     sent = 0
     dropped = False
     _discarding = False  # a pipelined request was received: nothing more is parsed
@@ -103,7 +136,11 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     _ignoring = False  # the head is complete and its Upgrade is ignored: it is parsed again without it
     _head = 0  # bytes received of a head, or since the last piece of a body: chunk sizes, trailers
     _is_last = False  # it has one of the last file descriptors
-    _deadline: asyncio.TimerHandle | None = None  # of the request that is being received
+    _limit: float | None = None  # seconds for what is being received of a request
+    _deadline: asyncio.TimerHandle | None = None  # its timer
+    _parsing = False  # the timer is set afterwards: nearly every request comes in one read, and needs none
+    _limit_changed = False
+    _held: _Held | None = None  # the end of a response, or its beginning, that is not written yet
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -134,7 +171,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             self._ignoring = True
             return
         self._close_after(BODY_TIMEOUT)
-        # uvicorn's middleware changes nothing without these, but costs as much as three layers.
+        # Without these headers uvicorn's middleware changes nothing, but costs as much as three others.
         self.app = self._apps[any(name in _FORWARDED for name, _ in self.headers)]
         super().on_headers_complete()
         if self._is_last:
@@ -161,12 +198,16 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             return
         self._head += len(data)
         self._unset_keepalive_if_required()
+        self._parsing = True
         self._parse(data)
+        self._parsing = False
+        if self._limit_changed:
+            self._start_timer()
         if self._head > MAX_HEAD:
             self.logger.warning("Closing a connection: its request's head has more than %d bytes.", MAX_HEAD)
             self._count("head_bytes")
             self.transport.abort()
-        elif self._deadline is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
+        elif self._limit is None and (self.cycle is None or self.cycle.response_complete) and not self._upgraded:
             # Any byte stops uvicorn's own keep-alive timer, and a line break starts no request.
             self._close_after(HEAD_TIMEOUT)
 
@@ -179,12 +220,12 @@ class DirectHTTPProtocol(HttpToolsProtocol):
                 self.cycle.keep_alive = False
             else:
                 self._refuse()
-        except httptools.HttpParserUpgrade as upgrade:  # behind a head: `data` may have more
+        except httptools.HttpParserUpgrade as upgrade:  # after a head; `data` may contain more
             if self._ignoring:
                 self._ignore_upgrade(data[upgrade.args[0] :])
             elif not self._discarding:
                 self.handle_websocket_upgrade()
-                # uvicorn drops what came in the same read: the rest of a frame would then be parsed as a new one.
+                # uvicorn drops the rest of the read: the rest of a frame would then be parsed as a new frame.
                 if rest := data[upgrade.args[0] :]:
                     cast("asyncio.Protocol", self.transport.get_protocol()).data_received(rest)
 
@@ -194,13 +235,13 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         return handshake and super()._should_upgrade()
 
     def _ignore_upgrade(self, rest: bytes) -> None:
-        """Parse the head again without its `Upgrade`, in a new parser, and then what came behind it.
+        """Parse the head again without its `Upgrade`, in a new parser, and then the bytes after it.
 
-        The parser has ended the request with its head, and httptools has no way to take that back.
+        The parser has ended the request with its head, and httptools cannot undo that.
         """
         self._ignoring = False
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        if method == b"CONNECT":  # no header is needed for this one, and there is no path
+        if method == b"CONNECT":  # an upgrade even without a header, and without a path
             self._refuse()
             return
         fields = (b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
@@ -217,7 +258,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start a request, with the direct writer in its scope."""
         self._head = 0
-        if self._deadline is None:
+        if self._limit is None:
             self._close_after(HEAD_TIMEOUT)
         super().on_message_begin()
         extensions: dict[str, Any] = {DIRECT_WRITER: self}
@@ -245,7 +286,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             super().handle_websocket_upgrade()
 
     def shutdown(self) -> None:
-        if self._deadline:
+        if self._limit:
             self.transport.abort()
         else:
             super().shutdown()
@@ -268,16 +309,31 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         """Whether no chunk will ever be written again."""
         return self.transport.is_closing()
 
-    def write_direct(self, encode: Encode, frame: Frame) -> None:
+    def write_direct(self, frame: Frame) -> None:
         """Write a frame as a chunk. On a connection that is closing it is lost."""
-        data = encode(frame)
+        data = self.encode(frame)
         self.sent += len(data)
         if data and not self.transport.is_closing():
             if self.cycle.chunked_encoding:
                 length = len(data)
                 size = _CHUNK_SIZES[length] if length < len(_CHUNK_SIZES) else b"%x\r\n" % length
                 data = size + data + b"\r\n"
-            self.transport.write(data)
+            if type(frame) in _TERMINAL:
+                self.hold()
+            self.cycle.transport.write(data)
+
+    def hold(self) -> None:
+        """Hold what is written of the response until `release`."""
+        if not self.flow.write_paused and self._held is None:
+            self._held = _Held(self.transport)
+            self.cycle.transport = cast("asyncio.Transport", self._held)
+
+    def release(self) -> None:
+        """Write what is held."""
+        if self._held:
+            self._held.flush()
+            self._held = None
+            self.cycle.transport = self.transport
 
     def _call_on_writable(self) -> None:
         if self.on_writable:
@@ -285,9 +341,16 @@ class DirectHTTPProtocol(HttpToolsProtocol):
 
     def _close_after(self, seconds: float | None) -> None:
         """Close the connection after `seconds`, unless called again; None: never."""
+        self._limit = seconds
+        self._limit_changed = True
+        if not self._parsing:
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        self._limit_changed = False
         if self._deadline:
             self._deadline.cancel()
-        self._deadline = self.loop.call_later(seconds, self._expire) if seconds else None
+        self._deadline = self.loop.call_later(self._limit, self._expire) if self._limit else None
 
     def _expire(self) -> None:
         self._count("request_seconds")
