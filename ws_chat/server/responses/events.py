@@ -26,6 +26,7 @@ from ws_chat.server.responses.types import (
     Item,
     ItemAdded,
     ItemDone,
+    ItemEvent,
     OutputMessage,
     OutputText,
     Part,
@@ -61,34 +62,50 @@ _INCOMPLETE: Final = {
     "content_filter": IncompleteDetails("content_filter"),
 }
 """The finish_reasons of an answer that was cut short."""
-_PLAIN: Final[dict[type[Part], tuple[bytes, bytes, tuple[bytes, ...]]]] = {
-    OutputText: (b"output_text", b',"logprobs":[]', (b'{"content":"',)),
-    Refusal: (b"refusal", b"", (b'{"refusal":"',)),
-    ReasoningText: (b"reasoning_text", b"", (b'{"reasoning_content":"', b'{"reasoning":"')),
-}
-"""Of each kind of text: the name of its pieces, what they have besides, and how a delta with nothing else begins."""
-_decode_text: Final = msgspec.json.Decoder(str).decode
 _ERRORS: Final = {"upstream_rate_limited": "rate_limit_exceeded", "upstream_rejected": "invalid_prompt"}
+_encode: Final = msgspec.json.Encoder().encode
+_decode_text: Final = msgspec.json.Decoder(str).decode
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of text: the types that it becomes, and how a delta with nothing else begins."""
+
+    item: type[OutputMessage | ReasoningItem]
+    prefix: str
+    part: type[Part]
+    delta: type[DeltaEvent]
+    done: type[ItemEvent]
+    openings: tuple[bytes, ...]
+
+
+_REASONING: Final = _Kind(
+    *(ReasoningItem, "rs", ReasoningText, ReasoningDelta, ReasoningDone),
+    (b'{"reasoning_content":"', b'{"reasoning":"'),
+)
+_TEXT: Final = _Kind(OutputMessage, "msg", OutputText, TextDelta, TextDone, (b'{"content":"',))
+_REFUSAL: Final = _Kind(OutputMessage, "msg", Refusal, RefusalDelta, RefusalDone, (b'{"refusal":"',))
 
 
 @dataclass(slots=True)
 class _Open:
-    """The message or reasoning item that is open, and its last part."""
+    """The open part of a message or reasoning item. The item is as it was added: without parts."""
 
+    kind: _Kind
     item: OutputMessage | ReasoningItem
     output_index: int
-    part: Part
-    texts: list[str]
-    """The pieces of the part's text, which are joined once."""
-    openings: tuple[bytes, ...] = ()
-    before: bytes = b""
-    """The JSON of a piece before its text, and after it."""
-    after: bytes = b""
+    parts: list[Part]
+    """The item's closed parts."""
+    texts: list[str] = field(default_factory=list)
+    """The pieces of the open part, which are joined once."""
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    json: tuple[bytes, bytes] | None = None
+    """The JSON of a piece before and after its text, without the `sequence_number` at its end."""
 
 
 @dataclass(slots=True)
 class _Call:
-    """A tool call; it is open until the end of the answer."""
+    """A tool call; it is open until the end of the answer. The item is as it was added: without arguments."""
 
     item: FunctionCall | CustomToolCall
     output_index: int
@@ -105,11 +122,12 @@ class Fold:
             id=start.id,
             created_at=int(self._digits[:8], 16),
             model=start.model,
-            **{name: getattr(echo, name) for name in echo.__struct_fields__},
+            **msgspec.structs.asdict(echo),
         )
         self._custom = {tool["name"] for tool in echo.tools if tool["type"] == "custom"}
         self.number = -1
         """The `sequence_number` of the last event."""
+        self._events: list[Event] = []  # not yet returned
         self._output: list[Item] = []
         self._open: _Open | None = None
         self._calls: list[_Call] = []
@@ -122,34 +140,21 @@ class Fold:
 
     def start(self) -> list[Event]:
         """Return the events before the first delta."""
-        return [
-            ResponseCreated(sequence_number=self._next(), response=self.response),
-            ResponseInProgress(sequence_number=self._next(), response=self.response),
-        ]
+        self._emit(ResponseCreated, response=self.response)
+        self._emit(ResponseInProgress, response=self.response)
+        return self._emitted()
 
     def feed(self, delta: Mapping[str, Any]) -> list[Event]:
         """Return the events of the next delta."""
-        events: list[Event] = []
         reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-        if reasoning and type(reasoning) is str:
-            opened = self._text(events, ReasoningItem, ReasoningText, reasoning)
-            events.append(ReasoningDelta(**self._place(opened), delta=reasoning))
-        content = delta.get("content")
-        if content and type(content) is str:
-            opened = self._text(events, OutputMessage, OutputText, content)
-            logprobs = _logprobs(delta["logprobs"]) if "logprobs" in delta else []
-            cast("OutputText", opened.part).logprobs += logprobs
-            events.append(TextDelta(**self._place(opened), delta=content, logprobs=logprobs))
-        refusal = delta.get("refusal")
-        if refusal and type(refusal) is str:
-            opened = self._text(events, OutputMessage, Refusal, refusal)
-            events.append(RefusalDelta(**self._place(opened), delta=refusal))
+        for kind, text in ((_REASONING, reasoning), (_TEXT, delta.get("content")), (_REFUSAL, delta.get("refusal"))):
+            if text and type(text) is str:
+                self._add_text(kind, text, delta)
         calls = delta.get("tool_calls")
-        if type(calls) is list:
-            for piece in calls:
-                if type(piece) is dict:
-                    self._call(events, piece)
-        return events
+        for piece in calls if type(calls) is list else ():
+            if type(piece) is dict:
+                self._add_call(piece)
+        return self._emitted()
 
     def plain(self, deltas: Sequence[bytes]) -> bytes | None:
         """Return the joined event of the next deltas as JSON, if they are only pieces of the open text, as nearly all are.
@@ -161,156 +166,164 @@ class Fold:
             return None
         delta = deltas[0] if len(deltas) == 1 else join_text(deltas)
         # A quote inside of the text is escaped: `","` is before another field.
-        if delta is None or not (delta.startswith(opened.openings) and delta.endswith(b'"}')) or b'","' in delta:
+        if delta is None or not (delta.startswith(opened.kind.openings) and delta.endswith(b'"}')) or b'","' in delta:
             return None
         text = delta[delta.index(b':"') + 1 : -1]
         opened.texts.append(_decode_text(text))
         self.number += len(deltas)
-        return b"%b%b%b%d}" % (opened.before, text, opened.after, self.number)
+        if opened.json is None:
+            empty = _encode(opened.kind.delta(**_place(opened), delta="", sequence_number=0))
+            before, after = empty.split(b'""', 1)
+            opened.json = before, after.removesuffix(b"0}")
+        before, after = opened.json
+        return b"%b%b%b%d}" % (before, text, after, self.number)
 
     def end(self, terminal: Terminal) -> list[Event]:
         """Return the events of the terminal frame: what is open is closed, then the last one."""
-        events: list[Event] = []
+        event: type[ResponseEvent] = ResponseIncomplete
+        fields: dict[str, Any]
         if not isinstance(terminal, Done):
-            self._close_all(events, "incomplete")
+            event = ResponseFailed
             error = ResponseError(_ERRORS.get(terminal.error.code, "server_error"), terminal.error.message)  # type: ignore[arg-type]
-            response = self._ended("failed", error=error)
-            events.append(ResponseFailed(sequence_number=self._next(), response=response))
-        elif terminal.status == "completed" and terminal.finish_reason not in _INCOMPLETE:
-            self._close_all(events, "completed")
+            fields = {"status": "failed", "error": error}
+        elif terminal.status == "cancelled":
+            fields = {"status": "cancelled"}
+        elif details := _INCOMPLETE.get(terminal.finish_reason or ""):
+            fields = {"status": "incomplete", "incomplete_details": details}
+        else:
+            event = ResponseCompleted
             # The log's own time, so that it is the same in every replay.
             at = int(self.response.created_at + terminal.timing["total_ms"] / 1000)
-            response = self._ended("completed", terminal, completed_at=at)
-            events.append(ResponseCompleted(sequence_number=self._next(), response=response))
-        else:
-            self._close_all(events, "incomplete")
-            if terminal.status == "cancelled":
-                response = self._ended("cancelled", terminal)
-            else:
-                reason = _INCOMPLETE[terminal.finish_reason or ""]
-                response = self._ended("incomplete", terminal, incomplete_details=reason)
-            events.append(ResponseIncomplete(sequence_number=self._next(), response=response))
-        return events
+            fields = {"status": "completed", "completed_at": at}
+        if isinstance(terminal, Done):
+            fields |= {"model": terminal.model, "usage": _usage(terminal.usage)}
+        status: Status = "completed" if event is ResponseCompleted else "incomplete"
+        self._close_item(status)
+        for call in self._calls:
+            self._close_call(call, status)
+        self._emit(event, response=msgspec.structs.replace(self.response, output=self._output, **fields))
+        return self._emitted()
 
     def whole(self, terminal: Terminal) -> Response:
         """Return the response object of the end, instead of its events."""
         *_, last = self.end(terminal)
         return cast("ResponseEvent", last).response
 
-    def _next(self) -> int:
+    def _emit(self, event: type[Event], **fields: Any) -> None:
         self.number += 1
-        return self.number
+        self._events.append(event(sequence_number=self.number, **fields))
 
-    def _place(self, opened: _Open) -> dict[str, Any]:
-        return {
-            "sequence_number": self._next(),
-            "item_id": opened.item.id,
-            "output_index": opened.output_index,
-            "content_index": len(opened.item.content) - 1,
-        }
+    def _emitted(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
 
-    def _text(
-        self, events: list[Event], kind: type[OutputMessage | ReasoningItem], part: type[Part], text: str
-    ) -> _Open:
-        """Return the open item with a part of this type, after adding `text` to it. Others are closed."""
+    def _add_item(self, item: Item) -> int:
+        """Add an item to the output, and return its index."""
+        index = len(self._output)
+        self._output.append(item)
+        self._emit(ItemAdded, output_index=index, item=item)
+        return index
+
+    def _item_id(self, prefix: str) -> str:
+        """Return the id of the next item."""
+        return f"{prefix}_{self._digits}_{len(self._output)}"
+
+    def _end_item(self, index: int, item: Item) -> None:
+        """Replace an item of the output by what it has become: events that are not yet encoded have the old one."""
+        self._output[index] = item
+        self._emit(ItemDone, output_index=index, item=item)
+
+    def _add_text(self, kind: _Kind, text: str, delta: Mapping[str, Any]) -> None:
         opened = self._open
-        if opened and type(opened.part) is part:
-            opened.texts.append(text)
-            return opened
-        if opened and type(opened.item) is kind:
-            self._close_part(events, opened)
-            opened.part, opened.texts = part(), [text]
+        if opened is None or opened.kind is not kind:
+            opened = self._open_part(kind)
+        opened.texts.append(text)
+        more = {}
+        if kind is _TEXT:
+            more["logprobs"] = logprobs = _logprobs(delta.get("logprobs"))
+            opened.logprobs += logprobs
+        self._emit(kind.delta, **_place(opened), delta=text, **more)
+
+    def _open_part(self, kind: _Kind) -> _Open:
+        """Open a part in the open item, or in a new one if that is of another type."""
+        before = self._open
+        if before and before.kind.item is kind.item:
+            self._close_part(before)
+            opened = _Open(kind, before.item, before.output_index, before.parts)
         else:
-            self._close_item(events)
-            index = len(self._output)
-            item = kind(f"{'msg' if kind is OutputMessage else 'rs'}_{self._digits}_{index}")
-            self._output.append(item)
-            # A copy, because the item changes until it is encoded.
-            events.append(ItemAdded(sequence_number=self._next(), output_index=index, item=kind(item.id)))
-            self._open = opened = _Open(item, index, part(), [text])
-        opened.item.content.append(opened.part)  # type: ignore[arg-type]
-        index = len(opened.item.content) - 1
-        name, logprobs, opened.openings = _PLAIN[part]
-        place = (name, opened.item.id.encode(), opened.output_index)
-        opened.before = b'{"type":"response.%b.delta","item_id":"%b","output_index":%d,"delta":' % place
-        opened.after = b',"content_index":%d%b,"sequence_number":' % (index, logprobs)
-        events.append(PartAdded(**self._place(opened), part=part()))
+            self._close_item("completed")
+            item = kind.item(self._item_id(kind.prefix))
+            opened = _Open(kind, item, self._add_item(item), [])
+        self._open = opened
+        self._emit(PartAdded, **_place(opened), part=kind.part())
         return opened
 
-    def _close_part(self, events: list[Event], opened: _Open) -> None:
-        part = opened.part
-        text = "".join(opened.texts)
-        match part:
-            case OutputText():
-                part.text = text
-                events.append(TextDone(**self._place(opened), text=text, logprobs=part.logprobs))
-            case Refusal():
-                part.refusal = text
-                events.append(RefusalDone(**self._place(opened), refusal=text))
-            case ReasoningText():
-                part.text = text
-                events.append(ReasoningDone(**self._place(opened), text=text))
-        events.append(PartDone(**self._place(opened), part=part))
+    def _close_part(self, opened: _Open) -> None:
+        kind, place, text = opened.kind, _place(opened), "".join(opened.texts)
+        if kind is _REFUSAL:
+            part: Part = Refusal(text)
+            self._emit(kind.done, **place, refusal=text)
+        elif kind is _TEXT:
+            part = OutputText(text, logprobs=opened.logprobs)
+            self._emit(kind.done, **place, text=text, logprobs=opened.logprobs)
+        else:
+            part = ReasoningText(text)
+            self._emit(kind.done, **place, text=text)
+        self._emit(PartDone, **place, part=part)
+        opened.parts.append(part)
 
-    def _close_item(self, events: list[Event], status: Status = "completed") -> None:
+    def _close_item(self, status: Status) -> None:
         if opened := self._open:
-            self._close_part(events, opened)
+            self._close_part(opened)
             self._open = None
-            opened.item.status = status
-            events.append(ItemDone(sequence_number=self._next(), output_index=opened.output_index, item=opened.item))
+            item = msgspec.structs.replace(opened.item, status=status, content=opened.parts)
+            self._end_item(opened.output_index, item)
 
-    def _call(self, events: list[Event], piece: Mapping[str, Any]) -> None:
+    def _add_call(self, piece: Mapping[str, Any]) -> None:
         """Add a piece of a tool call to the open call with its index, or start a call."""
         function = piece.get("function")
         fields = function if type(function) is dict else {}
-        index, call_id = piece.get("index"), _str(piece.get("id"))
-        name, arguments = _str(fields.get("name")), _str(fields.get("arguments"))
-        call = self._by_index.get(index) if type(index) is int else None
+        index = given if type(given := piece.get("index")) is int else None
+        call_id, name, arguments = _str(piece.get("id")), _str(fields.get("name")), _str(fields.get("arguments"))
+        call = None if index is None else self._by_index.get(index)
         if call is None or (call.given_id and call_id and call.given_id != call_id):
-            self._close_item(events)
-            call = self._start_call(events, index if type(index) is int else None, call_id, name)
+            self._close_item("completed")
+            call = self._start_call(index, call_id, name)
         call.given_id = call.given_id or call_id
-        call.item.name = call.item.name or name
+        if name and not call.item.name:
+            call.item = msgspec.structs.replace(call.item, name=name)
         if not arguments:
             return
         call.pieces.append(arguments)
         if type(call.item) is FunctionCall:
-            place: dict[str, Any] = {"item_id": call.item.id, "output_index": call.output_index}
-            events.append(ArgumentsDelta(sequence_number=self._next(), delta=arguments, **place))
+            self._emit(ArgumentsDelta, item_id=call.item.id, output_index=call.output_index, delta=arguments)
 
-    def _start_call(self, events: list[Event], index: int | None, call_id: str, name: str) -> _Call:
-        at = len(self._output)
+    def _start_call(self, index: int | None, call_id: str, name: str) -> _Call:
         kind, prefix = (CustomToolCall, "ctc") if name in self._custom else (FunctionCall, "fc")
         known_id = call_id or f"call_{len(self._calls) if index is None else index}"
-        item = kind(f"{prefix}_{self._digits}_{at}", known_id, name)
-        call = _Call(item, at, call_id)
-        self._output.append(item)
+        item = kind(self._item_id(prefix), known_id, name)
+        call = _Call(item, self._add_item(item), call_id)
         self._calls.append(call)
         if index is not None:
             self._by_index[index] = call
-        added = kind(item.id, known_id, name)
-        events.append(ItemAdded(sequence_number=self._next(), output_index=at, item=added))
         return call
 
-    def _close_all(self, events: list[Event], status: Status) -> None:
-        self._close_item(events, status)
-        for call in self._calls:
-            item, index, text = call.item, call.output_index, "".join(call.pieces)
-            place: dict[str, Any] = {"item_id": item.id, "output_index": index}
-            item.status = status
-            if isinstance(item, FunctionCall):
-                item.arguments = text
-                events.append(ArgumentsDone(sequence_number=self._next(), arguments=text, **place))
-            else:
-                item.input = text = _custom_input(text)
-                events.append(InputDelta(sequence_number=self._next(), delta=text, **place))
-                events.append(InputDone(sequence_number=self._next(), input=text, **place))
-            events.append(ItemDone(sequence_number=self._next(), output_index=index, item=item))
+    def _close_call(self, call: _Call, status: Status) -> None:
+        item, text = call.item, "".join(call.pieces)
+        place = {"item_id": item.id, "output_index": call.output_index}
+        if isinstance(item, FunctionCall):
+            self._emit(ArgumentsDone, **place, arguments=text)
+            item = msgspec.structs.replace(item, status=status, arguments=text)
+        else:
+            text = _custom_input(text)
+            self._emit(InputDelta, **place, delta=text)
+            self._emit(InputDone, **place, input=text)
+            item = msgspec.structs.replace(item, status=status, input=text)
+        self._end_item(call.output_index, item)
 
-    def _ended(self, status: str, terminal: Done | None = None, **fields: Any) -> Response:
-        if terminal:
-            fields |= {"model": terminal.model, "usage": _usage(terminal.usage)}
-        return msgspec.structs.replace(self.response, status=status, output=self._output, **fields)
+
+def _place(opened: _Open) -> dict[str, Any]:
+    return {"item_id": opened.item.id, "output_index": opened.output_index, "content_index": len(opened.parts)}
 
 
 def join(events: Iterable[Event]) -> Iterator[Event]:

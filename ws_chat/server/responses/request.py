@@ -118,6 +118,9 @@ class CreateRequest(Struct, frozen=True, kw_only=True):
     stream_id: StreamId | None = None
 
 
+_ECHOED: Final = [name for name in Echo.__struct_fields__ if name in CreateRequest.__struct_fields__]
+
+
 class Request(Struct, frozen=True):
     """A request as it is handled. `body` is the chat-completions request: `messages` and parameters."""
 
@@ -156,22 +159,14 @@ def translate(fields: Mapping[str, Any]) -> Request:
         raise _invalid("input", '"input" must be text or a list of at least one item')
     tools = _tools(given.tools)
     body: dict[str, Any] = {"messages": messages, **{name: fields[name] for name in _SAME if name in fields}}
-    if given.max_output_tokens is not None:
-        body["max_completion_tokens"] = given.max_output_tokens
-    if given.reasoning.effort is not None:
-        body["reasoning_effort"] = given.reasoning.effort
-    if given.text.verbosity is not None:
-        body["verbosity"] = given.text.verbosity
-    match given.text.format:
-        case JsonObject():
-            body["response_format"] = {"type": "json_object"}
-        case JsonSchema() as schema:
-            named = {name: value for name, value in msgspec.structs.asdict(schema).items() if value is not None}
-            body["response_format"] = {"type": "json_schema", "json_schema": named}
-    if given.top_logprobs:
-        body["top_logprobs"] = given.top_logprobs
-    if given.top_logprobs or _LOGPROBS in given.include:
-        body["logprobs"] = True
+    body |= _without_nulls(
+        max_completion_tokens=given.max_output_tokens,
+        reasoning_effort=given.reasoning.effort,
+        verbosity=given.text.verbosity,
+        response_format=_response_format(given.text.format),
+        top_logprobs=given.top_logprobs or None,
+        logprobs=True if given.top_logprobs or _LOGPROBS in given.include else None,
+    )
     sent, choice = _choose(tools, given.tool_choice)
     if sent:
         body["tools"] = [_chat_tool(tool) for tool in sent]
@@ -179,9 +174,23 @@ def translate(fields: Mapping[str, Any]) -> Request:
             body["tool_choice"] = choice
         if "parallel_tool_calls" in fields:
             body["parallel_tool_calls"] = given.parallel_tool_calls
-    echoed = {name: getattr(given, name) for name in Echo.__struct_fields__ if name in CreateRequest.__struct_fields__}
+    echoed = {name: getattr(given, name) for name in _ECHOED}
     echoed |= msgspec.to_builtins({"tools": tools, "reasoning": given.reasoning, "text": given.text})
     return Request(body, given.model, Echo(**echoed), given.generate, given.stream)
+
+
+def _response_format(given: TextFormat | JsonObject | JsonSchema) -> dict[str, Any] | None:
+    match given:
+        case TextFormat():
+            return None
+        case JsonObject():
+            return {"type": "json_object"}
+        case JsonSchema():
+            return {"type": "json_schema", "json_schema": _without_nulls(**msgspec.structs.asdict(given))}
+
+
+def _without_nulls(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def check_outputs(before: Iterable[Any], messages: Sequence[Any]) -> None:
@@ -267,8 +276,7 @@ def _part(part: Any, at: str) -> dict[str, Any]:
 
 
 def _text(value: Mapping[str, Any], name: str, at: str) -> str:
-    text = value.get(name)
-    if not isinstance(text, str):
+    if not isinstance(text := value.get(name), str):
         raise _invalid("input", f'{at}: "{name}" must be a string')
     return text
 
@@ -282,16 +290,10 @@ def _tools(given: Sequence[Mapping[str, Any]]) -> list[FunctionTool | CustomTool
 
 
 def _chat_tool(tool: FunctionTool | CustomTool) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": tool.name}
-    if tool.description is not None:
-        function["description"] = tool.description
     if isinstance(tool, CustomTool):
-        function["parameters"] = _CUSTOM_PARAMETERS
+        function = _without_nulls(name=tool.name, description=tool.description, parameters=_CUSTOM_PARAMETERS)
     else:
-        if tool.parameters is not None:
-            function["parameters"] = tool.parameters
-        if tool.strict is not None:
-            function["strict"] = tool.strict
+        function = _without_nulls(**msgspec.structs.asdict(tool))
     return {"type": "function", "function": function}
 
 

@@ -110,19 +110,18 @@ class ReasoningItem(Struct, tag_field="type", tag="reasoning"):
     content: list[ReasoningText] = []
 
 
-class FunctionCall(Struct, tag_field="type", tag="function_call"):
+class ToolCall(Struct, tag_field="type"):
     id: str
     call_id: str
     name: str
     status: Status = "in_progress"
+
+
+class FunctionCall(ToolCall, tag="function_call"):
     arguments: str = ""
 
 
-class CustomToolCall(Struct, tag_field="type", tag="custom_tool_call"):
-    id: str
-    call_id: str
-    name: str
-    status: Status = "in_progress"
+class CustomToolCall(ToolCall, tag="custom_tool_call"):
     input: str = ""
 
 
