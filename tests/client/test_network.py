@@ -22,6 +22,7 @@ from ws_chat.client import (
     ServerError,
     UntrustedServerError,
     connect,
+    network,
 )
 from ws_chat.client.backoff import Backoff
 from ws_chat.testing import Hang, Reply, Wait, text
@@ -352,3 +353,14 @@ async def test_a_server_that_was_killed_has_lost_its_answers(serve, fake):
         with pytest.raises(HistoryGoneError):
             await reply
         assert (await chat.ask(HELLO)).status == "completed"
+
+
+async def test_a_name_with_two_addresses_is_refused_in_one_word(monkeypatch):
+    each = ("[Errno 111] Connect call failed ('::1', 9, 0, 0)", "[Errno 111] Connect call failed ('127.0.0.1', 9)")
+
+    async def refused(*_, **__):
+        raise OSError(f"Multiple exceptions: {', '.join(each)}")  # as asyncio does
+
+    monkeypatch.setattr(network, "connect", refused)
+    with pytest.raises(ConnectionLostError, match=r"cannot be reached: Connection refused$"):
+        await network.Address("ws://name", None).open(1)

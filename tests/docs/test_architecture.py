@@ -12,7 +12,7 @@ from support.processes import ROOT
 
 PACKAGE = ROOT / "ws_chat"
 PAGE = (ROOT / "docs/architecture.md").read_text()
-PICTURE = claim_one("docs/architecture.md", "text", "THE WAY OF A TOKEN")
+PICTURE = claim_one("docs/architecture.md", "text", "THE PATH OF A TOKEN")
 TREE = claim_one("docs/architecture.md", "text", "ws_chat/\n")
 INVARIANTS = [
     *sorted((PACKAGE / "server/uvicorn_protocols").glob("[a-z]*.py")),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from redis.asyncio import Redis, RedisCluster
 from support.processes import redis_cluster, redis_server
 from support.service import Nothing
@@ -14,7 +17,7 @@ from ws_chat.protocol.deltas import encode_delta
 from ws_chat.protocol.errors import ErrorInfo
 from ws_chat.protocol.frames import DIGEST_SIZE, Done, Failed, Start
 from ws_chat.stores.base import HEAD_LIMIT, GenerationKey, LogEndedError, LogExistsError, rest_of
-from ws_chat.stores.memory import PART_SIZE, MemoryStore
+from ws_chat.stores.memory import PART_SIZE, MemoryLog, MemoryStore
 from ws_chat.stores.redis.store import RedisStore
 
 pytestmark = pytest.mark.anyio
@@ -156,11 +159,37 @@ async def test_few_large_deltas_are_packed_together(store):
     log.append(deltas)
     await end(log)
 
-    assert max(map(len, log._parts)) < PART_SIZE + 9100
+    assert max(len(part.lines) for part in log._parts) < PART_SIZE + 9100
     read = []
     while part := log.after(len(read), 1000):
         read += part
     assert read == deltas
+
+
+TEXT = st.builds(lambda text: {"content": text}, st.text('\\\n"{}:,c', min_size=1))
+FIELDS = st.dictionaries(
+    st.text('"}:\n{c', max_size=3), st.text('"}:\n{', max_size=4) | st.none() | st.lists(TEXT), min_size=1
+)
+
+
+@given(st.lists(TEXT | FIELDS, min_size=1).map(lambda found: [*map(msgspec.json.encode, found)]), st.integers(1, 40))
+def test_packed_deltas_are_the_same_bytes(deltas, limit):
+    log = MemoryLog(Start("r1", 0, "m"))
+    log.append(deltas)
+    log.end(DONE)
+    read = []
+    while part := log.after(len(read), limit):
+        read += part
+    assert read == deltas
+    assert log.size == sum(map(len, deltas))
+
+
+@pytest.mark.parametrize("name", ["content", "reasoning_content"])
+def test_packed_text_takes_little_more_than_its_characters(name):
+    log = MemoryLog(Start("r1", 0, "m"))
+    log.append([encode_delta({name: "12345"})] * 600)
+    log.end(DONE)
+    assert log.packed_size < 600 * 6
 
 
 async def test_logs_are_found_by_key(store):

@@ -85,6 +85,12 @@ class Tab:
         else:
             await self.page.keyboard.press("Enter")
 
+    async def choose_model(self, name: str) -> None:
+        """Type the name of a model that the menu need not have."""
+        await self.page.get_by_label("Model", exact=True).select_option(label="Another model…")
+        await self.page.get_by_label("Model name").fill(name)
+        await self.page.keyboard.press("Enter")
+
     async def press(self, name: str) -> None:
         """Press the button of this name."""
         await self.page.get_by_role("button", name=name, exact=True).click()

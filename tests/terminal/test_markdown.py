@@ -86,6 +86,10 @@ def test_a_formula_is_shown_as_it_is_written(formula):
     assert drawn(f"- {formula} *and*", 80) == [f" • {formula} and"]
 
 
+def test_latex_spaces_outside_of_formulas_keep_their_backslash():
+    assert drawn(r"x\,dx\;dy, *a\,b*, \*c\* and `d\,e`") == [r"x\,dx\;dy, a\,b, *c* and d\,e"]
+
+
 def test_a_formula_of_several_lines_is_no_list():
     lines = [r"\[", r"a_1 \\", "- b_1", "= c", r"\]"]
     assert drawn("Text\n" + "\n".join(lines) + "\n\nEnd") == ["Text", "", *lines, "", "End"]

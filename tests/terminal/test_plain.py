@@ -213,9 +213,18 @@ async def test_without_a_server_it_says_what_to_do():
     status, out, err = await ask("hi", url="ws://127.0.0.1:9")
 
     assert (status, out) == (3, "")
+    assert "cannot be reached: Connection refused\n" in err
     for part in ("127.0.0.1:9", "ws-chat serve", "WS_CHAT_URL", "ws-chat chat --local"):
         assert part in err
     assert "Traceback" not in err
+
+
+async def test_a_url_with_a_path_that_is_not_the_servers_is_explained(service):
+    status, _, err = await ask("hi", url=f"{service.url}/docs")
+    assert status == 1
+    assert f"Server: {service.ws_url.replace('/v1', '/docs/v1')}" in err
+    assert "--url is the address of the server" in err
+    assert "/retry" not in err
 
 
 async def test_a_missing_key_is_an_error_with_a_hint(serve):
@@ -270,7 +279,7 @@ async def test_every_error_says_where_and_what_to_do(serve, fake):
 @pytest.mark.parametrize(
     ("arguments", "stdin", "expected"),
     [
-        (["hi", "-o", "temperature"], b"", "-o temperature: must be key=value"),
+        (["hi", "-o", "temperature"], b"", "-o/--option: 'temperature' must be KEY=VALUE"),
         (["hi", "-o", "model=x"], b"", "model is not a parameter; -m sets the model"),
         (["hi", "-a", "no.png"], b"", "no.png cannot be read: No such file"),
         (["hi", "-a", "no.txt"], b"", "no.txt: must be a PNG"),
@@ -278,6 +287,7 @@ async def test_every_error_says_where_and_what_to_do(serve, fake):
         ([" "], b" \n", "question is empty"),
         ([], b"\xff", "not UTF-8"),
         (["hi", "--url=http://"], b"", "not the URL"),
+        (["hi", "--url=ftp://x"], b"", "it must start with http://, https://, ws:// or wss://"),
         (["hi", "--key=a b"], b"", "An API key must"),
         ([b"\xff"], b"", "must be UTF-8"),
         (["--frob"], b"", "--frob"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import ssl
 from typing import TYPE_CHECKING, Any, Final
@@ -61,7 +62,13 @@ class Address:
         except (OSError, EOFError, WebSocketException) as error:
             untrusted = isinstance(error, ssl.SSLCertVerificationError)
             kind = UntrustedServerError if untrusted else ConnectionLostError
-            raise kind(f"{self} cannot be reached: {error}") from error
+            raise kind(f"{self} cannot be reached: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the text of an error, without asyncio's "[Errno 111] Connect call failed" for each address of a name."""
+    numbers = set(re.findall(r"\[Errno (\d+)\] Connect call failed", str(error)))
+    return os.strerror(int(numbers.pop())) if len(numbers) == 1 else str(error)
 
 
 def _websocket_url(url: str) -> str:
@@ -69,6 +76,8 @@ def _websocket_url(url: str) -> str:
     try:
         scheme, host, path, query, _ = urlsplit(url if "://" in url else f"ws://{url}")
         scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
+        if scheme not in ("ws", "wss"):
+            raise InvalidURI(url, "it must start with http://, https://, ws:// or wss://")
         given = urlunsplit((scheme, host, _socket_path(path), query, ""))
         parse_uri(given)
     except InvalidURI as error:

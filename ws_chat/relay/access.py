@@ -40,7 +40,7 @@ ROUTING_FIELDS: Final = frozenset(
         *("api_base", "base_url", "api_key", "api_version"),
     }
 )
-"""What routers (OpenRouter, LiteLLM) read beside `model`: other models, servers and keys. With an allow-list, refused."""
+"""Fields by which routers (OpenRouter, LiteLLM) choose other models, servers and keys. Refused with an allow-list of models."""
 ANONYMOUS: Final = "anonymous"
 """The principal of every request when no keys are configured."""
 
@@ -51,7 +51,7 @@ _KEY_SUBPROTOCOL: Final = "bearer."
 
 
 BLOCK_TIME: Final = 1.0
-"""Seconds in which requests are refused without counting them, once a Throttle's limit is reached."""
+"""Seconds for which requests are refused without counting them, once a Throttle's limit is reached."""
 COUNTED_SIZE: Final = 64 * 1024
 
 
@@ -61,13 +61,13 @@ def name_of(key: str) -> str:
 
 
 class Caller(NamedTuple):
-    """Who makes a request: a principal, one connection (a random token), a transport. None contains a `/`."""
+    """The sender of a request: principal, connection (a random token) and transport. None of them contains a `/`."""
 
     principal: str
     connection: str
     transport: str
     address: str = ""
-    """That of the client, or its network."""
+    """The client's address, or its network."""
 
     def key(self, generation_id: str, *, named: bool) -> GenerationKey:
         owner = self.principal if named else f"{self.principal}/{self.connection}"
@@ -195,8 +195,8 @@ class Origins:
 def _is_own(origin: str, host: str, *, secure: bool) -> bool:
     """Whether a page of `origin` is one of the server that a request to `host` reached, with TLS if `secure`.
 
-    A page without TLS, which anybody on the way can change, is no page of a server with it. The reverse cannot be
-    decided: a proxy that ends TLS may not say so (X-Forwarded-Proto), or may not be trusted.
+    An http page, which anyone on the network path can change, is never one of an https server. An https page may be one of
+    a server that sees http: a proxy that ends TLS may send no X-Forwarded-Proto, or may not be trusted.
     """
     scheme, _, place = origin.partition("://")
     if scheme not in _PORTS or (secure and scheme == "http"):
@@ -250,7 +250,7 @@ async def _hit(limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, pr
 class Throttle:
     """The rate limit of requests that start no generation: they follow one, repeat its request, or are refused.
 
-    They cost nothing at the upstream, so it only has to keep a client from using up this process.
+    They cost nothing at the upstream: the limit only protects this process.
     """
 
     def __init__(self, per_minute: int | None) -> None:
@@ -259,12 +259,12 @@ class Throttle:
         self._blocked: set[str] = set()
 
     def check(self, caller: Caller) -> None:
-        """Raise ThrottledError for BLOCK_TIME after the limit was reached: that must cost nearly nothing."""
+        """Raise ThrottledError for BLOCK_TIME after the limit was reached. This must cost nearly nothing."""
         if caller.neighbour in self._blocked:
             raise ThrottledError
 
     async def count(self, caller: Caller, size: int = 0) -> None:
-        """Count a request of `size` bytes: each COUNTED_SIZE of them counts as one request more. Raises ThrottledError."""
+        """Count a request of `size` bytes; each COUNTED_SIZE bytes count as another request. Raises ThrottledError."""
         if self._item is None:
             return
         self.check(caller)

@@ -1,7 +1,7 @@
-"""Stored requests, beside the logs of their answers: to recognise an equal request, and to continue a conversation.
+"""The requests that are stored with logs: to recognise an equal request, and to continue a conversation.
 
-A stored request is the digest of its chat, a line with its `echo` if it has one, and the messages of its conversation as
-JSON: those that `previous_id` put in front, and its own. Nothing here decodes messages. Pure functions over JSON.
+A stored request consists of the digest of its chat, a line with its `echo` if it has one, and the messages of its
+conversation as JSON: those that `previous_id` put in front, and its own. Messages are never decoded here. Pure functions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def messages_of(stored: bytes) -> bytes:
 
 
 def echo_of(stored: bytes) -> bytes:
-    """Return the `echo` of a stored request; empty if it is of a chat."""
+    """Return the `echo` of a stored request, which only Responses requests have; else empty."""
     return head_of(stored)[DIGEST_SIZE:-1]
 
 
@@ -75,7 +75,7 @@ class Answer:
         tool_calls = []
         for at, call in enumerate(self._calls.result()):
             index = call.pop("index", at)
-            tool_calls.append({"id": f"call_{index}", **call})  # some servers send none, and all require one
+            tool_calls.append({"id": f"call_{index}", **call})  # some upstreams send no id, and all require one
         if tool_calls:
             message["tool_calls"] = tool_calls
         return message if message["content"] or tool_calls else None

@@ -1,4 +1,4 @@
-"""How one answer ends: in exactly one terminal frame. Pure: no task, no store; time is passed in.
+"""Makes the terminal frame of an answer. Pure: no task, no store; times are passed in.
 
 An answer is complete if the upstream sent a finish_reason; if the stream ends without one, the generation fails.
 """

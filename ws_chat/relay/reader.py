@@ -1,13 +1,13 @@
 """A reader: a position in a log, and a sender for the frames after it. Pure: the log and the sender call it.
 
-Flow control, on one page. A reader has no queue. When the log grows, or when the sender is writable again, it is pumped:
-it sends everything after its position while the sender is writable. A reader that keeps up sends one frame per delta;
-one that has fallen behind finds many deltas after its position and sends them joined. So a slow connection delays no
-other one, and needs no memory beyond the log.
+Flow control: a reader has no queue. When the log grows, or when the sender is writable again, `pump` sends everything
+after the position while the sender is writable. A reader that keeps up sends one frame per delta; one that has fallen
+behind finds many deltas after its position and sends them joined. So a slow connection delays no other one, and needs no
+memory beyond the log.
 
-The first read, live frames and a replay are the same pump. What takes more than one frame shares the event loop's time
-with all other readers: after each frame, the log's `may_go_on` says whether there is time for another one. So a frame for a
-reader that keeps up never waits, and a long replay delays nothing else.
+The first read, live frames and replays all go through `pump`. Its first frame is sent at once; before each further one,
+the log's `may_go_on` says whether there is time for it in this turn of the event loop. So a frame for a reader that keeps
+up never waits, and a long replay delays nothing else.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Sender(Protocol):
         """Send a frame. Only while `writable`."""
 
     def when_writable(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when the sender is writable again, after the callbacks that wait already."""
+        """Call `callback` once, when the sender is writable again, after earlier callbacks."""
 
 
 class Reader:
@@ -48,7 +48,7 @@ class Reader:
     __slots__ = ("_after", "_closed", "_head", "_on_end", "_queued", "_started", "frames", "log", "sender", "seq")
 
     def __init__(self, log: Log, after: int, sender: Sender, on_end: Callable[[], None]) -> None:
-        """Read `log` after the seq `after`; `on_end` is called once, when the last frame is out."""
+        """Read `log` after the seq `after`; `on_end` is called once, after the last frame was written."""
         self.log = log
         self.seq = self._after = after
         self.sender = sender
@@ -56,7 +56,7 @@ class Reader:
         self._on_end = on_end
         self._started = False
         self._closed = False
-        self._queued = False  # waits for its turn to go on
+        self._queued = False  # the log will call `_continue`
         self.frames = 0
         """Token frames sent."""
 
@@ -118,16 +118,13 @@ class Reader:
         self.pump()
 
     def write_deltas(self, deltas: Sequence[Delta]) -> None:
-        """Send some of the deltas, which come after `seq`, at least one, and move `seq`."""
+        """Send at least the first of the deltas, which come after `seq`, in one frame, and advance `seq`."""
         log, seq = self.log, self.seq
-        end = seq + len(deltas)
-        shared = log.shared
-        if shared and shared[0] == seq and shared[1] == end:
-            token = shared[2]
-        else:
+        token = log.shared
+        if token is None or log.shared_after != seq:
             delta, count = (deltas[0], 1) if len(deltas) == 1 else merge(deltas)
-            token = Token(self._head, seq + count, delta)
-            log.shared = (seq, end, token)
+            log.shared = token = Token(self._head, seq + count, delta)
+            log.shared_after = seq
         self.seq = token.seq
         self.frames += 1
         self.sender.write(token)

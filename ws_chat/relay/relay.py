@@ -1,4 +1,4 @@
-"""Starts, finds, cancels and drains generations, for those callers that may do so."""
+"""Starts, finds, cancels and drains generations, and checks which caller may do so."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from ws_chat.upstreams.base import Upstream
 
     Check: TypeAlias = Callable[["Log | None", bytes], None]
-    """Called before anything is changed, with the log of the previous generation, and its messages. May raise ChatError."""
+    """Called before the first change, with the log of the previous generation and its messages. May raise ChatError."""
 
 START_TIMEOUT: Final = 8.5
-"""Seconds in which a request is started or refused: clients are promised an answer within ten."""
+"""Seconds in which a generation is started or refused: clients are promised an answer within 10 s."""
 EPOCH_BYTES: Final = 6
 JOINED_AT_ONCE: Final = 512
-"""Deltas of an answer that are joined in one turn of the event loop, to continue from it."""
+"""Deltas that are joined in one turn of the event loop, when a conversation is continued."""
 
 
 class _Found(NamedTuple):
@@ -108,12 +108,12 @@ class Relay:
     async def start(self, caller: Caller, generation_id: str, chat: Chat, position: Position = FROM_START) -> Log:
         """Start a generation, or find the one that the same named request has started already; return its log.
 
-        With a `position`, which a client has from an earlier attempt, only find it. Does not wait for the upstream.
+        With a `position`, which a client has from an earlier attempt, never start one. Does not wait for the upstream.
         Raises ChatError (`id_conflict`, `generation_gone`, `not_found`, `model_not_allowed`, `too_large`,
         `rate_limited`, `too_many_generations`, `overloaded`, `draining`; `invalid_request` as `find`).
         """
         key = caller.key(generation_id, named=chat.id is not None)
-        # A named request that is sent twice at once is reserved once.
+        # Of two equal named requests at once, only one makes a reservation.
         lock = self._starting.setdefault(key, asyncio.Lock()) if key.named else nullcontext()
         try:
             async with asyncio.timeout(START_TIMEOUT), lock:
@@ -137,7 +137,7 @@ class Relay:
         return log
 
     async def create(self, caller: Caller, generation_id: str, chat: Chat, check: Check) -> Log:
-        """Start a generation whose id is new, because it is random; `check` may refuse it. Raises ChatError as `start`."""
+        """Start a generation under a new random id; `check` may refuse it. Raises ChatError as `start` does."""
         key = caller.key(generation_id, named=chat.id is not None)
         try:
             async with asyncio.timeout(START_TIMEOUT):
@@ -148,7 +148,7 @@ class Relay:
     async def _start(self, caller: Caller, key: GenerationKey, chat: Chat, check: Check | None = None) -> Log:
         """Validate, reserve, create the log, interrupt the previous generation, run.
 
-        Every check comes before the first change, and what was reserved or created is released when a later step fails.
+        Every check comes before the first change; if a later step fails, the reservation and the log are released.
         """
         self._check_drain()
         if self._models and (field := next(filter(ROUTING_FIELDS.__contains__, chat.body), None)):
@@ -168,7 +168,7 @@ class Relay:
         model = self._upstream.resolve(chat.model or (previous.log.start.model if previous else None))
         with self._runner.reserve(caller.principal, replacing=previous and previous.key):
             async with self._quota.counted(caller.principal):
-                # Whatever has had this id before, no position in it is one in this log.
+                # A new epoch: a position in an earlier generation with this id is none in this one.
                 epoch = secrets.token_hex(EPOCH_BYTES) if key.named else UNSET
                 log = await self._store.create(key, Start(key.id, 0, model, epoch), request)
                 try:
@@ -248,7 +248,7 @@ class Relay:
             self._runner.detach(key, log)
 
     def abandon(self, key: GenerationKey, *, unless_read: bool = False) -> None:
-        """Cancel a generation of this process whose client has gone; its log is kept."""
+        """Cancel a generation of this process whose client has disconnected; its log is kept."""
         self._runner.cancel(key, unless_read=unless_read)
 
     async def end(self, key: GenerationKey, log: Log) -> None:
@@ -273,7 +273,7 @@ class Relay:
     async def drain(self, timeout: float) -> None:
         """Refuse new generations; wait `timeout` seconds for the running ones and their readers, then end them.
 
-        Readers that can go on at another process are not waited for.
+        Does not wait for readers that can go on at another process.
         """
         self.draining = True
         await self._runner.quiet(timeout)
@@ -319,7 +319,7 @@ class Relay:
     async def _conversation(self, log: Log) -> bytes:
         """Return the messages of a log's conversation, with its answer so far. Raises ChatError (`not_found`, `too_large`).
 
-        A long answer takes many turns of the event loop, and two do not take them at once.
+        A long answer is joined over many turns of the event loop; only one is joined at a time.
         """
         messages = messages_of(log.request)
         if not messages:
@@ -339,7 +339,7 @@ class Relay:
         return conversation(messages, answer.message())
 
     def _check_size(self, messages: bytes) -> None:
-        # Deltas that the previous generation still gets while it is being interrupted are not counted.
+        # Deltas that the previous generation gets later, while it is being interrupted, are not counted.
         if len(messages) > self._max_bytes:
             raise self._too_large()
         if has_too_many_values(messages):

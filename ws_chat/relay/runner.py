@@ -1,7 +1,7 @@
 """Runs generations: one task each, from the request to the terminal frame. No task per reader.
 
-A generation ends here and nowhere else: however its upstream's task ends, its log gets exactly one terminal frame. A
-named generation outlives its readers by the resume window.
+Generations end only here: however the task ends, the log gets exactly one terminal frame. A named generation outlives
+its readers by the resume window.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _FirstDelta:
 
 
 class _Answer:
-    """What an upstream may still append to a log: at most `limit` bytes."""
+    """Appends an upstream's deltas to a log: at most `limit` bytes."""
 
     __slots__ = ("_limit", "_log", "_room")
 
@@ -74,7 +74,7 @@ class _Answer:
             self._room -= len(deltas[0])
         else:
             try:
-                self._room -= len(b"".join(deltas))  # type: ignore[arg-type]  # fields among them are found fastest so
+                self._room -= len(b"".join(deltas))  # type: ignore[arg-type]  # the fastest way to find fields among them
                 encoded = deltas  # type: ignore[assignment]
             except TypeError:
                 found = (delta if isinstance(delta, bytes) else encode_delta(delta) for delta in deltas)
@@ -114,7 +114,7 @@ class Runner:
         self._of_principals: Counter[str] = Counter()  # running and reserved
         self._shared = shared
         self._reading = 0
-        self._staying = 0  # the readers that cannot go on at another process
+        self._staying = 0  # readers that cannot go on at another process
         self._quiet = asyncio.Event()
         self._unread = asyncio.Event()
         self._stopped: asyncio.Future[list[Any]] | None = None
@@ -125,7 +125,7 @@ class Runner:
 
     @contextmanager
     def reserve(self, principal: str, replacing: GenerationKey | None) -> Iterator[None]:
-        """Reserve a place for the generation that the block runs. The place of the generation `replacing` counts as free.
+        """Reserve a place for the generation that the block starts. The place of the generation `replacing` counts as free.
 
         Raises ChatError (`overloaded`, `too_many_generations`).
         """
@@ -152,7 +152,7 @@ class Runner:
     def run(self, caller: Caller, key: GenerationKey, log: Log, request: Request, *, generate: bool = True) -> None:
         """Start the task that writes the answer to `request` into `log`. After `stop`, it ends at once.
 
-        Without `generate`, the upstream is not asked, and the answer is empty.
+        Without `generate`, the answer is empty, and no upstream request is made.
         """
         generation = Generation(log.start.id, log.start.model, self._clock())
 
@@ -171,7 +171,7 @@ class Runner:
         emit = _Answer(log, self._max_answer_bytes).emit
         answer = self._upstream.generate if generate else _answer_nothing
         task = asyncio.create_task(answer(request, emit, generation.outcome))
-        # A callback, because a task that is cancelled before its first step never runs a line of its own.
+        # A callback, because a task that is cancelled before its first step runs no code of its own.
         task.add_done_callback(on_done)
         if self._stopped:
             task.cancel()
@@ -214,7 +214,7 @@ class Runner:
         await self._wait(self._quiet, timeout)
 
     async def unread(self, timeout: float) -> None:
-        """Wait until no generation is read, for at most `timeout` seconds."""
+        """Wait until no generation has a reader, for at most `timeout` seconds."""
         await self._wait(self._unread, timeout)
 
     async def stop(self) -> None:

@@ -1,7 +1,7 @@
 """The session of one connection: a frame in, a decision out. Pure: it sends nothing and starts nothing.
 
-It knows which generations the connection follows and whether there is room for another. The transport carries out its
-decisions and reports the results.
+It knows which generations the connection follows, and limits their number. The transport carries out the decisions and
+reports the results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StartGeneration:
-    """Start `chat` as the generation `id`, or find the one that it started before, and follow that from its start."""
+    """Start `chat` as the generation `id`, or find the one that it started before, and follow it from its start."""
 
     id: str
     chat: Chat
@@ -92,7 +92,7 @@ class Session:
         return StartGeneration(generation_id, chat)
 
     def _check_room(self, *leaving: str | None) -> None:
-        # A generation that is followed already only changes its position; an interrupted one makes room.
+        # A generation that is followed already only gets a new position; an interrupted one is replaced.
         if len(self._following.keys() - set(leaving)) >= self._limit:
             message = f"At most {self._limit} generations may run at once on a connection."
             raise ChatError("too_many_generations", message, limit="max_generations_per_connection")

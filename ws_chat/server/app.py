@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import secrets
@@ -282,11 +283,15 @@ app: FastAPI
 def __getattr__(name: str) -> FastAPI:
     # Created when `uvicorn ws_chat.app:app` looks it up: the import alone reads no environment and starts nothing.
     if name == "app":
-        global app
-        try:
-            app = create_app()
-        except SettingsError as error:
-            sys.exit(f"ws-chat: {error}")
-        _tune_gc()
-        return app
+        return _default_app()
     raise AttributeError(name)
+
+
+@functools.cache  # uvicorn looks it up twice, and a module's __getattr__ is called each time
+def _default_app() -> FastAPI:
+    try:
+        app = create_app()
+    except SettingsError as error:
+        sys.exit(f"ws-chat: {error}")
+    _tune_gc()
+    return app

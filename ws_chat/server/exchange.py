@@ -1,4 +1,4 @@
-"""One HTTP request, and the response that answers it: the parts that both protocols share (WHATWG HTML, "Server-sent events")."""
+"""One HTTP request and its response: the parts that both protocols share (WHATWG HTML, "Server-sent events")."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ PING_INTERVAL: Final = 15.0
 """Seconds of silence after which a comment line is sent, so that proxies do not close the connection."""
 
 DISCARD_TIMEOUT: Final = 2.0
-"""Seconds in which the rest of a body that is too large is read before it is refused."""
+"""Seconds for which the rest of a body that is too large is read before it is refused."""
 DISCARD_LIMIT: Final = 4
-"""Bytes that are read of it at most, as a multiple of the largest accepted body."""
+"""The most bytes that are read of such a body, as a multiple of the largest accepted one."""
 GOAWAY: Final = GoAway(0, move=True)
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -55,7 +55,7 @@ class _HTTPWriter(DirectWriter, Protocol):
 
 
 class Format(ABC):
-    """Encodes what a reader writes as events. `last` is the time of the last one, in seconds of `time.monotonic`."""
+    """Encodes frames as events. `last` is the time of the last one, in seconds of `time.monotonic`."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
@@ -79,7 +79,7 @@ class HTTPEndpoint(ABC):
         self.new_id = new_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises ChatError when there is nothing to stream."""
+        """Serve one request. Raises ChatError before the response has started."""
         try:
             caller = await self.connections.caller(scope, self.transport)
             await self.serve(caller, scope, receive, send)
@@ -89,7 +89,7 @@ class HTTPEndpoint(ABC):
 
     @abstractmethod
     async def serve(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request that is authenticated, but not admitted."""
+        """Serve a request that is authenticated, but does not count as a connection yet."""
 
 
 class Exchange:
@@ -127,7 +127,7 @@ class Exchange:
         return bytes(body)
 
     async def counted(self, work: Awaitable[None]) -> None:
-        """Await what starts a generation. A refusal counts as a request that starts none."""
+        """Await `work`, which starts a generation. A refusal counts as a request that starts none."""
         try:
             await work
         except ChatError as error:
@@ -159,7 +159,7 @@ class Exchange:
         *,
         wait: bool = True,
     ) -> None:
-        """Answer with an event stream of what a reader of `log` writes; `read` returns one, which closes its sender at the end.
+        """Answer with the events of a reader of `log`: `read` returns one for a sender, which it closes at its end.
 
         With `wait`, the status line waits for the first delta, so that a failure before it has a status of its own.
         """

@@ -20,6 +20,22 @@ if TYPE_CHECKING:
 
 _OTHER_VARIABLES: Final = frozenset({"WS_CHAT_URL", "WS_CHAT_API_KEY", "WS_CHAT_SYSTEM", "WS_CHAT_KEY"})
 """Variables of `ws-chat chat`, and of the commands that the page shows."""
+_OPTIONS: Final = frozenset(
+    [
+        "app",
+        "host",
+        "port",
+        "uds",
+        "uds-mode",
+        "workers",
+        "log-level",
+        "ssl-keyfile",
+        "ssl-certfile",
+        "forwarded-allow-ips",
+        "root-path",
+    ]
+)
+"""Options of `ws-chat serve` (server/run.py, ServeOptions), which have no variables."""
 
 
 class SettingsError(ValueError):
@@ -153,9 +169,12 @@ def unknown_variables() -> list[str]:
             # Compared without the prefix, which alone makes short names alike.
             names = [each.removeprefix("WS_CHAT_") for each in known if each.startswith("WS_CHAT_")]
             near = difflib.get_close_matches(name.removeprefix("WS_CHAT_"), names, 1)
-            warnings.append(
-                f"{name} is not a setting and has no effect." + (f" Is it WS_CHAT_{near[0]}?" if near else "")
-            )
+            option = name.removeprefix("WS_CHAT_").lower().replace("_", "-")
+            if option in _OPTIONS:
+                hint = f" It is an option of the command line: ws-chat serve --{option}."
+            else:
+                hint = f" Is it WS_CHAT_{near[0]}?" if near else ""
+            warnings.append(f"{name} is not a setting and has no effect.{hint}")
     return warnings
 
 

@@ -35,7 +35,7 @@ UPGRADE_REQUIRED: Final = (
 TOO_LARGE: Final = 1009
 INTERNAL_ERROR: Final = 1011
 ORDER_TIMEOUT: Final = 1.0
-"""Seconds that receiving waits for the answer to a frame. So quick answers are sent in the order of the frames."""
+"""Seconds that receiving waits for the answer to a frame, so that quick answers are sent in the order of the frames."""
 MAX_UNANSWERED: Final = 64
 """Unanswered frames, of together at most `max_frame_bytes`, at which receiving pauses."""
 REMEMBERED: Final = 128
@@ -97,7 +97,7 @@ class Socket(ABC):
         self.sender.open()
         connection.sender = self.sender
         connection.leave_running = self._leave_running
-        self._answering: dict[asyncio.Task[None], int] = {}  # with the bytes of their frames
+        self._answering: dict[asyncio.Task[None], int] = {}  # the size of the frame that each task answers
         self.readers: dict[str, tuple[Reader, GenerationKey]] = {}  # by id, with the key of their log
         self._unnamed: set[GenerationKey] = set()  # running unnamed generations of this socket
         self._ended: list[GenerationKey] = []  # ended ones, which can be continued from, the oldest first
@@ -110,10 +110,10 @@ class Socket(ABC):
         except Exception as error:  # noqa: BLE001  (logged there)
             await self.fail(error)
         finally:
-            # The generations first, so that no upstream request outlives its client if something below fails.
+            # Release generations first, so that no upstream request outlives its client if a later step fails.
             self.release_all()
             await self.sender.stop()
-            if self._answering:  # a named chat that was sent before the close is started: its client may resume it
+            if self._answering:  # a named chat that was sent before the close is still started: it may be resumed
                 await asyncio.wait(self._answering)
                 self.release_all()
 
@@ -143,7 +143,7 @@ class Socket(ABC):
             await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
 
     def follow(self, reader: Reader, key: GenerationKey) -> None:
-        """Open a reader, in place of one that this socket has of the same generation. `unfollow` it at its end."""
+        """Open a reader, which replaces the socket's earlier one of the same id. Call `unfollow` at its end."""
         self.relay.attach(key, reader)
         if before := self.readers.pop(key.id, None):
             before[0].close()
@@ -207,8 +207,8 @@ class Socket(ABC):
                 self.relay.detach(self.caller, key, reader)
 
     async def _receive_all(self) -> None:
-        # Receiving never waits long for a generation: until `receive` is awaited again, the server misses pongs and
-        # disconnects, and the client's other frames are not answered.
+        # `self.receive` must not wait long: until the socket is read again, pongs and disconnects are missed, and the
+        # client's other frames are not answered.
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":

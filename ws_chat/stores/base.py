@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     OnEnd: TypeAlias = Callable[[Terminal], None]
     """Called with the terminal frame that a log has ended with."""
     Wake: TypeAlias = Callable[[int, Sequence[Delta]], None]
-    """Called with the seq of the log's last delta, and the deltas just written. None: after the terminal frame or a fault,
-    and where a log with very many readers announces several writes at once."""
+    """Called with the seq of the log's last delta, and the deltas just written. These are empty after the terminal frame or a
+    fault, and where a log with very many readers announces several writes at once."""
 
 
 HEAD_LIMIT: Final = 4096
@@ -28,7 +28,7 @@ HEAD_LIMIT: Final = 4096
 
 
 class GenerationKey(NamedTuple):
-    """The name of a generation inside the server. `owner`: its principal, and with a `/` its connection if it is unnamed."""
+    """The name of a generation inside the server. `owner`: its principal; for an unnamed one, `<principal>/<connection>`."""
 
     owner: str
     id: str
@@ -48,16 +48,17 @@ class LogExistsError(Exception):
 
 
 def failed_early(last: int, terminal: Terminal) -> bool:
-    """Whether a generation failed before its first delta. Of such a one, a store keeps the error and `rest_of` its request.
+    """Whether a generation failed before its first delta. Of such a generation, only the error and `rest_of` its request are
+    kept.
 
-    So requests that cost nothing do not evict, or fill a shared store with, answers that were paid for. The digest still
-    detects another request under the same id.
+    So failing requests, which cost nothing, neither evict answers that were paid for nor fill a shared store. The digest
+    still detects another request under the same id.
     """
     return last == 0 and isinstance(terminal, Failed)
 
 
 def head_of(request: bytes) -> bytes:
-    """Return a stored request without its messages. JSON contains no line break: one ends what is before them."""
+    """Return a stored request without its messages. A line break ends what is before them: JSON contains none."""
     return request[: request.find(b"\n", DIGEST_SIZE) + 1 or DIGEST_SIZE]
 
 
@@ -95,30 +96,31 @@ class Log(Protocol):
 
     @property
     def fault(self) -> ErrorInfo | None:
-        """Why it cannot be read on now, although it has no terminal frame: its store cannot be reached."""
+        """Why it cannot be read now, although it has no terminal frame: its store cannot be reached."""
 
     @property
     def size(self) -> int:
         """Bytes of its deltas."""
 
-    shared: tuple[int, int, Token] | None
-    """The token frame that a reader made last, of the deltas after one seq up to another, for the others at that position.
-    The log drops it with its last watcher."""
+    shared: Token | None
+    """The last token frame that a reader made, after the seq `shared_after`: other readers at that position send the same one.
+    Cleared when the last watcher is removed."""
+    shared_after: int
 
     may_go_on: MayGoOn
     """Called by a reader that has sent a frame and has more (`Turns.may_go_on`)."""
 
     def after(self, seq: int, limit: int) -> Sequence[Delta]:
-        """Return at most `limit` deltas after `seq`: fewer than there are if that is cheaper, none only at the end."""
+        """Return at most `limit` deltas after `seq`; perhaps fewer than there are, but none only at the end."""
 
     def append(self, deltas: Sequence[Delta]) -> None:
         """Add deltas, at least one, and wake the readers. Raises LogEndedError after the end."""
 
     def end(self, terminal: Terminal, on_end: OnEnd | None = None) -> None:
-        """Add the terminal frame, wake the readers, and call `on_end`: at once, or as soon as the frame is stored.
+        """Add the terminal frame, wake the readers, and call `on_end` with it: at once, or in a shared store once the frame is
+        stored. If another process has ended the log there, that process's frame counts.
 
-        In a shared store, another process may have ended the log with another frame. Raises LogEndedError when it has
-        ended or is about to.
+        Raises LogEndedError if `end` was called before.
         """
 
     def replace_request(self, request: bytes) -> None:
@@ -130,8 +132,8 @@ class Log(Protocol):
     def watch(self, wake: Wake) -> None:
         """Call `wake` after every write, until `unwatch`. It must not block and must not raise.
 
-        Very many readers are woken in several turns of the event loop, the first ones at once. Both may be called from within a `wake`: a reader that is removed may still be woken by that write, one that is
-        added is not.
+        Very many readers are woken in several turns of the event loop, the first ones at once. `watch` and `unwatch` may be
+        called from within a `wake`: a removed reader may still be woken by that write, an added one is not.
         """
 
     def unwatch(self, wake: Wake) -> None:
@@ -148,17 +150,16 @@ class RunningGenerations(Protocol):
         """Count all readers of a generation in other processes as one."""
 
     def remove_remote_reader(self, key: GenerationKey) -> None:
-        """Count no readers in other processes any more."""
+        """Stop counting readers in other processes."""
 
 
 class Store(Protocol):
     """Keeps logs by key: until their end, and for a retention time after it.
 
-    If there is no room for all ended ones, those of the principal that keeps most are removed first, so that no
-    principal's requests evict another one's answers.
+    If ended logs do not fit, those of the principal that keeps most are removed first.
 
-    A shared store raises ChatError (`overloaded`) while it cannot be reached. Meanwhile the generations of this process
-    go on. Logs of unnamed generations never leave the process.
+    A shared store raises ChatError (`overloaded`) while it cannot be reached; the generations of this process go on.
+    Logs of unnamed generations never leave the process.
     """
 
     @property
@@ -171,7 +172,7 @@ class Store(Protocol):
 
     @property
     def counters(self) -> Storage | None:
-        """The storage in which all processes that share this store count requests; None: each counts alone."""
+        """Where all processes that share this store count requests; None: each counts alone."""
 
     async def open(self, running: RunningGenerations) -> None:
         """Start to serve other processes."""
@@ -182,7 +183,7 @@ class Store(Protocol):
     async def get(self, key: GenerationKey, after: int = 0) -> Log | None:
         """Return a log, or None if it is unknown or was removed.
 
-        If another process writes the log, waits a moment for the copy to reach the seq `after`.
+        If another process writes the log, wait for the copy to reach the seq `after`, for a bounded time.
         """
 
     async def cancel(self, key: GenerationKey) -> None:

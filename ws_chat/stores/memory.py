@@ -11,6 +11,7 @@ import dataclasses
 from bisect import bisect_right
 from collections import OrderedDict
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ws_chat.stores.base import LogEndedError, LogExistsError, failed_early, rest_of
@@ -30,25 +31,53 @@ KEPT_LIMIT: Final = 256 * 1024 * 1024
 PART: Final = 512
 """Deltas that are packed together, at most: a reader unpacks that many at a time."""
 TAIL: Final = 2 * PART
-"""Deltas at which the older ones are packed: a reader that keeps up, or nearly, need not unpack."""
+"""Unpacked deltas at which the older ones are packed: a reader that keeps up, or nearly, need not unpack any."""
 PART_SIZE: Final = 64 * 1024
-"""Bytes after which nothing more is packed with them."""
+"""Bytes at which a pack is complete, even with fewer deltas."""
 MANY: Final = 64
 """Readers that are woken in one slice."""
+_CLOSING: Final = b'"}'
+_OPENINGS: Final = {opening: opening for opening in (b'{"content":"', b'{"reasoning_content":"')}  # one object for all
 OVERHEAD: Final = 2048
-"""Bytes that a packed log takes besides its deltas and its request, roughly."""
+"""Rough number of bytes that an ended log takes besides its deltas and its request."""
+
+
+class _Part(NamedTuple):
+    """Packed deltas, one per line, without the `opening` and `closing` that all of them share."""
+
+    before: int  # the seq before its first delta
+    opening: bytes
+    closing: bytes
+    lines: bytes
+
+    @classmethod
+    def of(cls, before: int, deltas: Sequence[Delta]) -> _Part:
+        lines = b"\n".join(deltas)
+        opening = deltas[0][: deltas[0].find(b':"') + 2]  # nearly always that of a text; any bytes would be correct
+        between = _CLOSING + b"\n" + opening
+        # `between` is at every line break, so adding it again is exact, whatever the deltas are.
+        if lines.endswith(_CLOSING) and lines.count(between) == len(deltas) - 1:
+            opening = _OPENINGS.get(opening, opening)
+            return cls(before, opening, _CLOSING, lines[len(opening) : -len(_CLOSING)].replace(between, b"\n"))
+        return cls(before, b"", b"", lines)
+
+    def after(self, seq: int, limit: int) -> list[Delta]:
+        start = seq - self.before
+        _, opening, closing, lines = self
+        found = lines.split(b"\n", start + limit)[start : start + limit]
+        return [opening + line + closing for line in found] if opening else found
 
 
 class MemoryLog:
-    """A log as packed parts, and the list of the deltas after them. `on_packed` is called once, at the end."""
+    """A log as packed parts, and a list of the deltas after them. `on_packed` is called once, when all are packed at the end."""
 
     __slots__ = (
         "_again",
-        "_firsts",
         "_on_packed",
         "_packed",
         "_parts",
         "_round",
+        "_size",
         "_tail",
         "_wakes",
         "_watchers",
@@ -57,6 +86,7 @@ class MemoryLog:
         "may_go_on",
         "request",
         "shared",
+        "shared_after",
         "start",
         "terminal",
     )
@@ -73,31 +103,36 @@ class MemoryLog:
         self.last = 0
         self.terminal: Terminal | None = None
         self.fault: ErrorInfo | None = None
-        self.shared: tuple[int, int, Token] | None = None
+        self.shared: Token | None = None
+        self.shared_after = 0
         self.may_go_on = may_go_on
         self._on_packed = on_packed
-        self._parts: list[bytes] = []  # packed deltas, one in a line
-        self._firsts: list[int] = []  # the seq before each part
+        self._parts: list[_Part] = []
+        self._size = 0  # bytes of the deltas in the parts
         self._packed = 0  # the seq of the last packed delta
         self._tail: list[Delta] = []
         self._watchers: dict[Wake, None] = {}
-        # The watchers as a tuple, because they may change while a write wakes them. A change empties it and the next
-        # write fills it: filling it at each change would make the end of a log quadratic in its readers.
+        # The watchers as a tuple, because they may change while a write wakes them. A change empties the tuple, and the
+        # next write rebuilds it: rebuilding it at each change would make the end of a log quadratic in its readers.
         self._wakes: tuple[Wake, ...] = ()
-        self._round: Iterator[Wake] | None = None  # the watchers that are still to be woken
-        self._again = False  # all of them once more: there was a write meanwhile
+        self._round: Iterator[Wake] | None = None  # the watchers that are not woken yet
+        self._again = False  # wake all of them once more: there was a write meanwhile
 
     @property
     def size(self) -> int:
-        return sum(map(len, self._parts)) + sum(map(len, self._tail))
+        return self._size + sum(map(len, self._tail))
+
+    @property
+    def packed_size(self) -> int:
+        """Bytes that its parts take."""
+        return sum(len(part.lines) for part in self._parts)
 
     def after(self, seq: int, limit: int) -> Sequence[Delta]:
         if seq >= self._packed:
             start = seq - self._packed
             return self._tail[start : start + limit]
-        part = bisect_right(self._firsts, seq) - 1
-        start = seq - self._firsts[part]
-        return self._parts[part].split(b"\n", start + limit)[start : start + limit]
+        part = bisect_right(self._parts, seq, key=itemgetter(0)) - 1
+        return self._parts[part].after(seq, limit)
 
     def append(self, deltas: Sequence[Delta]) -> None:
         if self.terminal:
@@ -149,13 +184,14 @@ class MemoryLog:
         at = 0
         while at < count:
             end = min(at + PART, count)
-            part = b"\n".join(tail[at:end])
-            if len(part) > PART_SIZE:
-                end = at + _leading(tail[at:end], PART_SIZE)
-                part = b"\n".join(tail[at:end])
-            self._parts.append(part)
-            self._firsts.append(self._packed + at)
-            at = end
+            deltas = tail[at:end]
+            size = sum(map(len, deltas))
+            if size > PART_SIZE:
+                del deltas[_leading(deltas, PART_SIZE) :]
+                size = sum(map(len, deltas))
+            self._size += size
+            self._parts.append(_Part.of(self._packed + at, deltas))
+            at += len(deltas)
         del tail[:count]
         self._packed += count
 
@@ -174,7 +210,7 @@ class MemoryLog:
                     if wake in self._watchers:
                         wake(self.last, deltas)
             except BaseException:
-                self._round = None  # else no later write would wake anybody
+                self._round = None  # else no later write would wake a reader
                 raise
             if len(wakes) < MANY:
                 self._round = iter(self._all_wakes()) if self._again else None
@@ -189,7 +225,7 @@ class MemoryLog:
 
 
 def _leading(deltas: Sequence[Delta], size: int) -> int:
-    """Return how many of the deltas come up to `size` bytes, and one more."""
+    """Return how many of the deltas, from the first, are needed for `size` bytes."""
     for count, delta in enumerate(deltas, 1):
         size -= len(delta)
         if size <= 0:
@@ -270,7 +306,7 @@ class MemoryStore:
         if log is None:
             return  # removed while it ran
         loop = asyncio.get_running_loop()
-        size = OVERHEAD + len(log.request) + log.size
+        size = OVERHEAD + len(log.request) + log.packed_size
         self._ended[key] = kept = _Kept(loop.time() + self._retention, size)
         self.kept_bytes += kept.size
         share = self._shares.setdefault(key.principal, _Share())

@@ -1,4 +1,4 @@
-"""Long work in slices, so that it does not hold up the event loop: replays, and the wakes of thousands of readers."""
+"""Long work in slices, so that it does not block the event loop: replays, and waking thousands of readers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Job: TypeAlias = Callable[[], None]
 MayGoOn: TypeAlias = Callable[[Job], bool]
 
 TURN_TIME: Final = 0.005
-"""Seconds that all jobs together may go on in one turn of the event loop."""
+"""Seconds that all jobs together may use in one turn of the event loop."""
 
 
 def always(_: Job) -> bool:
@@ -25,19 +25,20 @@ class Turns:
 
     Invariants (tests/stores/test_turns.py):
 
-    - Small work is never delayed. A job does its first slice at once, wherever it is called, and asks only before the next.
-    - All jobs together go on for at most TURN_TIME and one slice in a turn of the event loop. It counts from the first
-      question.
-    - A job waits at most once. Waiting jobs get one slice each, in order; one that is alone goes on while there is time.
-    - A job that raises costs no other one its turn.
+    - Small work is never delayed: a job does its first slice without asking, and calls `may_go_on` before each further one.
+    - In a turn of the event loop all jobs together run for at most TURN_TIME, counted from the first call of `may_go_on`,
+      and one slice more.
+    - A job is in the queue at most once. Queued jobs run one slice each, in order; a job that is alone goes on while there
+      is time.
+    - A job that raises does not delay the others.
     """
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[Job, None] = OrderedDict()
-        self._end: float | None = None  # of this turn's time; None: no job has asked
+        self._end: float | None = None  # of the time in this turn; None: `may_go_on` was not called yet
 
     def may_go_on(self, job: Job) -> bool:
-        """Return whether there is time for another slice now. If not, `job` is called when it is its turn."""
+        """Return whether there is time for another slice now. If not, queue `job`, which is called later."""
         now = time.monotonic()
         if self._end is None:
             self._end = now + TURN_TIME

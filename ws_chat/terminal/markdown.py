@@ -71,9 +71,20 @@ def _formula_block(state: StateBlock, line: int, end: int, silent: bool) -> bool
     return True
 
 
+def _latex_space(state: StateInline, silent: bool) -> bool:
+    r"""Keep the backslash of `\,` and `\;`: spaces of LaTeX without delimiters. Markdown has no use for these escapes."""
+    if not state.src.startswith(("\\,", "\\;"), state.pos):
+        return False
+    if not silent:
+        state.pending += state.src[state.pos : state.pos + 2]
+    state.pos += 2
+    return True
+
+
 # HTML is parsed as text and shown: rich would leave it out.
 _PARSER: Final = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
 _PARSER.inline.ruler.before("escape", "formula", _formula)
+_PARSER.inline.ruler.before("escape", "latex_space", _latex_space)
 _PARSER.block.ruler.before("fence", "formula", _formula_block, {"alt": ["paragraph", "blockquote", "list"]})
 
 

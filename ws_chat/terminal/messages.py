@@ -90,6 +90,8 @@ def connection_failure(error: ClientError, url: str, *, key: str | None) -> str:
         case AuthenticationError():
             wrong = "does not accept this key" if key else "requires a key"
             return f"{error}\nThe server {Address(url, None)} {wrong}: set WS_CHAT_API_KEY."
+        case NotFoundError():
+            return f"{error}\nServer: {Address(url, None)}\n--url is the address of the server, as of its page, without a path of its own."
         case UntrustedServerError() | ProtocolError():
             return explained(error, url)
         case ConnectionLostError():  # its message names the address

@@ -22,9 +22,9 @@ def parameter(text: str) -> tuple[str, Any]:
     """Return a parameter of `key=value`; the value is JSON, or a text that is none. Raises ValueError."""
     key, equals, value = text.partition("=")
     if not (equals and key.isidentifier()):
-        raise ValueError(f"-o {text}: must be key=value, such as temperature=0.2")
+        raise ValueError(f"{text!r} must be KEY=VALUE, such as temperature=0.2")
     if key in ("messages", "model", "id", "type", "stream", "previous_id"):
-        raise ValueError(f"-o {text}: {key} is not a parameter; -m sets the model, and the question is the message")
+        raise ValueError(f"{key} is not a parameter; -m sets the model, and the question is the message")
     try:
         return key, json.loads(value)
     except ValueError:

@@ -33,6 +33,7 @@ VALUES_LIMIT: Final = 100_000
 LARGE_EVENT: Final = 16 * 1024
 """Bytes of an event from which its values are counted."""
 _LF: Final = 10
+_CR: Final = 13
 
 
 class _Text(msgspec.Struct, gc=False, omit_defaults=True, forbid_unknown_fields=True):
@@ -110,14 +111,15 @@ class CompletionParser:
         Raises ChatError and NotAnEventStreamError, after emitting the deltas before the fault.
         """
         # At a typing pace nearly every read is one whole event, for which the decoder is not needed.
+        data = read[6:-2]
         if (
             self._decoder.between
-            and read.startswith(b"data: {")
-            and read.find(b"\n") == len(read) - 2
-            and read[-1] == _LF
-            and b"\r" not in read
+            and _LF not in data  # ten times faster than a search for bytes
+            and _CR not in data
+            and read[:7] == b"data: {"
+            and read[-2:] == b"\n\n"
         ):
-            if delta := self._parse(read[6:-2]):
+            if delta := self._parse(data):
                 self._emit((delta,))
                 self._in_tail = False
         else:
@@ -168,8 +170,7 @@ class CompletionParser:
         if choice.finish_reason:
             self._finish(choice.finish_reason)
         delta = choice.delta
-        # Two quotes side by side are an empty text, perhaps of this delta: no other JSON has them.
-        if delta.content and delta.role is None and b'""' not in data:
+        if delta.content and delta.role is delta.reasoning_content is delta.reasoning is delta.refusal is None:
             return _encode(delta)
         return encode_delta(msgspec.structs.asdict(delta))
 

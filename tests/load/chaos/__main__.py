@@ -1,8 +1,8 @@
 """Break replicas and their Redis in every way, and check what readers see: `make chaos`.
 
-Real replicas, a real Redis with a secondary, and a scripted upstream; a seed; a bound in time. Every upstream request and
-every frame of every reader is recorded, and the record is checked afterwards (`checker`). It prints a table, and ends
-with a status other than 0 if there was a violation.
+It runs real replicas, a real Redis with a secondary, and a scripted upstream, for a limited time and from a seed. It
+records every upstream request and every frame of every reader, and checks the record afterwards (`checker`). It prints a
+table, and exits with a status other than 0 if there was a violation.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from load.chaos.site import Site, site
 from support.processes import ROOT
 
 RESUME_WINDOW = 15.0
-"""Seconds; more than any Redis of the nemeses hangs."""
+"""Seconds: longer than any nemesis lets Redis hang."""
 SETTLED_WITHIN = 40.0
-"""Seconds after the last strike in which every reader should have ended; then those left are judged as they are."""
+"""Seconds after the last strike in which every reader should end. The others are checked as they are then."""
 SHOWN = 3
 """Violations of each kind that are printed in full."""
 
 
 async def one(name: str, seed: int, seconds: float, server: Path, rate: float, folder: Path) -> History:
-    """Run the load under a nemesis for so long, and until all of it has ended. Logs go to `folder`."""
+    """Run the load under a nemesis for `seconds`, and until all of it has ended. Logs go to `folder`."""
     this = asyncio.current_task()
     assert this
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that no replica is left behind
@@ -60,7 +60,7 @@ async def one(name: str, seed: int, seconds: float, server: Path, rate: float, f
 
 
 async def strike(here: Site, nemesis: Nemesis, chance: random.Random, seconds: float) -> None:
-    """Let a nemesis strike, again and again, until the time is over."""
+    """Let a nemesis strike repeatedly until the time is over."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline - nemesis.pause:
         await asyncio.sleep(nemesis.pause * chance.uniform(0.7, 1.3))
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--server", type=Path, default=ROOT, help="a checkout with its .venv, whose `ws-chat` is run")
     parser.add_argument("--keep", type=Path, help="a folder for the histories, as JSON, and the logs of the replicas")
     options = parser.parse_args()
-    logging.getLogger("ws_chat.client").setLevel(logging.ERROR)  # it says each time that it tries again
+    logging.getLogger("ws_chat.client").setLevel(logging.ERROR)  # it logs every retry
     print(HEAD, flush=True)
     total = 0
     for seed in range(options.seed, options.seed + options.seeds):

@@ -1,7 +1,7 @@
 """Checks a history against the contract (docs/protocol.md): history in, violations out. Pure.
 
-What a fault excuses is decided here and nowhere else: see `_Checker.lost`, `_calm` and `_dead`. A slow machine excuses
-lateness by as much as the history measured of it.
+Only this module decides what a fault excuses: see `_Checker.lost`, `_calm` and `_dead`. A slow machine excuses as much
+delay as the history has measured.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from load.chaos.history import Event, Fault, History, Reader, Run
 
 ANSWERED_WITHIN = 10.0
-"""Seconds in which every request is answered, a lost owner is reported and a cancel has ended its generation."""
+"""Seconds in which every request is answered, a lost owner is reported, and a cancel ends its generation."""
 RESENT_WITHIN = 30.0
 """Seconds after its end in which an answer survives a Redis that loses its data."""
 SETTLING = 10.0
 """Seconds after a loss of data in which the replicas may refuse, until every owner has had its time to repair it."""
 ABSENT_AFTER = 2.0
-"""Seconds without Redis, or stopped, after which a replica may count as dead."""
+"""Seconds without Redis, or suspended, after which a replica may count as dead."""
 LEFT_WITHIN = 60.0
-"""Seconds that keys may stay besides the retention time, once every replica has gone."""
+"""Seconds that keys may stay beyond the retention time, once every replica has ended."""
 ABSENCE = 3.0
 """Seconds between two connections after which a reader was absent, by its own choice."""
 SLOW = 0.5
-"""Seconds of lag from which a machine is slow."""
+"""Seconds of lag above which a machine is slow."""
 GRACE = 1.0
-"""Seconds that no deadline is more exact than."""
+"""Seconds of tolerance of every deadline."""
 
 CLIENT = "client"
-"""The replica that is recorded for the Python client, which chooses one by itself."""
+"""Recorded as the replica of the Python client, which chooses one by itself."""
 UNNAMED = "unnamed chat"
 """A chat without an id, which needs no Redis."""
 RETRYABLE = {"overloaded", "draining", "rate_limited", "too_many_generations"}
@@ -45,7 +45,7 @@ Signature = tuple[str, str, int | None]
 
 
 class Violation(NamedTuple):
-    """Something that the contract rules out. `who` names the generation or the reader."""
+    """A violation of the contract. `who` names the generation or the reader."""
 
     kind: str
     who: str
@@ -53,7 +53,7 @@ class Violation(NamedTuple):
 
 
 def _reading_since(reader: Reader) -> float:
-    """Return since when a reader has read, or tried to, without an absence."""
+    """Return the time since which a reader has read, or tried to, without an absence."""
     since = 0.0
     closed: float | None = float("-inf")
     for event in reader.events:
@@ -69,7 +69,7 @@ def check(history: History, patience: float = 1.0) -> list[Violation]:
 
 
 class _View:
-    """What a reader holds at one moment, and how it got there."""
+    """The state of a reader at one moment."""
 
     def __init__(self) -> None:
         self.seq = 0
@@ -77,7 +77,7 @@ class _View:
         self.run: int | None = None
         self.terminal: Signature | None = None
         self.ended: float | None = None
-        """When it got the terminal frame, or a refusal after which nothing more comes."""
+        """When it got the terminal frame, or a refusal after which it did not try again."""
 
 
 class _Checker:
@@ -114,7 +114,7 @@ class _Checker:
         self._violations.append(Violation(kind, who, what))
 
     def _index(self, reader: Reader) -> None:
-        """Note when the generation was accepted, cancelled and read."""
+        """Record when the generation was accepted, cancelled and read."""
         key = (reader.id, reader.use)
         since: float | None = None
         cancelling = False
@@ -135,7 +135,7 @@ class _Checker:
         if since is not None:
             self._present[key].append((since, self._history.end, reader.events[-1].replica))
 
-    # What excuses.
+    # The excuses.
 
     def _slack(self, start: float, end: float) -> float:
         lags = [lag for time, lag in self._history.lags if start - 2 <= time <= end + 2]
@@ -156,7 +156,7 @@ class _Checker:
         if any(self._faults("killed", "drained", start=start, end=end, replica=replica)):
             return True
         if any(lag >= ABSENT_AFTER for time, lag in self._history.lags if end - 10 <= time <= end):
-            return True  # a machine that is too slow for it to renew its lease
+            return True  # the machine was too slow to renew a lease
         absent = self._faults("stopped", "cut off", start=start, end=end, replica=replica)
         return any(min(end, self._end(fault)) - fault.start >= ABSENT_AFTER for fault in absent)
 
@@ -203,7 +203,7 @@ class _Checker:
 
     def _answered(self, reader: Reader, asked: Event, time: float) -> None:
         if asked.replica == CLIENT:
-            return  # it is refused and asks again without a word
+            return  # it retries refused requests without an event
         took = time - asked.time
         stopped = self._faults("stopped", "killed", start=asked.time - 1, end=time, replica=asked.replica)
         if took > self._within + self._slack(asked.time, time) and not any(stopped):
@@ -221,11 +221,11 @@ class _Checker:
             elif event.kind == "over":
                 return  # it left by its own choice
             elif event.kind == "frame" and not self._frame(reader, view, asked, event):
-                return  # what follows a mixed text shows nothing new
+                return  # later frames would only repeat the violation
         self._check_end(reader, view)
 
     def _frame(self, reader: Reader, view: _View, asked: dict[str, Any], event: Event) -> bool:
-        """Check one frame. Returns whether the rest of the reader's history can be checked."""
+        """Check one frame. Return whether the reader's later frames can be checked."""
         frame = event.data
         kind = frame["type"]
         if kind == "start":
@@ -293,7 +293,7 @@ class _Checker:
 
     def _note_end(self, reader: Reader, view: _View, run: Run | None) -> None:
         if view.epoch is not None and view.terminal is not None and view.ended is not None:
-            # A Redis that loses the end of an answer whose owner is dead, too, leaves one that was lost.
+            # If Redis loses the end of an answer whose owner is dead, later readers get `generation_lost`.
             lost = run is not None and self.lost(run, view.ended)
             self._terminals[view.epoch, lost].setdefault(view.terminal, reader.name)
 

@@ -35,8 +35,8 @@ class Fault:
 class Run:
     """An upstream request: the number that its text names, the generation's id and use, and the replica it came from.
 
-    Delta k of run n is `delta(n, k)`, so every text shows by itself where it comes from. Each body under one id that is
-    used several times, one after the other, is a use.
+    Delta k of run n is `delta(n, k)`, so every text shows where it comes from. An id may be used for several bodies, one
+    after the other: each is a use, counted from 0.
     """
 
     number: int
@@ -44,7 +44,7 @@ class Run:
     use: int
     owner: str
     size: int
-    """Deltas that it has if it is read to its end."""
+    """Deltas of the whole answer."""
     started: float
     sent: int = 0
     ended: float | None = None
@@ -59,11 +59,12 @@ def delta(run: int, seq: int) -> str:
 
 @dataclass
 class Event:
-    """Something that a reader did or got.
+    """An action of a reader, or a frame that it received.
 
-    `send`: it sent a chat, resume, cancel or ping (`data["what"]`; `after` and `epoch` where they apply). `frame`: it got
-    `data`; what HTTP answers without a stream is a frame, too: an error object, or `{"type": "status", "status": 204}`.
-    `closed`: its connection is gone, by its own choice or not. `over`: it needs nothing more.
+    `send`: it sent a chat, resume, cancel or ping (`data["what"]`; `after` and `epoch` where they apply). `frame`: it
+    received `data`; an HTTP response without a stream is a frame, too: an error object, or
+    `{"type": "status", "status": 204}`. `closed`: its connection was closed, by either side. `over`: it stopped reading by
+    its own choice.
     """
 
     time: float
@@ -98,6 +99,6 @@ class History:
     lags: list[tuple[float, float]] = field(default_factory=list)
     """When, and how late, this program or a healthy replica did something that takes no time: a slow machine."""
     left: dict[str, float | None] = field(default_factory=dict)
-    """The keys in Redis after the end, with the seconds that they stay; None: for ever."""
+    """The keys in Redis after the end, with the seconds until they expire; None: never."""
     crashes: list[str] = field(default_factory=list)
     """What replicas logged that they should not: tracebacks, unexpected ends."""

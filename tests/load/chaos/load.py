@@ -1,4 +1,4 @@
-"""The load: generations that are asked for, followed, resumed, asked for again and cancelled, as chance has it."""
+"""The load: generations that are requested, followed, resumed, requested again and cancelled at random."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from load.chaos.site import Site
 
 LONGEST = 10.0
-"""Seconds that an answer takes, unless it is to be cancelled."""
+"""Seconds of the longest answer that is not to be cancelled."""
 TO_CANCEL = 90.0
-"""Seconds that an answer takes that is to be cancelled."""
+"""Seconds of an answer that is to be cancelled."""
 HOP = 2.5
-"""Seconds that a connection lasts, on average, of a reader that hops."""
+"""Mean seconds between the reconnects of a reader that hops."""
 CROWD = 2000
-"""Generations that run at once."""
+"""Generations of `crowd`, which all run at once."""
 WAVE = 100
 """How many of them are started together."""
 AT_ONCE = 6
-"""Generations that are asked for again when something breaks."""
+"""Generations that are requested again when a fault is about to happen."""
 CROWD_SIZE = 20
 CROWD_RATE = 0.5
 FOLLOWING = (WebSocketReading, SSEReading)
 
 
 class Load:
-    """Generations on a site. `rate` of them start in a second."""
+    """Generations on a site; `rate` of them start per second."""
 
     def __init__(self, site: Site, seed: int, rate: float) -> None:
         self._site = site
@@ -54,11 +54,11 @@ class Load:
         self._rate = rate
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure: BaseException | None = None
-        self._asked: list[tuple[Reading, dict[str, Any]]] = []  # those that ask, and what
+        self._asked: list[tuple[Reading, dict[str, Any]]] = []  # readers with the chats that they sent
         self.readers: list[Reading] = []
 
     async def mixed(self, seconds: float) -> None:
-        """Start generations for so long, with readers of all kinds."""
+        """Start generations for `seconds`, with readers of all kinds."""
         asking_again = asyncio.create_task(self._ask_again_when_struck())
         try:
             await self._start(self._generation, seconds)
@@ -66,7 +66,7 @@ class Load:
             asking_again.cancel()
 
     async def _ask_again_when_struck(self) -> None:
-        """Each time that something breaks, ask for what runs again at once: a second run starts then, if ever."""
+        """At each fault, request running generations again at once: if a second run ever starts, it does then."""
         chance = random.Random(self._seed)
         for number in itertools.count():
             await self._site.struck(3600)
@@ -80,11 +80,11 @@ class Load:
         await work
 
     async def reuse(self, seconds: float) -> None:
-        """Start generations for so long, whose ids are used again after the retention time."""
+        """Start generations for `seconds` whose ids are used again after the retention time."""
         await self._start(self._used_again, seconds)
 
     async def crowd(self) -> None:
-        """Start two thousand generations that run at once, one in four with a reader at another replica, too."""
+        """Start CROWD generations that run at once, one in four with another reader at a random replica."""
         chance = random.Random(self._seed)
         asking, following = Sockets(), Sockets()
         for first in range(0, CROWD, WAVE):
@@ -112,7 +112,7 @@ class Load:
             self._raise()
 
     async def end(self, seconds: float) -> None:
-        """Wait until every reader has ended, for so long at most; the others are left without an end."""
+        """Wait until every reader has ended, for at most `seconds`; the others are left without an end."""
         deadline = time.monotonic() + seconds
         while self._tasks and time.monotonic() < deadline:
             await asyncio.wait(self._tasks, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
@@ -124,7 +124,7 @@ class Load:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Let something run until it ends, or until `close`."""
+        """Run a task until it ends, or until `close`."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -140,7 +140,7 @@ class Load:
             raise self._failure
 
     def reader(self, kind: type[Reading], name: str, chance: random.Random, use: int = 0, **more: Any) -> Reading:
-        """Return a new reader of a generation, which has its own part of the history."""
+        """Return a new reader, which has a record of its own in the history. `name`: the generation's id, and a role."""
         generation_id, _, role = name.partition(" ")
         reading = kind(
             self._site, Reader(f"{generation_id} {role} {kind.transport}", generation_id, use), chance, **more
@@ -198,7 +198,7 @@ class Load:
         await self.reader(UnnamedReading, f"{name} asker", chance, ask=ask).run()
 
     async def _used_again(self, generation_id: str) -> None:
-        """Use an id twice. A reader that has read a part of its first answer comes back during the second one."""
+        """Use an id twice. A reader that has read a part of the first answer resumes during the second one."""
         chance = random.Random(generation_id)
         holder: Reading | None = None
         for use in range(2):
@@ -235,19 +235,19 @@ class Load:
         self, reading: Reading, ask: dict[str, Any] | None, chance: random.Random, *, delay: float = 0.0
     ) -> None:
         if delay and chance.random() < 0.6:
-            await self._site.struck(2 * delay)  # what breaks finds it at work
+            await self._site.struck(2 * delay)  # so that the fault happens while it reads
             delay = chance.choice([0.0, chance.uniform(0, 0.5), chance.uniform(0, 2)])
         await asyncio.sleep(delay)
         await reading.run()
         if ask and reading.refusal in ("not_found", "generation_gone") and chance.random() < 0.7:
-            # As a person does: ask again.
+            # As a user would: send the chat again.
             again = self.reader(WebSocketReading, f"{reading.record.name.rpartition(' ')[0]}-again", chance, ask=ask)
             await again.run()
 
 
 @contextlib.asynccontextmanager
 async def loaded(site: Site, seed: int, rate: float) -> Any:
-    """Yield a load, and end all of it with the block."""
+    """Yield a load, and cancel its tasks at the end of the block."""
     load = Load(site, seed, rate)
     try:
         yield load

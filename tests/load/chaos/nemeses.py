@@ -1,4 +1,4 @@
-"""The nemeses: each breaks something while the load runs, some of them several times, and mends it again."""
+"""The nemeses: each injects a fault while the load runs, most of them repeatedly, and repairs it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ if TYPE_CHECKING:
     from load.chaos.site import Replica, Site
 
 AWAY = 3.0
-"""Seconds that a replica which was killed is away."""
+"""Seconds until a killed replica is started again."""
 TAIL = 2.0
 """Seconds of writes that a secondary lacks when it is promoted too early."""
 
 
 @dataclass(frozen=True)
 class Nemesis:
-    """Something that breaks, `pause` seconds after the load begins and after each time that it was mended.
-
-    `load`: what runs meanwhile. `often`: it strikes again until the load is over.
-    """
+    """A fault that is injected `pause` seconds after the load starts, and after each repair if it is to strike `often`."""
 
     strike: Callable[[Site, random.Random], Awaitable[None]]
     secondary: bool = False
@@ -54,7 +51,7 @@ async def _kill(site: Site, replica: Replica) -> None:
 
 
 async def kill_worker(site: Site, chance: random.Random) -> None:
-    """Kill one of the workers of a replica; it is started again by itself."""
+    """Kill one of the workers of a replica, which then starts another one."""
     replica = chance.choice(site.replicas)
     site.happened("killed", replica)
     replica.kill_worker()
@@ -62,7 +59,7 @@ async def kill_worker(site: Site, chance: random.Random) -> None:
 
 
 async def stop(site: Site, chance: random.Random) -> None:
-    """Stop a replica for a moment, or for so long that it counts as dead."""
+    """Suspend a replica for a moment, or for so long that it counts as dead."""
     await _stop(site, chance.choice(site.replicas), chance.choice([1.5, 5.0, 12.0]))
 
 
@@ -102,7 +99,7 @@ async def empty(site: Site, chance: random.Random) -> None:
 
 
 async def flush(site: Site, chance: random.Random) -> None:
-    """Remove all data, without a lost connection."""
+    """Remove all data without closing connections."""
     async with site.redis() as redis:
         await redis.flushall()
     site.happened("lost all")
@@ -149,7 +146,7 @@ async def hang_13(site: Site, chance: random.Random) -> None:
 
 
 async def _hang(site: Site, chance: random.Random, seconds: float) -> None:
-    """Stop the process, or hold back all that is sent to it and from it."""
+    """Suspend the process, or hold back all data to and from it."""
     with site.fault("away"):
         if chance.random() < 0.5:
             site.primary.pause()
@@ -157,33 +154,33 @@ async def _hang(site: Site, chance: random.Random, seconds: float) -> None:
             site.primary.pause(over=True)
         else:
             for replica in site.replicas:
-                replica.link.hold("up", "down")
+                replica.proxy.hold("up", "down")
             await asyncio.sleep(seconds)
             for replica in site.replicas:
-                replica.link.flow()
+                replica.proxy.flow()
 
 
 async def one_way(site: Site, chance: random.Random) -> None:
-    """Lose the answers of Redis: what is sent to it is executed. One replica or all, for a moment or longer."""
+    """Discard the answers of Redis, which still executes all commands. For one replica or all, for a moment or longer."""
     replicas = chance.choice([site.replicas, [chance.choice(site.replicas)]])
     with site.fault("away") if replicas is site.replicas else site.fault("cut off", replicas[0]):
         for replica in replicas:
-            replica.link.throw_away("down")
+            replica.proxy.throw_away("down")
         await asyncio.sleep(chance.choice([1.0, 6.0, 12.0]))
         for replica in replicas:
-            replica.link.flow()
-            replica.link.reset()
+            replica.proxy.flow()
+            replica.proxy.reset()
 
 
 async def late(site: Site, chance: random.Random) -> None:
-    """Execute commands only when those who sent them have given up."""
+    """Delay commands until after their senders have timed out."""
     replicas = chance.choice([site.replicas, [chance.choice(site.replicas)]])
     with site.fault("away") if replicas is site.replicas else site.fault("cut off", replicas[0]):
         for replica in replicas:
-            replica.link.hold("up")
+            replica.proxy.hold("up")
         await asyncio.sleep(chance.uniform(5, 9))
         for replica in replicas:
-            replica.link.flow()
+            replica.proxy.flow()
 
 
 async def full(site: Site, chance: random.Random) -> None:
@@ -206,15 +203,15 @@ async def clock(site: Site, chance: random.Random) -> None:
 
 
 async def some(site: Site, chance: random.Random) -> None:
-    """Do those that take little time, one after the other. The replica that is killed stays away."""
+    """Do the quick ones, one after the other. The replica that is killed is not started again."""
     for strike in (flush, promote):
         await strike(site, chance)
-        await asyncio.sleep(2)  # so that the next one finds something at work
+        await asyncio.sleep(2)  # so that the next fault hits running generations
     await _kill(site, chance.choice(site.replicas))
 
 
 async def mixed(site: Site, chance: random.Random) -> None:
-    """Do any of these."""
+    """Do a random one of the others."""
     names = [name for name, nemesis in NEMESES.items() if nemesis.load == "mixed" and nemesis.workers == 1]
     name = chance.choice([name for name in names if name not in ("some", "mix")])
     await NEMESES[name].strike(site, chance)

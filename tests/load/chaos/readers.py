@@ -1,4 +1,4 @@
-"""Readers that write down all that they do and get. They resume on any replica, as often as it takes."""
+"""Readers that record everything that they send and receive. They resume on any replica until they have the end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAUSE = 0.1
 """Seconds before a reader connects again."""
 LONGEST_PAUSE = 1.0
 LEFT_AFTER = 3.0
-"""Seconds after which a replica that is stopped is left, as by a client or a balancer that gets no answer from it."""
+"""Seconds after which a reader leaves a suspended replica, as a client or a balancer does without an answer."""
 BEYOND = 1 << 31
 """A seq that no answer has."""
 POLL_INTERVAL = 0.25
@@ -39,7 +39,7 @@ decode = msgspec.json.decode
 
 
 class Reading:
-    """One reader of a generation: it asks for it (with `ask`, a chat) or follows it. `hop`: seconds for a connection."""
+    """One reader of a generation: it sends the chat `ask`, or follows. `hop`: mean seconds until it reconnects elsewhere."""
 
     transport = ""
 
@@ -62,10 +62,10 @@ class Reading:
         self.seq = after
         self.epoch = epoch
         self.began = asyncio.Event()
-        """Set when it was accepted, or when it has ended."""
+        """Set at the first `start` frame, or at the end."""
         self.ended = False
         self.refusal: str | None = None
-        """The code of the refusal that said that there is nothing more to read."""
+        """The error code after which it does not try again."""
         self._pause = PAUSE
         self._heard = False
         site.history.readers.append(record)
@@ -81,7 +81,7 @@ class Reading:
         self.began.set()
 
     def leave(self) -> None:
-        """Note that it reads no more, by its own choice."""
+        """Record that it stops reading by its own choice."""
         self.note("over", self.record.events[-1].replica if self.record.events else "")
         self.ended = True
         self.began.set()
@@ -94,7 +94,7 @@ class Reading:
         return self._chance.choice(alive) if alive else None
 
     async def _visit(self, replica: Replica) -> None:
-        """Read over one connection, until it breaks, its time is over, or the replica is left."""
+        """Read over one connection, until it breaks, or until it is time to reconnect or to leave a suspended replica."""
         self._pause, self._heard = PAUSE, False
         task = asyncio.create_task(self._read(replica))
         left_at: float | None = None
@@ -103,7 +103,7 @@ class Reading:
             while not (await asyncio.wait({task}, timeout=POLL_INTERVAL))[0]:
                 now = time.monotonic()
                 if not self._heard and not replica.stopped:
-                    left_at = None  # it waits for an answer, however long that takes
+                    left_at = None  # no answer yet: wait however long it takes
                 elif left_at is None:
                     left_at = now + LEFT_AFTER if replica.stopped else None if hop is None else now + hop
                 elif now > left_at:
@@ -111,7 +111,7 @@ class Reading:
         finally:
             left = not task.done()
             if left:
-                self.note("closed", replica.name)  # now: a closing handshake takes its time
+                self.note("closed", replica.name)  # now, because a closing handshake takes time
                 task.cancel()
             results = await asyncio.gather(task, return_exceptions=True)
             if not left:
@@ -124,7 +124,7 @@ class Reading:
         raise NotImplementedError
 
     def _opening(self, replica: Replica) -> dict[str, Any]:
-        """Return the next frame to send, and note it."""
+        """Return the first frame to send on a connection, and record it."""
         if self._ask and not self.epoch:
             self.note("send", replica.name, what="chat", previous=self._ask.get("previous_id"))
             return self._ask
@@ -134,7 +134,7 @@ class Reading:
         )
 
     def _take(self, replica: Replica, frame: dict[str, Any]) -> bool:
-        """Note a frame. Returns whether the connection is of no more use."""
+        """Record a frame. Return whether the connection can be closed."""
         self._heard = True
         self.note("frame", replica.name, **frame)
         match frame["type"]:
@@ -182,7 +182,7 @@ class WebSocketReading(Reading):
 
 
 class InterruptingReading(WebSocketReading):
-    """Continues from a generation that still runs, which interrupts it. `interrupted` is the record of that one."""
+    """Continues from a running generation, which interrupts it. `interrupted`: a record for that generation."""
 
     def __init__(self, *given: Any, interrupted: Reader, **more: Any) -> None:
         super().__init__(*given, **more)
@@ -208,7 +208,7 @@ class SSEReading(Reading):
         method, path, body, headers = "GET", f"{PATH}/{self.record.id}?format=frames", b"", {}
         if opening is not self._ask:
             headers["Last-Event-ID"] = f"{self.seq}-{self.epoch}" if self.epoch else str(self.seq)
-        # After a cut some clients follow, others send their POST again, with the header.
+        # After a disconnect some clients follow, others repeat their POST with the header.
         if opening is self._ask or (self._ask and self._chance.random() < 0.5):
             method, path, body = "POST", f"{PATH}?format=frames", json.dumps(self._ask).encode()
         async with http(replica.port, method, path, body, **headers) as response:
@@ -218,7 +218,7 @@ class SSEReading(Reading):
 
 
 class UnnamedReading(SSEReading):
-    """Asks without an id, over one connection."""
+    """Sends a chat without an id, over one connection."""
 
     async def _visit(self, replica: Replica) -> None:
         await super()._visit(replica)
@@ -232,7 +232,7 @@ class UnnamedReading(SSEReading):
 
 
 class ClientReading(Reading):
-    """Reads with the Python client, over connections that break at random bytes and go on at the next replica."""
+    """Reads with the Python client, over connections that break at random bytes and reconnect to the next replica."""
 
     transport = "client"
 
@@ -251,7 +251,7 @@ class ClientReading(Reading):
                             self.began.set()
                         self.note("frame", "client", **{"type": "token", **frame})
                 except ReplyError as error:
-                    # A client that gives up on a draining server has seen the end: it would have tried again after a refusal.
+                    # `draining` must be the generation's end here: the client would have retried a refusal.
                     end = {"seq": None} if error.code == "draining" else {}
                     self.note("frame", "client", type="error", error={"code": error.code}, **end)
                     self.refusal = error.code
@@ -264,7 +264,7 @@ class ClientReading(Reading):
 
 
 class Sockets:
-    """WebSockets that carry many readers each, some to every replica. None may carry two readers of a generation."""
+    """EACH WebSockets to every replica, with many readers on each, but no two of one generation."""
 
     EACH = 4
 
@@ -298,7 +298,7 @@ class Shared:
         return self._receiving.done()
 
     async def carry(self, reading: SharedReading, opening: dict[str, Any]) -> None:
-        """Send a reader's frame; return when the reader has no more use for the socket, or the socket is gone."""
+        """Send a reader's frame; return when the reader needs the socket no longer, or the socket is closed."""
         done = asyncio.get_running_loop().create_future()
         self._carried[reading.record.id] = (reading, done)
         await self._socket.send(json.dumps(opening))
@@ -340,7 +340,7 @@ class SharedReading(Reading):
 
 
 class Cancelling(Reading):
-    """Cancels a generation, until that is acknowledged."""
+    """Cancels a generation; repeats that until it is acknowledged."""
 
     transport = "cancel"
 
@@ -353,8 +353,8 @@ class Cancelling(Reading):
             return
         async with _socket(replica) as socket:
             await socket.send(json.dumps({"type": "cancel", "id": self.record.id}))
-            # Only a refused cancel is answered. Frames with the same id are answered in their order (a ping is not), so
-            # the refusal of a position that no answer has says that the cancel was not refused.
+            # Only a refused cancel is answered. Frames with one id are answered in order, so an answer to this resume,
+            # whose position is past any end, shows that the cancel was not refused.
             await socket.send(json.dumps({"type": "resume", "id": self.record.id, "after": BEYOND}))
             async for message in socket:
                 frame = decode(message)
@@ -365,7 +365,7 @@ class Cancelling(Reading):
 
 
 class Pinging:
-    """Sends a ping over a socket every second, and writes down when it is answered."""
+    """Sends a ping over a socket every second, and records the pongs."""
 
     def __init__(self, site: Site, name: str) -> None:
         self._record = Reader(name, "", 0)
@@ -396,7 +396,7 @@ def _socket(replica: Replica) -> Any:
 
 
 class Response:
-    """An HTTP response, as little as is needed of it: httpx takes 25 ms of CPU to create a client."""
+    """A minimal HTTP response: httpx takes 25 ms of CPU to create a client."""
 
     def __init__(self, status: int, headers: dict[str, str], reader: asyncio.StreamReader) -> None:
         self.status = status

@@ -1,4 +1,4 @@
-"""The real thing, in processes of its own: replicas, a Redis with a secondary, and proxies between them that break."""
+"""The system under test, in processes of its own: replicas, a Redis with a secondary, and TCP proxies that break."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PULSE = 0.2
 
 
 def question(generation_id: str, use: int, size: int, rate: float) -> dict[str, Any]:
-    """Return a chat request whose answer has so many deltas, so many a second."""
+    """Return a chat request whose answer has `size` deltas, `rate` per second."""
     return {"id": generation_id, "messages": [{"role": "user", "content": f"{generation_id} {use} {size} {rate}"}]}
 
 
@@ -63,7 +63,7 @@ class Upstream(FakeOpenAI):
         return Reply(self._steps(run, float(rate)))  # type: ignore[arg-type]  # it is iterated once
 
     def settle(self) -> None:
-        """Note which runs have ended because their connection was closed."""
+        """Record which runs have ended because their connection was closed."""
         for run, request in self._open:
             if run.ended is None and request.closed_at is not None:
                 run.ended = request.closed_at
@@ -80,8 +80,8 @@ class Upstream(FakeOpenAI):
         run.ended, run.completed = time.monotonic(), True
 
 
-class Link:
-    """A TCP proxy to a port of 127.0.0.1, each direction of which flows, is held back, or is thrown away."""
+class Proxy:
+    """A TCP proxy to a port of 127.0.0.1. Each direction is forwarded, held back, or discarded."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -103,7 +103,7 @@ class Link:
         self.reset()
 
     def lead_to(self, port: int) -> None:
-        """Break all connections; lead new ones to this port."""
+        """Break all connections; forward new ones to this port."""
         self.target = port
         self.reset()
 
@@ -113,12 +113,12 @@ class Link:
             end.abort()
 
     def hold(self, *directions: str) -> None:
-        """Forward nothing in these directions (`up`: to the server), and keep it."""
+        """Hold back all data in these directions (`up`: to the server)."""
         for direction in directions:
             self._held[direction] = True
 
     def throw_away(self, *directions: str) -> None:
-        """Forward nothing in these directions, ever."""
+        """Discard all data in these directions."""
         for direction in directions:
             self._thrown_away[direction] = True
 
@@ -131,12 +131,12 @@ class Link:
 
 
 class _End(asyncio.Protocol):
-    """One end of a connection through a link: what it receives goes on in its direction."""
+    """One end of a proxied connection. It forwards what it receives to its peer."""
 
     transport: asyncio.Transport
 
-    def __init__(self, link: Link, direction: str, peer: _End | None = None) -> None:
-        self._link = link
+    def __init__(self, proxy: Proxy, direction: str, peer: _End | None = None) -> None:
+        self._proxy = proxy
         self._direction = direction
         self._peer = peer
         self._kept: list[bytes] = []
@@ -145,8 +145,8 @@ class _End(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        self._link._ends.add(self)
-        if self._link.cut:
+        self._proxy._ends.add(self)
+        if self._proxy.cut:
             self.transport.abort()
         elif self._peer is None:
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
@@ -155,7 +155,7 @@ class _End(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         try:
             _, peer = await loop.create_connection(
-                lambda: _End(self._link, "down", self), "127.0.0.1", self._link.target
+                lambda: _End(self._proxy, "down", self), "127.0.0.1", self._proxy.target
             )
         except OSError:
             self.transport.abort()
@@ -164,42 +164,42 @@ class _End(asyncio.Protocol):
         self.flush()
 
     def data_received(self, data: bytes) -> None:
-        if not self._link._thrown_away[self._direction]:
+        if not self._proxy._thrown_away[self._direction]:
             self._kept.append(data)
             self.flush()
 
     def flush(self) -> None:
-        """Send on what may be sent. A command that was held back is executed, even if its client has gone meanwhile."""
-        if self._peer is None or self._link._held[self._direction]:
+        """Forward what may be forwarded, even if the sender has disconnected: Redis executes commands that were held back."""
+        if self._peer is None or self._proxy._held[self._direction]:
             return
         if self._kept and not self._peer._closed:
             self._peer.transport.write(b"".join(self._kept))
         self._kept.clear()
         if self._closed:
-            self._link._ends.discard(self)
+            self._proxy._ends.discard(self)
             self._peer.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closed = True
         if self._peer is None:
-            self._link._ends.discard(self)
+            self._proxy._ends.discard(self)
         else:
             self.flush()
 
     def abort(self) -> None:
         self._kept.clear()
-        self._link._ends.discard(self)
+        self._proxy._ends.discard(self)
         self.transport.abort()
 
 
 class Replica:
-    """A `ws-chat serve` of a checkout, which can be killed, stopped and started again on its port."""
+    """A `ws-chat serve` of a checkout, which can be killed, suspended and started again on its port."""
 
     def __init__(
         self, name: str, server: Path, redis_port: int, folder: Path, settings: dict[str, str], workers: int
     ) -> None:
         self.name = name
-        self.link = Link(redis_port)
+        self.proxy = Proxy(redis_port)
         self.port = free_port()
         self.stopped = False
         self.workers = workers
@@ -210,7 +210,7 @@ class Replica:
         self._settings = {
             **settings,
             "PYTHONPATH": str(server.resolve()),
-            "WS_CHAT_REDIS_URL": f"redis://127.0.0.1:{self.link.port}/0",
+            "WS_CHAT_REDIS_URL": f"redis://127.0.0.1:{self.proxy.port}/0",
         }
         self._log.touch()
 
@@ -250,7 +250,7 @@ class Replica:
             self.process.send_signal(number)
 
     async def end(self, number: int) -> None:
-        """End it with a signal, and wait for that. One that does not end is killed, and its log says so."""
+        """End it with a signal, and wait for its end. If it does not end, kill it, and write that to its log."""
         if self.process:
             self.send(number)
             self.send(signal.SIGCONT)
@@ -265,7 +265,7 @@ class Replica:
 
 
 class Site:
-    """Everything that runs, and the record of what is done to it."""
+    """All processes, and the record of the faults."""
 
     def __init__(self, history: History, folder: Path) -> None:
         self.history = history
@@ -273,19 +273,19 @@ class Site:
         self.replicas: list[Replica] = []
         self.primary: RedisServer
         self.secondary: RedisServer | None = None
-        self.replication: Link | None = None
+        self.replication: Proxy | None = None
         self.folder = folder
         self._clock: mmap.mmap | None = None
         self._strike = asyncio.Event()
 
     async def struck(self, seconds: float) -> None:
-        """Wait until something is about to break, for so long at most."""
+        """Wait until a fault is about to happen, for at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._strike.wait()
 
     def strike(self) -> None:
-        """Let those who wait for it know that something is about to break."""
+        """Wake those who wait in `struck`."""
         self._strike.set()
         self._strike = asyncio.Event()
 
@@ -323,7 +323,7 @@ class Site:
             self.replication.lead_to(self.primary.port)
             self.replication.flow()
         else:
-            self.replication = Link(self.primary.port)
+            self.replication = Proxy(self.primary.port)
             await self.replication.start()
         self.secondary = RedisServer(*OPTIONS, "--replicaof", "127.0.0.1", str(self.replication.port))
         await self.secondary.start()
@@ -335,17 +335,17 @@ class Site:
         await until(in_sync, "the secondary to have all data")
 
     async def promote(self) -> None:
-        """Kill the primary, make the secondary the primary, and lead everybody there."""
+        """Kill the primary, make the secondary the primary, and connect all replicas to it."""
         assert self.secondary
         dead, self.primary, self.secondary = self.primary, self.secondary, None
         await dead.remove()
         async with self.redis() as redis:
             await redis.execute_command("REPLICAOF", "NO", "ONE")
         for replica in self.replicas:
-            replica.link.lead_to(self.primary.port)
+            replica.proxy.lead_to(self.primary.port)
 
     def step_clock(self, seconds: int) -> None:
-        """Step the wall clock of Redis by so much."""
+        """Step the wall clock of Redis by `seconds`."""
         assert self._clock
         (step,) = struct.unpack("l", self._clock[:8])
         self._clock[:8] = struct.pack("l", step + seconds)
@@ -362,7 +362,7 @@ class Site:
         self.primary.environment = {"LD_PRELOAD": str(library), "CLOCK_STEP": str(path)}
 
     async def measure(self) -> None:
-        """Record how late this program, and each replica that nothing is done to, are."""
+        """Record how late this program is."""
         lags = self.history.lags
         while True:
             before = time.monotonic()
@@ -371,6 +371,7 @@ class Site:
             self.upstream.settle()
 
     async def measure_replica(self, replica: Replica) -> None:
+        """Record how late a replica without a fault is."""
         while True:
             await asyncio.sleep(5 * PULSE)
             before = time.monotonic()
@@ -397,7 +398,7 @@ OPTIONS = ("--appendonly", "yes", "--appendfsync", "no", "--maxmemory-policy", "
 async def site(
     history: History, server: Path, folder: Path, *, secondary: bool = False, clock: bool = False, workers: int = 1
 ) -> AsyncIterator[Site]:
-    """Run everything until the block ends; then end the replicas, and record what they have left. Logs go to `folder`."""
+    """Run everything for the block; then end the replicas, and record the keys that they leave. Logs go to `folder`."""
     here = Site(history, folder)
     variables = {
         "OPENAI_API_KEY": "none",
@@ -414,8 +415,8 @@ async def site(
             own = {**variables, "OPENAI_BASE_URL": here.upstream.url_for(name)}
             replica = Replica(name, server, here.primary.port, folder, own, workers)
             here.replicas.append(replica)
-            await replica.link.start()
-            stack.callback(replica.link.stop)
+            await replica.proxy.start()
+            stack.callback(replica.proxy.stop)
             stack.push_async_callback(replica.end, signal.SIGKILL)
         await asyncio.gather(*(replica.start() for replica in here.replicas))
         history.start = time.monotonic()

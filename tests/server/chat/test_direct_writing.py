@@ -34,9 +34,9 @@ def direct(monkeypatch) -> list[str]:
     written = []
     for protocol in (DirectHTTPProtocol, DirectWebSocketProtocol):
 
-        def write(self, encode, frame, original=protocol.write_direct):
+        def write(self, frame, original=protocol.write_direct):
             written.append(type(self).__name__)
-            original(self, encode, frame)
+            original(self, frame)
 
         monkeypatch.setattr(protocol, "write_direct", write)
     return written

@@ -29,8 +29,8 @@ class Connection:
     def is_gone(self) -> bool:
         return self.gone
 
-    def write_direct(self, encoding, frame) -> None:
-        self.written.append(encoding(frame))
+    def write_direct(self, frame) -> None:
+        self.written.append(self.encode(frame))
 
 
 async def test_a_connection_that_is_gone_already_ends_a_sender():

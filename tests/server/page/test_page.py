@@ -129,22 +129,37 @@ async def test_several_conversations_run_on_one_socket(service, fake, browser):
         await expect(links).to_have_text(["First"])
 
 
+async def test_a_title_shows_formulas_without_their_delimiters(service, fake, browser):
+    async with visiting(browser, service.url) as tab:
+        await tab.ask(r"Is \(a^2\) more than $b_1$ for $5 and $$c$$? \[d\]" + "\nAnd why?")
+        await tab.says("Hello")
+        title = "Is a^2 more than b_1 for $5 and c? d"
+        await expect(tab.page.locator("#conversations a")).to_have_text(title)
+        await expect(tab.page.locator("#title")).to_have_text(title)
+        await tab.press("New conversation")
+        await tab.ask("\\[\nx^2\n\\]")
+        await tab.says("Hello")
+        await expect(tab.page.locator("#title")).to_have_text("x^2")
+
+
 async def test_the_model_is_chosen(serve, fake, browser):
     service = await serve(models=("gpt-4o-mini", "gpt-4o", "o*"))
     async with visiting(browser, service.url) as tab:
         model = tab.page.get_by_label("Model", exact=True)
-        assert await tab.page.locator("#models option").evaluate_all("all => all.map((one) => one.value)") == [
-            "gpt-4o-mini",
-            "gpt-4o",
-        ]
-        assert await model.get_attribute("placeholder") == "gpt-4o-mini"
-        await model.fill("o3")
+        await expect(model.locator("option")).to_have_text(["gpt-4o-mini", "gpt-4o", "Another model…"])
+        await expect(model).to_have_value("")
+        await tab.choose_model("o3")
+        await expect(model).to_be_focused()
+        await expect(model).to_have_value("o3")
         await tab.ask("hi")
         await tab.says("Hello")
-        await model.fill("")
+        await model.select_option(label="gpt-4o-mini")
         await tab.ask("and the default?")
         await tab.says("Hello")
-        await model.fill("nobody's")
+        await model.select_option(label="Another model…")
+        await tab.page.keyboard.press("Escape")
+        await expect(model).to_have_value("")
+        await tab.choose_model("nobody's")
         await tab.ask("hi")
         await tab.is_in("failed")
         await expect(tab.turns.last.locator(".error")).to_contain_text("model_not_allowed · 403")

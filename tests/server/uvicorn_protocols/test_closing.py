@@ -10,8 +10,10 @@ import pytest
 from support.peers import CHAT, POST, UPGRADE, connected, unchunked, upgrade
 from support.service import events, joined
 from support.waiting import until
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame, Opcode
 
+from ws_chat.protocol.errors import ChatError
 from ws_chat.testing import Reply, Wait, text
 
 pytestmark = pytest.mark.anyio
@@ -197,3 +199,40 @@ async def test_a_small_read_is_parsed_at_once_however_late_it_is(service, monkey
     async with service.socket() as socket:
         assert joined(await socket.chat()) == "Hello"
         assert joined(await socket.chat(user="x" * 2000)) == "Hello"
+
+
+async def test_a_refusal_during_a_shutdown_is_sent_once(service, monkeypatch, caplog):
+    """uvicorn's shutdown answers each handshake that is still being authenticated."""
+
+    async def authenticate(_):
+        (connection,) = service.server.server_state.connections
+        connection.shutdown()
+        raise ChatError("unauthorized", "No.")
+
+    monkeypatch.setattr(service.connections, "_authenticate", authenticate)
+    peer = await connected(service)
+    await asyncio.get_running_loop().sock_sendall(peer, UPGRADE)
+
+    answer = await read_all(peer)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    peer.close()
+    await until(lambda: not service.server.server_state.tasks, "the end of the application's task")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("size", [10, 1000], ids=["parsed_at_once", "in_turns"])
+async def test_a_fault_in_the_parser_closes_the_connection(size, service, monkeypatch):
+    """In place of a connection that is never read again."""
+    faults: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    peer = await connected(service)
+    await upgrade(peer)
+    monkeypatch.setattr(WebSocketsSansIOProtocol, "data_received", lambda *_: 1 / 0)
+    await asyncio.get_running_loop().sock_sendall(peer, masked(Opcode.TEXT, b" " * size))
+
+    with contextlib.suppress(ConnectionResetError):
+        assert await read_all(peer) == b""
+    peer.close()
+    (fault,) = faults
+    assert isinstance(fault["exception"], ZeroDivisionError)

@@ -31,9 +31,11 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await receive()
     await send({"type": "websocket.accept"})
     writer = direct_writer(scope, receive, send)
+    if writer:
+        writer.encode = str.encode
     while (message := await receive())["type"] == "websocket.receive":
         if writer and "text" in message and writer.is_writable():
-            writer.write_direct(str.encode, message["text"])
+            writer.write_direct(message["text"])
         else:
             await send({**message, "type": "websocket.send"})
 

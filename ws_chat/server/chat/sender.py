@@ -49,6 +49,8 @@ class DirectWriter(Protocol):
     """
 
     on_writable: Callable[[], None] | None
+    encode: Encode
+    """Set before the first frame of each response."""
     sent: int
     """Bytes of the frames that were written."""
     dropped: bool
@@ -63,7 +65,7 @@ class DirectWriter(Protocol):
     def is_gone(self) -> bool:
         """Whether it will never be writable again."""
 
-    def write_direct(self, encode: Encode, frame: Any) -> None:
+    def write_direct(self, frame: Any) -> None:
         """Send a frame. Does nothing on a closed connection."""
 
 
@@ -177,7 +179,8 @@ class DirectSender(ConnectionSender):
         self._writer = writer
         self._sent_before = writer.sent  # by earlier requests of the connection
         self._opened = False
-        self.write = functools.partial(writer.write_direct, encode)
+        writer.encode = encode
+        self.write = writer.write_direct
         writer.on_writable = self._on_writable
         if writer.is_gone():  # it will not call `on_writable` again
             self._end(sent=False)

@@ -1,7 +1,7 @@
-"""Limits of the kernel: how long a peer may read nothing, how much is stored for a slow one, how many files are open.
+"""Limits that need the kernel: how long a peer may read nothing, the buffer for a slow one, the open files.
 
-Neither uvicorn nor asyncio has a write timeout. A closed window is invisible to them: `transport.close()` waits for ever
-to write pending bytes, and only `abort()` or the kernel ends that. Tests: tests/server/uvicorn_protocols/test_holding.py
+Neither uvicorn nor asyncio has a write timeout. A closed TCP window is invisible to them: `transport.close()` waits for
+ever to write pending bytes, and only `abort()` or the kernel ends that. Tests: tests/server/uvicorn_protocols/test_holding.py
 (test_a_peer_that_reads_nothing_is_dropped_and_affects_no_other, test_a_peer_that_reads_slowly_is_not_dropped,
 test_memory_for_a_peer_that_reads_nothing_is_bounded).
 """
@@ -30,7 +30,7 @@ SEND_BUFFER: Final = 128 * 1024
 
 
 LOG_INTERVAL: Final = 60.0
-"""Seconds between two lines in the log about the same exhaustion."""
+"""Seconds between two log lines about missing file descriptors."""
 
 
 def bound(transport: asyncio.BaseTransport, app_state: dict[str, Any]) -> None:
@@ -65,8 +65,8 @@ def pending(transport: asyncio.Transport) -> int:
 class LastFiles:
     """The connections that were accepted with one of the last RESERVED_FILES file descriptors, the oldest first.
 
-    They are for health checks: anything else is refused on them, so they are soon closed. If the process had none left,
-    libuv would close every new connection unanswered, and asyncio would stop to accept any.
+    They are for health checks: anything else is refused on them, so they are soon closed. In a process without free
+    descriptors libuv closes every new connection unanswered, and asyncio stops accepting.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class LastFiles:
         self._logged = -math.inf
 
     def has(self, transport: asyncio.Transport, now: float) -> bool:
-        """Whether a new connection is one of them. Too many that send nothing are closed, beginning with the oldest."""
+        """Return whether a new connection is one of them. If they are too many, the oldest is closed."""
         peer = transport.get_extra_info("socket")
         if files_left(peer.fileno()) >= RESERVED_FILES:
             return False

@@ -1,12 +1,12 @@
 """uvicorn's HTTP protocol, with a direct writer, and with limits in time and size for slow clients.
 
-Invariants, with the tests that hold them:
+Invariants, with their tests:
 
 - A chunk is written around ASGI only between `http.response.start` and the end of a response, both of which go through
   uvicorn, and only where the application was given uvicorn's own `send`. The response is chunked, and uvicorn writes
-  each of its chunks whole: so another one is legal between any two (RFC 9112, section 7.1). None stands before a status
-  line, or in another response (tests/server/chat/test_direct_writing.py).
-- The head of a response goes out in one write with its first chunks, and a terminal frame with the end of the response. At
+  each of its chunks whole, so another chunk is legal between any two (RFC 9112, section 7.1). None comes before a status
+  line or into another response (tests/server/chat/test_direct_writing.py).
+- The head of a response is written together with its first chunks, and a terminal frame with the end of the response. At
   most HELD bytes are held, and what is held is written before anything that follows it
   (tests/server/chat/test_direct_writing.py: test_a_short_answer_is_sent_in_two_writes).
 - Backpressure is the transport's, for both ways of writing: `is_writable` is false while it is full.
@@ -27,11 +27,11 @@ Invariants, with the tests that hold them:
   head, and parse its body as another request (uvicorn #2722, httptools #124).
 - Frames in the same read as a WebSocket handshake are parsed (tests/server/uvicorn_protocols/test_closing.py:
   test_frames_sent_with_the_handshake_are_answered). uvicorn drops them.
-- What follows a complete request and is no HTTP is not answered, like a pipelined request: nothing stands before, or in, the
-  answer to the request (tests/server/uvicorn_protocols/test_closing.py: test_garbage_behind_a_request_does_not_break_its_answer).
+- Bytes after a complete request that are not HTTP are not answered, like a pipelined request: nothing is written before, or
+  into, the answer to the request (tests/server/uvicorn_protocols/test_closing.py: test_garbage_behind_a_request_does_not_break_its_answer).
 - A response to HTTP/1.0 is not chunked: it ends with the connection (RFC 9112, section 6.1;
   tests/server/uvicorn_protocols/test_closing.py: test_an_answer_to_http_1_0_is_not_chunked).
-- A few file descriptors stay free for health checks: on a connection with one of the last, anything else is refused
+- A few file descriptors stay free for health checks: a connection with one of the last ones serves nothing else
   (tests/server/uvicorn_protocols/test_files.py).
 - Trailers do not become headers (RFC 9110, section 6.5.1), as they do in uvicorn: a client must not send X-Forwarded-Proto
   past a proxy (tests/server/uvicorn_protocols/test_upgrade.py: test_trailers_do_not_become_headers).
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from ws_chat.server.chat.sender import Encode
 
 HEAD_TIMEOUT: Final = 10.0
-"""Seconds for the head of a request, that of a WebSocket handshake too."""
+"""Seconds for the head of a request or WebSocket handshake."""
 BODY_TIMEOUT: Final = 60.0
 """Seconds for its body."""
 MAX_HEAD: Final = 64 * 1024
@@ -85,7 +85,7 @@ _CHUNK_SIZES = [b"%x\r\n" % length for length in range(512)]
 
 
 class _UnchunkedCycle(RequestResponseCycle):
-    """A request of HTTP/1.0. uvicorn would answer it with chunks, unless the length of the response is known."""
+    """An HTTP/1.0 request. uvicorn would answer it with chunks, unless the length of the response is known."""
 
     _unbounded = False
 
@@ -128,6 +128,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
     """An HTTP connection to which the chunks of a response can be written directly."""
 
     on_writable: Callable[[], None] | None = None
+    encode: Encode
     sent = 0
     dropped = False
     _discarding = False  # a pipelined request was received: nothing more is parsed
@@ -170,7 +171,7 @@ class DirectHTTPProtocol(HttpToolsProtocol):
             self._ignoring = True
             return
         self._close_after(BODY_TIMEOUT)
-        # uvicorn's middleware changes nothing without these, but costs as much as three layers.
+        # Without these headers uvicorn's middleware changes nothing, but costs as much as three others.
         self.app = self._apps[any(name in _FORWARDED for name, _ in self.headers)]
         super().on_headers_complete()
         if self._is_last:
@@ -219,12 +220,12 @@ class DirectHTTPProtocol(HttpToolsProtocol):
                 self.cycle.keep_alive = False
             else:
                 self._refuse()
-        except httptools.HttpParserUpgrade as upgrade:  # behind a head: `data` may have more
+        except httptools.HttpParserUpgrade as upgrade:  # after a head; `data` may contain more
             if self._ignoring:
                 self._ignore_upgrade(data[upgrade.args[0] :])
             elif not self._discarding:
                 self.handle_websocket_upgrade()
-                # uvicorn drops what came in the same read: the rest of a frame would then be parsed as a new one.
+                # uvicorn drops the rest of the read: the rest of a frame would then be parsed as a new frame.
                 if rest := data[upgrade.args[0] :]:
                     cast("asyncio.Protocol", self.transport.get_protocol()).data_received(rest)
 
@@ -234,13 +235,13 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         return handshake and super()._should_upgrade()
 
     def _ignore_upgrade(self, rest: bytes) -> None:
-        """Parse the head again without its `Upgrade`, in a new parser, and then what came behind it.
+        """Parse the head again without its `Upgrade`, in a new parser, and then the bytes after it.
 
-        The parser has ended the request with its head, and httptools has no way to take that back.
+        The parser has ended the request with its head, and httptools cannot undo that.
         """
         self._ignoring = False
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        if method == b"CONNECT":  # no header is needed for this one, and there is no path
+        if method == b"CONNECT":  # an upgrade even without a header, and without a path
             self._refuse()
             return
         fields = (b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
@@ -308,9 +309,9 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         """Whether no chunk will ever be written again."""
         return self.transport.is_closing()
 
-    def write_direct(self, encode: Encode, frame: Frame) -> None:
+    def write_direct(self, frame: Frame) -> None:
         """Write a frame as a chunk. On a connection that is closing it is lost."""
-        data = encode(frame)
+        data = self.encode(frame)
         self.sent += len(data)
         if data and not self.transport.is_closing():
             if self.cycle.chunked_encoding:

@@ -1,21 +1,21 @@
 """uvicorn's WebSocket protocol (sans-I/O), with a direct writer, and frames parsed in slices.
 
-Invariants, with the tests that hold them:
+Invariants, with their tests:
 
 - A text frame is written around ASGI only after `websocket.accept` went out through uvicorn and before a close frame
   was sent or received, only without compression, and only where the application was given uvicorn's own `send`. uvicorn
-  writes each of its frames whole and unfragmented: so another one is legal between any two (RFC 6455, section 5.4)
+  writes each of its frames whole and unfragmented, so another one is legal between any two (RFC 6455, section 5.4)
   (tests/server/chat/test_direct_writing.py; tests/server/uvicorn_protocols/test_conformance.py runs Autobahn's cases).
 - Backpressure is the transport's, for both ways of writing (uvicorn has it since #3048). Pongs are subject to it too
   (tests/server/chat/test_websocket.py: test_pings_of_a_client_that_does_not_read_pile_up_nowhere).
-- Frames are parsed SLICE_BYTES at a time, and all connections with more than that take turns, for TURN_TIME in one turn
-  of the event loop: reads of thousands of tiny frames delay no other connection
+- Frames are parsed SLICE_BYTES at a time. All connections with more bytes than that share TURN_TIME in one turn of the
+  event loop: reads of thousands of tiny frames delay no other connection
   (tests/server/uvicorn_protocols/test_holding.py: test_a_client_that_floods_affects_no_other,
   test_clients_that_flood_are_served_in_turn).
 - Fragments are joined as they arrive (tests/server/uvicorn_protocols/test_closing.py:
   test_fragments_take_no_more_memory_than_their_bytes).
-- After a close frame for a fault of the peer, what it still sends is read and discarded for LINGER_TIMEOUT: closing a
-  connection with unread bytes resets it, and the peer may never see why (RFC 6455, section 7.1.1;
+- After a close frame for a fault of the peer, its further bytes are read and discarded for LINGER_TIMEOUT: closing a
+  connection with unread bytes resets it, and the peer may not get the close frame (RFC 6455, section 7.1.1;
   tests/server/uvicorn_protocols/test_closing.py).
 - Reading is paused while a message waits for the application, or slices for the parser; the application always has a
   task in `receive`, so pongs and close frames are read
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 SLICE_BYTES: Final = 512
 """Bytes of a client's frames that are parsed at a time."""
 PARSE_TIMEOUT: Final = 0.001
-"""Seconds of parsing until another connection has its turn."""
+"""Seconds for which one connection is parsed before the next one."""
 TURN_TIME: Final = 0.004
 """Seconds of parsing in one turn of the event loop, besides reads of up to SLICE_BYTES."""
 LINGER_TIMEOUT: Final = 2.0
@@ -81,7 +81,7 @@ def _message(data: bytes) -> bytes:
 
 
 class _Turns:
-    """The connections with unparsed bytes: a little of each in turn."""
+    """The connections with unparsed bytes, which are parsed in turn."""
 
     def __init__(self) -> None:
         self._waiting: deque[DirectWebSocketProtocol] = deque()
@@ -100,9 +100,13 @@ class _Turns:
             while self._waiting and loop.time() < end:
                 connection = self._waiting.popleft()
                 connection.waits = False
-                if connection.parse():
-                    again.append(connection)
-        finally:  # one that raises costs no other one its turn
+                try:
+                    if connection.parse():
+                        again.append(connection)
+                except BaseException:  # asyncio closes a connection for this only in its own callbacks
+                    connection.transport.abort()
+                    raise
+        finally:  # also if one raises: the others are still parsed
             if self._waiting:
                 loop.call_soon(self._run, loop)
             for connection in again:
@@ -142,12 +146,13 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket to which text frames can be written directly."""
 
     on_writable: Callable[[], None] | None = None
+    encode: Encode
     sent = 0
     dropped = False
     _full = False
     waits = False
-    """Whether it is one of those that take turns."""
-    _discarding = False  # our close frame was sent, and what the peer still sends does not matter
+    """Whether it is in the queue of `_Turns`."""
+    _discarding = False  # our close frame was sent: what the peer still sends is ignored
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -163,7 +168,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             cast("dict[str, Any]", self.scope["extensions"])[DIRECT_WRITER] = self
 
     async def send(self, message: ASGISendEvent) -> None:
-        await super().send(message)
+        if not (message["type"] == "websocket.http.response.body" and self.conn.eof_sent):  # answered by a shutdown
+            await super().send(message)
         if message["type"] == "websocket.http.response.body":
             self.handshake_complete = True  # else uvicorn logs a refusal as an error of the application (uvicorn #3138)
         elif message["type"] == "websocket.close":
@@ -181,7 +187,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
 
     def handle_cont(self, event: Frame) -> None:
-        # In one buffer: a list of fragments of a byte would take fifty times their size.
+        # Join in one buffer: a list of one-byte fragments would need fifty times their size.
         if self.frames and not isinstance(self.frames[0], bytearray):
             self.frames[0] = bytearray(self.frames[0])  # type: ignore[call-overload]
         self.frames[0] += event.data
@@ -211,7 +217,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self._call_on_writable()
 
     def handle_ping(self) -> None:
-        # No pongs for a peer that reads none: they would pile up without limit.
+        # No pongs for a peer that does not read: they would fill the memory.
         pong = b"".join(self.conn.data_to_send())
         if self.writable.is_set():
             self.transport.write(pong)
@@ -249,7 +255,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             part = self._unread[:SLICE_BYTES]
             del self._unread[:SLICE_BYTES]
             super().data_received(bytes(part))
-            if self._unread and self.loop.time() > end:  # not before: a read of one slice has no other turn
+            # Checked after a slice: a read of a single one is not queued, and must be parsed now.
+            if self._unread and self.loop.time() > end:
                 return True
         if self.conn.handshake_exc and not self.handshake_initiated:
             self._refuse_handshake()
@@ -297,19 +304,20 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         """Whether no frame will ever be written again."""
         return self.close_sent or self.transport.is_closing()
 
-    def write_direct(self, encode: Encode, frame: ChatFrame) -> None:
+    def write_direct(self, frame: ChatFrame) -> None:
         """Write a text frame. On a connection that is closing it is lost."""
-        if isinstance(frame, Token):
+        if type(frame) is Token:
             message = frame.message
             if message is None:  # made once for all sockets
                 data = frame.head + b"%d," % frame.seq + frame.delta[1:]
                 length = len(data)
                 frame.message = message = _SHORT_HEADERS[length] + data if length < 126 else _message(data)
         else:
-            message = _message(encode(frame))
+            message = _message(self.encode(frame))
         self.sent += len(message)
-        if not self.transport.is_closing():
-            self.transport.write(message)
+        transport = self.transport
+        if not transport.is_closing():
+            transport.write(message)
 
     def _call_on_writable(self) -> None:
         if self.on_writable:

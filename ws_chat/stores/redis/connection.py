@@ -36,18 +36,21 @@ Command: TypeAlias = tuple[Any, ...]
 OLDEST: Final = 7
 """The oldest major version of Redis."""
 CLUSTER_SLOTS: Final = 16
-"""Slots of a Redis Cluster that are used, which is for how many of its primaries there is work."""
+"""Slots of a Redis Cluster that are used: more primaries than that have no work."""
 TIMEOUT: Final = 2.0
 """Seconds that Redis may take to answer, and to be connected to."""
 RETRIES: Final = 1
-MAX_WAITING: Final = 16
-"""Commands of requests that may wait for an answer at once, each on a connection of its own."""
+CONNECTIONS: Final = 32
+SCRIPTS: Final = 16
+"""Scripts of requests that are run at once: each may carry a whole request."""
+MAX_READING: Final = 16
+"""Logs that requests may read at once, each over a connection of its own."""
 MARKER_TTL: Final = 15_000
-"""Milliseconds that the marker lasts. Less than all that may not get lost unnoticed, should the clock of Redis be changed."""
+"""Milliseconds that the marker lasts. Less than a running log: a step of Redis's clock that expires one expires it too."""
 HOLD_TTL: Final = 5_000
-"""Milliseconds in which every replica notices that Redis lost something, and writes again what it has."""
+"""Milliseconds in which every replica detects that Redis lost data, and has written its logs again."""
 FAULTS: Final = (RedisError, RedisClusterException, OSError, RuntimeError)
-"""What the client raises: TimeoutError among them, and the error with which uvloop refuses to write to a closed transport."""
+"""What the client raises. OSError includes TimeoutError; uvloop raises RuntimeError for a write to a closed transport."""
 
 
 class _Counters(RedisStorage):
@@ -69,25 +72,41 @@ class _Counters(RedisStorage):
 
 
 class Link:
-    """Runs commands. Every command may be repeated, by the client too: it is one that changes nothing the second time."""
+    """Runs commands. The client may repeat any of them, so all must be idempotent."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         """Raises TypeError or ValueError for URLs that do not fit together, or have unknown options."""
         self._client: Any = _connect(urls)
         self.slots = slots(CLUSTER_SLOTS if isinstance(self._client, RedisCluster) else 1)
-        self._turns = asyncio.Semaphore(MAX_WAITING)
+        self._reading = asyncio.Semaphore(MAX_READING)
+        self._scripts: dict[Slot, list[tuple[Command, asyncio.Future[Any]]]] = {slot: [] for slot in self.slots}
+        self._running: dict[Slot, asyncio.Task[None]] = {}
 
     @property
     def available(self) -> bool:
         return all(slot.up for slot in self.slots)
 
     async def run(self, slot: Slot, script: str, keys: Sequence[str], *arguments: Any) -> Any:
-        """Run a script for a request. Raises ChatError (`overloaded`), at once while Redis does not answer."""
-        return await self._request(slot, lambda: self._client.execute_command(*evaluate(script, keys, *arguments)))
+        """Run a script for a request, together with those of others.
+
+        Raises ChatError (`overloaded`), at once while Redis does not answer.
+        """
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._scripts[slot].append((evaluate(script, keys, *arguments), answer))
+        if slot not in self._running:
+            self._running[slot] = asyncio.create_task(self._run(slot))
+        return await answer
 
     async def call(self, slot: Slot, *command: Any) -> Any:
-        """Run a command for a request, as `run` does."""
-        return await self._request(slot, lambda: self._client.execute_command(*command))
+        """Run a command for a request. Raises ChatError as `run` does."""
+        async with self._reading:
+            if not slot.up:  # fail fast: each waiting for its own timeout would make the queue endless
+                raise ChatError.of(UNREACHABLE)
+            try:
+                return await self._in_time(lambda: self._client.execute_command(*command))
+            except FAULTS as error:
+                await self._reconnect(error)
+                raise _refuse(slot, error) from None
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands in their order; return their answers, which may be exceptions."""
@@ -113,8 +132,8 @@ class Link:
         """Return pairs of a stream and its entries after the position, for those streams that have any."""
         options: dict[str, Any] = {}
         if isinstance(self._client, RedisCluster):
-            await self._client.initialize()  # if that has not been done
-            # Otherwise it asks another node where the keys of this command are.
+            await self._client.initialize()  # does nothing if it is initialized
+            # Without this the client asks another node for the keys of each command.
             options["target_nodes"] = self._client.get_node_from_key(next(iter(positions)))
         command = ("XREAD", "COUNT", 1000, "STREAMS", *positions, *positions.values())
         return await self._in_time(lambda: self._client.execute_command(*command, **options)) or ()
@@ -132,38 +151,52 @@ class Link:
         return _Counters(self._client)
 
     async def close(self) -> None:
+        if running := list(self._running.values()):
+            await asyncio.wait(running)
         with contextlib.suppress(*FAULTS):
             if isinstance(self._client, RedisCluster):
-                await self._client.initialize()  # one that is about to look for its nodes anew would close none
+                await self._client.initialize()  # else, about to look for its nodes again, it would close none
         await self._client.aclose()
         if isinstance(self._client, Redis) and isinstance(pool := self._client.connection_pool, SentinelConnectionPool):
             for sentinel in pool.sentinel_manager.sentinels:
                 await sentinel.aclose()
 
-    async def _request(self, slot: Slot, ask: Callable[[], Awaitable[Any]]) -> Any:
-        async with self._turns:
-            if not slot.up:  # waiting for what has just not answered would make the queue endless
-                raise ChatError.of(UNREACHABLE)
-            try:
-                return await self._in_time(ask)
-            except FAULTS as error:
-                logger.warning("A request is refused, because of Redis: %s", describe(error))
-                if not isinstance(error, OutOfMemoryError):  # what is there can be read all the same
-                    slot.up = False
-                    await self._reconnect(error)
-                raise ChatError.of(UNREACHABLE) from None
+    async def _run(self, slot: Slot) -> None:
+        while queue := self._scripts[slot]:
+            scripts, self._scripts[slot] = queue[:SCRIPTS], queue[SCRIPTS:]
+            results: list[Any] = [ChatError.of(UNREACHABLE) for _ in scripts]
+            if slot.up:
+                results = await self.pipeline([command for command, _ in scripts])
+            for (_, answer), result in zip(scripts, results, strict=True):
+                if answer.done():
+                    pass  # its request was cancelled
+                elif isinstance(result, ChatError):
+                    answer.set_exception(result)
+                elif isinstance(result, Exception):
+                    answer.set_exception(_refuse(slot, result))
+                else:
+                    answer.set_result(result)
+        del self._running[slot]
 
     async def _in_time(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         async with asyncio.timeout(TIMEOUT * (1 + RETRIES)):
             return await ask()
 
     async def _reconnect(self, error: Exception) -> None:
-        """Look for the nodes of a Cluster again; leave a server that has become a replica for where its name leads now."""
+        """Look for the nodes of a Cluster again; close connections to a server that has become a replica."""
         with contextlib.suppress(*FAULTS):
             if isinstance(self._client, RedisCluster):
                 await self._client.aclose()
             elif isinstance(error, ReadOnlyError):
                 await self._client.connection_pool.disconnect()
+
+
+def _refuse(slot: Slot, error: Exception) -> ChatError:
+    """Record that Redis does not answer; return the error for the client."""
+    logger.warning("A request is refused, because of Redis: %s", describe(error))
+    if not isinstance(error, OutOfMemoryError):  # Redis can still be read
+        slot.up = False
+    return ChatError.of(UNREACHABLE)
 
 
 def evaluate(script: str, keys: Sequence[str], *arguments: Any) -> Command:
@@ -172,7 +205,7 @@ def evaluate(script: str, keys: Sequence[str], *arguments: Any) -> Command:
 
 
 def state_arguments() -> tuple[Any, ...]:
-    """Return the arguments with which scripts look after the marker."""
+    """Return the arguments of `_STATE`, which begins every script that looks an id up."""
     return secrets.token_hex(8), MARKER_TTL, HOLD_TTL
 
 
@@ -203,7 +236,7 @@ def _connect(urls: Sequence[str]) -> Redis | RedisCluster:
         raise ValueError(
             "several URLs name the nodes of one redis+cluster:// or redis+sentinel://, not several servers"
         )
-    pool = BlockingConnectionPool.from_url(plain, max_connections=2 * MAX_WAITING, timeout=TIMEOUT, **options)
+    pool = BlockingConnectionPool.from_url(plain, max_connections=CONNECTIONS, timeout=TIMEOUT, **options)
     pool.make_connection()  # type: ignore[no-untyped-call]  # raises for unknown options
     return Redis.from_pool(pool)
 

@@ -1,4 +1,4 @@
-"""Copies of logs that other replicas write, for the readers here. If such a replica is gone, its logs are ended here."""
+"""Copies of logs that other replicas write, for the readers here. If such a replica is dead, its logs are ended here."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ BATCH: Final = 500
 PAGE: Final = 1000
 """Entries that are read of one log at once."""
 LOOKS: Final = 3
-"""Looks, a second apart, that find no lease before a replica counts as gone."""
+"""Checks in a row, a second apart, without a lease, after which a replica is dead."""
 READ: Final = 8_000
-"""Milliseconds for which a generation counts as read elsewhere."""
+"""Milliseconds for which the mark that a generation is read here lasts."""
 READ_RENEWAL: Final = 3.0
-"""Seconds between renewals of that."""
+"""Seconds between renewals of that mark."""
 CANCELS: Final = 60_000
 """Milliseconds that cancels wait for their replica."""
 
 
 class _Lease:
-    """What this replica has seen of the lease of another one."""
+    """What this replica knows of the lease of another one."""
 
     def __init__(self) -> None:
         self.rounds = 0
-        """How often its replica has written all that was new."""
+        """How often the value of the lease changed: each time, its replica had written everything new."""
         self.missed = 0
         self._value: Any = None
 
@@ -53,13 +53,13 @@ class _Lease:
 
 
 class Follower:
-    """The copies of a replica. The logs of replicas that are gone are kept in Redis for `retention` milliseconds."""
+    """The copies of a replica. The logs of dead replicas are kept in Redis for `retention` milliseconds."""
 
     def __init__(self, link: Link, retention: int) -> None:
         self._link = link
         self._retention = retention
-        self._copies: dict[str, Copy] = {}  # those that are kept up to date, by the key of the stream
-        self._leases: dict[str, _Lease] = {}  # of the replicas that write what is copied
+        self._copies: dict[str, Copy] = {}  # the ones kept up to date, by the key of the stream
+        self._leases: dict[str, _Lease] = {}  # of the replicas that write the copied logs
 
     async def open(self, slot: Slot, key: GenerationKey, names: Names) -> Copy | None:
         """Return a copy of a log, to be kept up to date while it is watched; None if Redis has lost its beginning."""
@@ -87,13 +87,13 @@ class Follower:
         return copy
 
     async def reach(self, copy: Copy, seq: int) -> None:
-        """Wait until a copy has the delta `seq`, or has ended, or its replica must have stored all that it has shown."""
+        """Wait until a copy has the delta `seq`, or has ended, or its replica has stored everything that it has sent by now."""
 
         def stay(*_: object) -> None:
             """Keep the copy up to date."""
 
         lease = self._leases.setdefault(copy.names.replica, _Lease())
-        enough = lease.rounds + 2  # one that began before may end
+        enough = lease.rounds + 2  # the next one may have started before the delta was sent
         copy.watch(stay)
         try:
             while copy.last < seq and lease.rounds < enough and not (copy.terminal or copy.fault):  # noqa: ASYNC110
@@ -104,7 +104,7 @@ class Follower:
             copy.unwatch(stay)
 
     async def cancel(self, copy: Copy) -> None:
-        """Ask the replica of a log to cancel it, again and again until it has ended. Raises ChatError (`overloaded`)."""
+        """Ask the replica of a log to cancel it; `look` repeats that until it has ended. Raises ChatError (`overloaded`)."""
         copy.cancelled = True
         for answer in await self._link.pipeline(_cancel(copy)):
             if isinstance(answer, Exception):
@@ -132,14 +132,17 @@ class Follower:
         return True
 
     def interrupt(self, slot: Slot) -> None:
-        """Let the readers of a slot's copies go: Redis cannot be read now."""
+        """End the readers of a slot's copies with an error: Redis cannot be read now."""
         for stream, copy in list(self._copies.items()):
             if copy.slot is slot and not copy.cancelled:
                 del self._copies[stream]
                 copy.interrupt(UNREACHABLE)
 
     async def look(self, *, steady: bool) -> None:
-        """Say what is read here, and look whether the replicas live. `steady`: those that live could renew their lease."""
+        """Renew the marks of what is read here, repeat cancels, and end the logs of dead replicas.
+
+        `steady`: live replicas had time to renew their leases.
+        """
         now = asyncio.get_running_loop().time()
         commands: list[Command] = []
         for stream, copy in list(self._copies.items()):
@@ -162,7 +165,7 @@ class Follower:
             await self._end(copies[at : at + BATCH])
 
     async def _end(self, copies: list[Copy]) -> None:
-        """End the logs of replicas that are gone. If they have been ended, or another replica is faster, that counts."""
+        """End the logs of dead replicas. A terminal frame that is already there stays."""
         logger.warning("The replica of %d generations is gone", len(copies))
         commands: list[Command] = []
         for copy in copies:
@@ -172,7 +175,7 @@ class Follower:
         repairs = []
         for copy, answer in zip(copies, answers[::3], strict=True):
             copy.abandoned = True
-            if answer == 0:  # Redis has lost it, too
+            if answer == 0:  # Redis has lost the log, too
                 end = encode(lost(copy))
                 entries = [*copy.entries(None), TERMINAL, "terminal", end]
                 keys = copy.names.pointer, copy.names.stream

@@ -1,21 +1,21 @@
-"""What is stored in Redis under which key, and the scripts that change it atomically.
+"""The keys in Redis, and the scripts that change them atomically.
 
 Of a named generation, all in one slot of a Redis Cluster:
 
 - `ws_chat:{n}:id/<principal>/<id>`: string; the epoch of the generation that has this id, and the replica that runs it.
 - `ws_chat:{n}:log/<principal>/<id>/<epoch>`: stream; the generation's log. Its entries have explicit ids: `0-1` has the
-  head of the request and the start frame, `0-2` the messages, `1-<seq>` the deltas up to that seq, one a line, and `2-0`
-  the terminal frame. (An empty one: the generation was never started.) Redis refuses an id that is not the highest, so a
+  head of the request and the start frame, `0-2` the messages, `1-<seq>` the deltas up to that seq, one per line, and `2-0`
+  the terminal frame; if it is empty, the generation was never started. Redis refuses an id that is not the highest, so a
   repeated write changes nothing, and nothing is added after the end. A replica writes from the first delta that Redis has
   not confirmed, so entries may overlap; none may be missing.
-- `ws_chat:{n}:read/<principal>/<id>/<epoch>`: there while another replica has a reader.
+- `ws_chat:{n}:read/<principal>/<id>/<epoch>`: exists while another replica has a reader.
 
 Of the slot: `ws_chat:{n}:marker`, the `master_replid` of the Redis to which everything in the slot was written, and a
-random value. It is missing when Redis has lost everything, and names another replid when a replica of Redis took over,
-which may lack the latest writes. `ws_chat:{n}:hold` is there after that until all replicas had time to write again.
+random value. It is missing when Redis has lost everything, and has another replid after a failover, when the latest writes
+may be missing. `ws_chat:{n}:hold` exists after either until all replicas had time to write their logs again.
 
-Of a replica: `ws_chat:{<replica>}:lease`, there while it lives, and `ws_chat:{<replica>}:cancels`, a set of logs to be
-cancelled or, with FORGET before them, forgotten.
+Of a replica: `ws_chat:{<replica>}:lease`, which exists while it lives, and `ws_chat:{<replica>}:cancels`, the set of its
+logs that are to be cancelled or, with FORGET in front, forgotten.
 
 Every key expires.
 """
@@ -37,23 +37,23 @@ FORGET: Final = b"forget "
 
 
 class Slot:
-    """A part of the generations: their keys share one slot of a Redis Cluster. And what this replica knows of it."""
+    """The generations whose keys share one slot of a Redis Cluster, and what this replica knows of that slot."""
 
     def __init__(self, tag: str, turns: Turns) -> None:
         self.turns = turns
         self.prefix = f"ws_chat:{{{tag}}}:"
         self.keys = (f"{self.prefix}marker", f"{self.prefix}hold")
         self.marker: bytes | None = None
-        """The marker that was there when all that this replica writes was known to be in Redis."""
+        """The marker when it was last read. Another one means that Redis may have lost data."""
         self.held = True
         self.up = False
         """Whether Redis answers."""
         self.written = True
-        """Whether the last write was carried out."""
+        """Whether the last write succeeded."""
 
 
 def slots(number: int) -> list[Slot]:
-    """Return so many slots, spread evenly over the slots of a Redis Cluster."""
+    """Return `number` slots, spread evenly over those of a Redis Cluster."""
     tags = []
     for part in range(number):
         places = ((str(tag), key_slot(str(tag).encode()) * number // REDIS_CLUSTER_HASH_SLOTS) for tag in count())
@@ -118,7 +118,7 @@ return {{marker, held, redis.call('GET', KEYS[3])}}
 CREATE: Final = f"""{_STATE}
 -- KEYS: pointer, stream. ARGV: pointer's value, expiry, head, messages. Returns what is in the pointer then, or nothing.
 local found = redis.call('GET', KEYS[3])
--- A stream without its pointer: this create was given up and undone, before it was carried out.
+-- A stream without its pointer: this create was rolled back before it was executed.
 if found or held == 1 or redis.call('EXISTS', KEYS[4]) == 1 then return {{marker, held, found}} end
 redis.call('SET', KEYS[3], ARGV[4], 'PX', ARGV[5])
 redis.call('XADD', KEYS[4], '{HEAD}', 'head', ARGV[6])
@@ -128,7 +128,7 @@ return {{marker, held, ARGV[4]}}
 """
 
 UNDO: Final = f"""
--- KEYS: pointer, stream. ARGV: pointer's value, expiry. Undoes a create, also one that comes later.
+-- KEYS: pointer, stream. ARGV: pointer's value, expiry. Rolls back a create, also one that is executed later.
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 redis.pcall('XADD', KEYS[2], '{TERMINAL}', 'terminal', '')
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
@@ -136,7 +136,7 @@ redis.call('PEXPIRE', KEYS[2], ARGV[2])
 
 LOSE: Final = f"""
 -- KEYS: stream. ARGV: the terminal frame of a lost generation, before and after its seq.
--- Ends a log after what it has, which may be less than a copy of it has. Returns whether there is a log.
+-- Ends a log after its last delta here; a copy may have more. Returns 0 if there is no log.
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if not last then return 0 end
 local seq = string.match(last[1], '^1%-(%d+)$') or string.match(last[1], '^0%-') and 0

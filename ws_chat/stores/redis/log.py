@@ -34,12 +34,12 @@ terminal_of: Final[Callable[[bytes], Terminal]] = msgspec.json.Decoder(Done | Fa
 
 
 def head(start: Start, request: bytes) -> bytes:
-    """Return what a log begins with: `rest_of` its request, and its start frame."""
+    """Return the first entry of a log: `rest_of` its request, and its start frame."""
     return rest_of(request).ljust(DIGEST_SIZE, b"\0") + encode(start)
 
 
 def body(request: bytes) -> bytes:
-    """Return what of a request is not in the head: its messages, and before them what is too large for the head."""
+    """Return the rest of a request: its messages, after what is too large for `head`."""
     rest = rest_of(request)
     return request[len(rest) if request.startswith(rest) else DIGEST_SIZE :]
 
@@ -52,12 +52,12 @@ def parse_head(fields: dict[bytes, bytes]) -> tuple[Start, bytes]:
 
 
 def lost(log: MemoryLog) -> Failed:
-    """Return the terminal frame of a generation whose replica is gone, after all that its log has."""
+    """Return the terminal frame of a generation whose replica is dead, with the seq after its last delta."""
     return Failed(log.start.id, log.last + 1, LOST)
 
 
 def lost_around_seq(generation_id: str) -> tuple[bytes, bytes]:
-    """Return the same as it is stored, before and after its seq."""
+    """Return the JSON of that frame before and after its seq."""
     before, after = encode(Failed(generation_id, 0, LOST)).split(b'"seq":0', 1)
     return before + b'"seq":', after
 
@@ -94,17 +94,27 @@ class SharedLog(MemoryLog):
 
 
 class OwnLog(SharedLog):
-    """A log that is written here. Readers get its deltas at once, its terminal frame when it is stored."""
+    """A log that this replica writes. Readers get its deltas at once, and its terminal frame once Redis has stored it."""
 
-    __slots__ = ("_on_end", "_timer", "ending", "entries_stored", "in_doubt", "read_elsewhere", "stored")
+    __slots__ = ("_on_end", "_on_ending", "_timer", "ending", "entries_stored", "in_doubt", "read_elsewhere", "stored")
 
-    def __init__(self, slot: Slot, key: GenerationKey, names: Names, start: Start, request: bytes) -> None:
+    def __init__(
+        self,
+        slot: Slot,
+        key: GenerationKey,
+        names: Names,
+        start: Start,
+        request: bytes,
+        on_ending: Callable[[OwnLog], None],
+    ) -> None:
+        """`on_ending` is called when there is a terminal frame to be stored."""
         super().__init__(slot, key, names, start, request)
+        self._on_ending = on_ending
         self.stored = 0
         """The seq of the last delta that Redis has confirmed."""
         self.entries_stored = HEADS
         self.in_doubt = False
-        """Whether Redis may lack something that it has confirmed, or have something that it has not."""
+        """Whether Redis may lack entries that it has confirmed, or have entries that it has not confirmed."""
         self.ending: Terminal | None = None
         """The terminal frame to be stored."""
         self.read_elsewhere = False
@@ -113,7 +123,7 @@ class OwnLog(SharedLog):
 
     def replace_request(self, request: bytes) -> None:
         super().replace_request(request)
-        self.entries_stored = 0  # which Redis does not have, so that the log is written again
+        self.entries_stored = 0  # no stream in Redis has this length, so the log is written again
         self.in_doubt = True
 
     def append(self, deltas: Sequence[Delta]) -> None:
@@ -131,6 +141,7 @@ class OwnLog(SharedLog):
             self._report(self.terminal)
         else:
             self._timer = asyncio.get_running_loop().call_later(END_TIMEOUT, self._interrupt)
+            self._on_ending(self)
 
     def show_end(self, terminal: Terminal) -> None:
         """Show the terminal frame that Redis has."""
@@ -141,7 +152,7 @@ class OwnLog(SharedLog):
         self._report(terminal)
 
     def _interrupt(self) -> None:
-        """Let the readers go: what they should get last cannot be stored now."""
+        """End the readers with an error: the terminal frame cannot be stored now."""
         self.interrupt(UNREACHABLE)
         if self.ending:
             self._report(self.ending)
@@ -190,9 +201,9 @@ class Copy(SharedLog):
         super().__init__(slot, key, names, start, request)
         self._on_watch = on_watch
         self.abandoned = False
-        """Whether its replica is gone, and will not fill gaps."""
+        """Whether its replica is dead, and will not fill gaps."""
         self.cancelled = False
-        """Whether this replica has acknowledged that it is cancelled."""
+        """Whether this replica has accepted a cancel of it."""
         self.idle = 0
         self.renew_at = 0.0
 
@@ -201,7 +212,7 @@ class Copy(SharedLog):
         self._on_watch(self)
 
     def take(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> None:
-        """Add what is new of entries of the stream. Those behind a gap are ignored until it is filled."""
+        """Add what is new in entries of the stream. Entries after a gap are ignored until it is filled."""
         new: list[Delta] = []
         terminal = None
         for entry, fields in entries:
@@ -220,7 +231,7 @@ class Copy(SharedLog):
             return
         if new:
             self.append(new)
-        # A Redis that lost its last writes may have less of a lost log than this copy. Its end is that of all readers.
+        # A Redis that lost its last writes may have fewer deltas of a lost log than this copy: the end that it has counts.
         if terminal and (terminal.seq == self.last + 1 or (is_lost(terminal) and terminal.seq <= self.last)):
             self.end(terminal)
         elif terminal and self.abandoned:

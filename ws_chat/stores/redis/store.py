@@ -1,9 +1,9 @@
-"""Logs shared through Redis: any replica serves any reader of a named generation. Those without a name stay in memory.
+"""Logs shared through Redis: any replica serves any reader of a named generation. Unnamed generations stay in memory.
 
-A replica writes the logs of its own generations (`writer`) and keeps copies of those that its readers read (`follower`).
-Redis may lose something: its latest writes when a replica of it takes over, or everything. A script that every look at an
-id goes through notices (`keys`). From then on all replicas write again what they have, and until they had time to, none
-starts a generation or says that an id is unknown.
+A replica writes the logs of its own generations (`writer`) and keeps copies of the logs that its readers read (`follower`).
+Redis may lose data: its latest writes in a failover, or everything. Every lookup of an id runs a script that detects this
+(`keys`). Then all replicas write again what Redis lacks of their logs, and until they had time to, none starts a named
+generation or says that an id is unknown.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ws_chat.redis")
 
 WRITE_INTERVAL: Final = 0.2
+END_INTERVAL: Final = 0.01
+"""Seconds for which ending logs are gathered, to be written together."""
 READ_INTERVAL: Final = 0.1
 LEASE: Final = 4_000
 """Milliseconds that the lease of a replica lasts."""
 RENEWAL: Final = 1.0
-"""Seconds between renewals of the lease; with each, the others' are looked at."""
+"""Seconds between renewals of the lease. The leases of other replicas are checked at the same time."""
 STEADY: Final = 4.0
-"""Seconds after Redis was away, or lost something, in which no replica counts as gone."""
+"""Seconds after Redis was away, or lost data, in which no replica is declared dead."""
 AWAY: Final = 5.0
 """Seconds without Redis after which the readers of copies get an error."""
 GET_TIMEOUT: Final = 8.0
@@ -51,7 +53,7 @@ FORGET_TIME: Final = 10_000
 
 
 class RedisStore:
-    """A replica's part in the logs that replicas share. Those that have ended are kept for `retention` seconds."""
+    """The store of one replica. Ended logs are kept for `retention` seconds."""
 
     def __init__(self, urls: Sequence[str], *, retention: float = 300.0) -> None:
         """Connect to one Redis; several URLs name more of its nodes. Raises TypeError or ValueError."""
@@ -63,7 +65,7 @@ class RedisStore:
         self._writer = Writer(self._link, self.replica, milliseconds, self._end_of)
         self._tasks: set[asyncio.Task[None]] = set()
         self._checked = False
-        self._unsteady = 0.0  # when Redis was last away, or had lost something
+        self._unsteady = 0.0  # loop time at which Redis was last away, or had lost data
         self._reached: dict[Slot, float] = {}
 
     @property
@@ -80,7 +82,7 @@ class RedisStore:
         return self._link.counters()
 
     async def open(self, running: RunningGenerations) -> None:
-        """Start; wait until it is sure what there is. Raises ValueError for a Redis that is too old."""
+        """Start; wait while the slots are held after a loss of data. Raises ValueError for a Redis that is too old."""
         self._writer.generations = running
         loop = asyncio.get_running_loop()
         self._reached = dict.fromkeys(self._link.slots, loop.time())
@@ -92,6 +94,7 @@ class RedisStore:
             logger.warning("Redis does not answer yet")
         for interval, work in (
             (WRITE_INTERVAL, self._writer.write),
+            (END_INTERVAL, self._writer.write_ends),
             (READ_INTERVAL, self._follower.read),
             (RENEWAL, self._look_after),
         ):
@@ -149,11 +152,11 @@ class RedisStore:
 
     async def close(self) -> None:
         while self._tasks:
-            # Once is not enough: asyncio.wait_for, which the client uses, can lose it in Python 3.11 (bpo-42130).
+            # Cancel repeatedly: asyncio.wait_for, which the client uses, can lose a cancellation in Python 3.11 (bpo-42130).
             for task in self._tasks:
                 task.cancel()
             _, self._tasks = await asyncio.wait(self._tasks, timeout=0.1)
-        if await self._writer.close():  # else it is left like one that was killed: others end what it ran
+        if await self._writer.close():  # else other replicas find no lease later, and end its generations
             await self._link.pipeline([("DEL", lease_key(self.replica))])
         await self._link.close()
         await self._unnamed.close()
@@ -209,7 +212,7 @@ class RedisStore:
             *(evaluate(RENEW, slot.keys, *state_arguments()) for slot in self._link.slots),
         ]
         lease, _, *answers = await self._link.pipeline(commands)
-        if lease is None:  # others may have taken this replica for dead
+        if lease is None:  # other replicas may have declared this one dead
             for slot in self._link.slots:
                 self._writer.doubt(slot)
         now = asyncio.get_running_loop().time()
@@ -228,7 +231,7 @@ class RedisStore:
             logger.info("Redis answers")
 
     def _see(self, slot: Slot, marker: bytes, held: int) -> None:
-        """Note the state of a slot."""
+        """Record the state of a slot. A new marker means that Redis may have lost data."""
         slot.held = bool(held)
         if marker != slot.marker:
             if slot.marker:

@@ -1,4 +1,4 @@
-"""The logs that this replica writes: created, written in batches, repaired when Redis has lost something of them."""
+"""The logs that this replica writes: created, written in batches, repaired when Redis has lost a part of them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ws_chat.redis")
 
 BATCH: Final = 200
-"""Logs that are written at once: the event loop does nothing else meanwhile."""
+"""Logs that are written in one pipeline: encoding it blocks the event loop."""
 KEPT: Final = 30.0
 """Seconds for which an ended log is kept here, to be written again if Redis loses it."""
 SPARE: Final = 30_000
-"""Milliseconds that a running log is kept longer than an ended one, if its replica renews it no more."""
+"""Milliseconds for which a running log is kept beyond the retention time, if its replica no longer renews it."""
 RENEWAL: Final = 10.0
 """Seconds between renewals."""
 
@@ -47,12 +47,16 @@ class Writer:
         self._end_of = end_of
         self._running: dict[str, OwnLog] = {}  # by the key of the pointer
         self._ended: dict[str, tuple[OwnLog, float]] = {}
-        self._undoing: dict[
-            str, Command
-        ] = {}  # what removes logs, and creates of unknown outcome, by the key of the stream
+        self._ending: list[OwnLog] = []
+        self._any_ending = asyncio.Event()
+        self._any_in_doubt = False
+        """Whether an ended log may be in doubt."""
+        self._writing = asyncio.Lock()
+        # The commands that remove logs, and roll back creates of unknown outcome, by the key of the stream.
+        self._undoing: dict[str, Command] = {}
         self._renew_at = 0.0
         self.rounds = 0
-        """How often all that was new has been written."""
+        """How often everything new has been written. The lease contains it (see `Follower.reach`)."""
         self.generations: RunningGenerations | None = None
 
     def get(self, pointer: str) -> OwnLog | None:
@@ -73,7 +77,7 @@ class Writer:
             raise ChatError.of(RESTORING)
         if found != names.value:
             raise LogExistsError
-        log = self._running[names.pointer] = OwnLog(slot, key, names, start, request)
+        log = self._running[names.pointer] = OwnLog(slot, key, names, start, request, self._note_ending)
         return log
 
     def remove(self, pointer: str) -> None:
@@ -86,7 +90,7 @@ class Writer:
         self._undoing[names.stream] = evaluate(UNDO, (names.pointer, names.stream), names.value, self._expiry)
 
     async def undo(self, stream: str | None = None) -> bool:
-        """Remove what is to be removed, or one stream of that; return whether there was anything."""
+        """Carry out the waiting removals, or only that of one stream; return whether there was any."""
         chosen = [stream] if stream in self._undoing else [] if stream else list(self._undoing)
         answers = await self._link.pipeline([self._undoing[each] for each in chosen])
         for each, answer in zip(chosen, answers, strict=True):
@@ -95,34 +99,43 @@ class Writer:
         return bool(chosen)
 
     def doubt(self, slot: Slot) -> None:
-        """Compare all logs of a slot with what Redis has, because it has lost something."""
+        """Compare all logs of a slot with those in Redis at the next write: Redis may have lost data."""
         for log in self._logs():
             log.in_doubt = log.in_doubt or log.slot is slot
+        self._any_in_doubt = True
 
     def forget(self, log: OwnLog) -> None:
-        """Keep an ended log no longer."""
+        """Stop keeping an ended log."""
         self._ended.pop(log.names.pointer, None)
 
+    async def write_ends(self) -> None:
+        """Wait until logs end, and write the rest of them: their readers wait for the terminal frame."""
+        await self._any_ending.wait()
+        async with self._writing:
+            self._any_ending.clear()
+            logs, self._ending = self._ending, []
+            await self._write_all(logs)
+
     async def write(self) -> None:
-        """Write what is new, and carry out the cancels of other replicas."""
-        logs = [log for log in self._running.values() if log.has_news and not log.in_doubt]
-        await self._cancel()
-        for at in range(0, len(logs), BATCH):
-            await self._write(logs[at : at + BATCH])
-        for _ in range(3):  # a repair is compared once more
-            doubtful = [log for log in self._logs() if log.in_doubt]
-            for at in range(0, len(doubtful), BATCH):
-                await self._compare(doubtful[at : at + BATCH])
-        now = asyncio.get_running_loop().time()
-        while self._ended and (oldest := next(iter(self._ended.items())))[1][1] < now:
-            del self._ended[oldest[0]]
-        if not any(log.has_news or log.in_doubt for log in self._logs()):
-            for slot in self._link.slots:
-                slot.written = True
-        self.rounds += all(slot.written for slot in self._link.slots)
+        """Write what is new, and carry out the cancels that other replicas have requested."""
+        async with self._writing:
+            logs = list(self._running.values())
+            await self._cancel()
+            await self._write_all(logs)
+            for _ in range(3):  # a repaired log is compared again
+                doubtful = self._in_doubt()
+                for at in range(0, len(doubtful), BATCH):
+                    await self._compare(doubtful[at : at + BATCH])
+            now = asyncio.get_running_loop().time()
+            while self._ended and (oldest := next(iter(self._ended.items())))[1][1] < now:
+                del self._ended[oldest[0]]
+            if not self._in_doubt() and not any(log.has_news for log in self._running.values()):
+                for slot in self._link.slots:
+                    slot.written = True
+            self.rounds += all(slot.written for slot in self._link.slots)
 
     async def renew(self) -> None:
-        """Keep the running logs from expiring; find out which have a reader elsewhere."""
+        """Keep the running logs from expiring; record which ones another replica reads."""
         await self.undo()
         now = asyncio.get_running_loop().time()
         due = now >= self._renew_at
@@ -154,6 +167,16 @@ class Writer:
         yield from list(self._running.values())
         yield from [log for log, _ in self._ended.values()]
 
+    def _in_doubt(self) -> list[OwnLog]:
+        logs = self._logs() if self._any_in_doubt else self._running.values()
+        doubtful = [log for log in logs if log.in_doubt]
+        self._any_in_doubt = bool(doubtful)
+        return doubtful
+
+    def _note_ending(self, log: OwnLog) -> None:
+        self._ending.append(log)
+        self._any_ending.set()
+
     async def _cancel(self) -> None:
         (streams,) = await self._link.pipeline([("SMEMBERS", self._cancels)])
         if isinstance(streams, Exception) or not streams:
@@ -164,6 +187,11 @@ class Writer:
             if FORGET + log.names.stream.encode() in streams:
                 self.forget(log)
         await self._link.pipeline([("SREM", self._cancels, *streams)])
+
+    async def _write_all(self, logs: list[OwnLog]) -> None:
+        logs = [log for log in logs if log.has_news and not log.in_doubt]
+        for at in range(0, len(logs), BATCH):
+            await self._write(logs[at : at + BATCH])
 
     async def _write(self, logs: list[OwnLog]) -> None:
         batches = [(log, log.last, log.ending, log.news(self._retention)) for log in logs]
@@ -188,7 +216,7 @@ class Writer:
                 _note(log.slot, None)
 
     async def _compare(self, logs: list[OwnLog]) -> None:
-        """Compare logs with what Redis has of them, and repair them."""
+        """Compare logs with their streams in Redis, and repair those."""
         commands: list[Command] = []
         for log in logs:
             stream = log.names.stream
@@ -211,7 +239,7 @@ class Writer:
                 if ended and terminal and log.terminal is None:
                     self._show_end(log, terminal)
             else:
-                if log.entries_stored:  # else it is not Redis that has lost something: the request was replaced
+                if log.entries_stored:  # else Redis has lost nothing: the request was replaced
                     lossy.add(log.slot)
                 repairs.append(self._repair(log, terminal, b"%b %d" % (entry, length)))
         if repairs:
@@ -221,13 +249,12 @@ class Writer:
                     logger.warning("A log could not be written again: %s", describe(answer))
 
     def _is_whole(self, log: OwnLog, pointer: bytes | None, entry: bytes, length: int) -> bool:
-        """Return whether Redis has all of a log, and note up to where."""
+        """Return whether Redis has all of a log up to its last entry there, and record which one that is."""
         if pointer != log.names.value and not (pointer and log.terminal):
             return False
         kind, _, number = entry.partition(b"-")
         stored = {b"0": 0, b"1": int(number or 0), b"2": log.last}.get(kind, -1)
-        # Redis loses what was written last. What has been added since cannot have brought the length back: entries
-        # that it confirmed are missing.
+        # After a loss of confirmed entries the stream is too short, even if its last entry is a newer one.
         expected = log.entries_stored + (stored > log.stored) + (kind == b"2")
         if (log.terminal and kind != b"2") or stored < log.stored or stored > log.last or length != expected:
             return False
@@ -244,7 +271,7 @@ class Writer:
         return evaluate(REPAIR, (log.names.pointer, log.names.stream), *arguments)
 
     async def _refuse(self, log: OwnLog) -> None:
-        """End a log that another replica has ended, as that did."""
+        """End a log that another replica has ended, with the terminal frame from there."""
         if log.terminal is None:
             terminal = await self._end_of(log)
             if terminal is None:
@@ -264,14 +291,14 @@ class Writer:
         log.show_end(terminal)
 
     async def close(self) -> bool:
-        """Write what is left; return whether that is all."""
+        """Write what is left; return whether everything is written."""
         await self.write()
         await self.undo()
         return not self._running
 
 
 def _note(slot: Slot, error: Exception | None) -> None:
-    """Note whether Redis takes writes."""
+    """Record whether Redis accepts writes."""
     if error and slot.written:
         logger.warning("The shared log cannot be written: %s", describe(error))
     slot.written = error is None

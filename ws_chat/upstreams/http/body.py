@@ -2,12 +2,12 @@
 
 Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 
-- A body is detached from its connection at the end of the response: closing it late, or twice, cannot hit the next request
-  (test_a_late_close_hits_no_request_that_came_after). Closing it earlier closes the connection, unless its reader had
-  what it needs and the end comes within DRAIN_TIMEOUT (test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near,
+- A body is detached from its connection at the end of the response: closing it late, or twice, does not affect the next request
+  (test_a_late_close_hits_no_request_that_came_after). Closing it earlier closes the connection, unless its reader needs
+  nothing more and the end comes within DRAIN_TIMEOUT (test_a_reader_that_has_enough_keeps_the_connection_if_the_end_is_near,
   test_a_reader_that_has_enough_does_not_wait_for_an_end_that_is_far).
-- A pushed body is paused only while more than a slice of it waits. One that is read piece by piece pauses the reading of
-  the socket at BUFFER_LIMIT; emptying the buffer resumes it, and so does the end of the response
+- A pushed body pauses reading from the socket only while more than a slice of it is unparsed. One that is read piece by
+  piece pauses it at BUFFER_LIMIT; emptying the buffer resumes it, and so does the end of the response
   (test_a_body_without_a_reader_is_not_read_into_memory,
   test_a_connection_whose_body_came_at_once_is_read_on_for_the_next).
 """
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 BUFFER_LIMIT: Final = 256 * 1024
 """Bytes of a body that are buffered before reading from the socket is paused."""
 DRAIN_TIMEOUT: Final = 0.05
-"""Seconds in which a response must end after its last needed byte for its connection to be kept."""
+"""Seconds after the last needed byte in which a response must end, or its connection is closed."""
 
 
 class Head(NamedTuple):
     status: int
     headers: list[tuple[bytes, bytes]]
     is_plain_success: bool
-    """Whether the body is an answer that can be read as it is: the status is 2xx, and it is not compressed."""
+    """Whether the status is 2xx, and the body is not compressed."""
 
 
 class Body(httpx2.AsyncByteStream):
@@ -47,12 +47,11 @@ class Body(httpx2.AsyncByteStream):
     """
 
     connection: Connection
-    """The connection that it comes from."""
     head: Head
 
     def __init__(self, sink: Sink | None = None) -> None:
         self.pushed = False
-        """Whether it went to the sink that was known before."""
+        """Whether the body is pushed into the sink given to the constructor."""
         self._sink = sink
         self.deliver: Sink = self._keep
         """Called with each read. An attribute, because a method that passes it on would cost a call for every token."""
@@ -64,7 +63,7 @@ class Body(httpx2.AsyncByteStream):
         self._changed: asyncio.Future[None] | None = None
 
     def start(self, head: Head, answered: asyncio.Future[None]) -> None:
-        """Start with the head: `answered` is done now, or at the end of a body that is pushed. Called by the connection."""
+        """Start with the head. Sets `answered` now, or at the end of a body that is pushed. Called by the connection."""
         self.head = head
         if self._sink and head.is_plain_success:
             self.pushed = True
@@ -74,7 +73,7 @@ class Body(httpx2.AsyncByteStream):
             answered.set_result(None)
 
     def check(self) -> None:
-        """Raise the error that broke a body, unless the sink had what it needs."""
+        """Raise the error that broke the body, unless the sink needed nothing more."""
         if self._error and not self._stopped:
             raise self._error
 
@@ -88,7 +87,7 @@ class Body(httpx2.AsyncByteStream):
                 if not self._stopped and sink(read):
                     self.stop()
                 if len(reads) > 1:
-                    await asyncio.sleep(0)  # a flood, of which each read takes a while
+                    await asyncio.sleep(0)  # a flood: each read may take milliseconds
         if not (self._stopped or self._ended):
             self.deliver = sink
         while not (self._stopped or self._ended):

@@ -13,7 +13,7 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
   (test_failures_are_errors_of_httpx2, test_a_connection_that_is_lost_before_it_is_used_is_an_error_at_once).
 - Silence for the timeout, counted from the request or the last read, fails the request (test_silence_in_a_body_ends_it).
 - Interim responses (1xx) and trailers are skipped (test_a_body_arrives_whole_pushed_or_pulled); a 101 is a fault.
-- What is no body is bounded: at most OVERHEAD_LIMIT bytes of heads, trailers and chunk extensions in a row
+- Bytes outside of the body are bounded: at most OVERHEAD_LIMIT of heads, trailers and chunk extensions in a row
   (test_bytes_that_are_no_body_are_bounded).
 - A large read is parsed in slices, and all connections together get TURN_TIME for it in a turn of the event loop: a flood
   of tiny events delays nothing else (test_a_flood_leaves_the_event_loop_to_others). Reading is paused meanwhile.
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from ws_chat.upstreams.http.body import Body
 
 OVERHEAD_LIMIT: Final = 64 * 1024
-"""Bytes without a piece of a body in them, after which a response is malformed."""
+"""Bytes in a row outside of the body, above which a response is malformed."""
 DIRECT: Final = 4 * 1024
 """Bytes of a read that are parsed at once. A longer one waits for its turn."""
 SLICE: Final = 32 * 1024
-"""Bytes that are parsed in one go: at the worst, tiny events, they take a few milliseconds."""
+"""Bytes that are parsed at once: in the worst case, tiny events, they take a few milliseconds."""
 TURN_TIME: Final = 0.005
 """Seconds of a turn of the event loop in which waiting reads are parsed."""
 
@@ -84,20 +84,56 @@ class Connection(asyncio.Protocol):
     All connections of a transport share `turns`.
     """
 
+    __slots__ = (
+        "_answered",
+        "_body",
+        "_complete",
+        "_drain",
+        "_ends_with_connection",
+        "_head",
+        "_headers",
+        "_heard",
+        "_held",
+        "_keep_alive",
+        "_last",
+        "_loop",
+        "_now",
+        "_on_idle",
+        "_on_lost",
+        "_overhead",
+        "_parser",
+        "_parts",
+        "_paused",
+        "_rest",
+        "_served",
+        "_surplus",
+        "_timeout",
+        "_timer",
+        "_transport",
+        "_turns",
+        "_whole",
+        "idle_since",
+        "on_body",
+    )
+
     _transport: asyncio.Transport
-    _parser: Any = None
+    _parser: Any
 
     def __init__(
         self, on_idle: Callable[[Connection], None], on_lost: Callable[[Connection], None], turns: Turns
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        self._parser = None
+        self._parts: list[bytes] = []  # pieces of the body in the read that is parsed
+        self.on_body = self._parts.append  # called by the parser; a method of ours would cost a call for every token
         self._on_idle = on_idle
         self._on_lost = on_lost
         self._turns = turns
         self._served = 0
         self._last = 0.0  # loop time of the request or the last read
         self._timeout: float | None = None
-        self._timer: asyncio.TimerHandle | None = None  # of a silence; it stays for the next request
+        self._timer: asyncio.TimerHandle | None = None  # of the silence timeout; kept for the next request
         self._drain: asyncio.TimerHandle | None = None
         self._head: Head | None = None
         self._answered: asyncio.Future[None] | None = None  # the head was received, or the body was pushed to its end
@@ -124,7 +160,8 @@ class Connection(asyncio.Protocol):
             raise StaleConnectionError if self._served else httpx2.RemoteProtocolError("Server disconnected at once.")
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
-        self._parts: list[bytes] = []
+        self._parts.clear()
+        self._whole = 0  # the pieces of this response, when it is complete: what came after them is another one's
         self._overhead = 0  # bytes since the last piece of a body
         self._heard = self._complete = self._surplus = self._keep_alive = self._ends_with_connection = False
         self._head = None
@@ -181,7 +218,7 @@ class Connection(asyncio.Protocol):
         if self._body is None:
             self.close()  # a response without a request
             return
-        self._last = self._loop.time()
+        self._last = self._now()
         self._heard = True
         if self._rest:
             self._rest = memoryview(bytes(self._rest) + data)
@@ -196,23 +233,32 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes | memoryview) -> None:
         body = self._body
         assert body  # noqa: S101  (for the type checker)
+        parts = self._parts
         fault: Exception | None = None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             switched = self._parser.get_status_code() == 101
             fault = httpx2.RemoteProtocolError("The server switched protocols (101)." if switched else str(error))
-        self._overhead = 0 if self._parts else self._overhead + len(data)
-        if self._overhead > OVERHEAD_LIMIT and not self._complete:
-            fault = httpx2.RemoteProtocolError(f"The server sent more than {OVERHEAD_LIMIT} bytes without a body.")
-        if self._parts:
-            read = self._parts.pop() if len(self._parts) == 1 else self._join_parts()
+        if self._complete:
+            del parts[self._whole :]
+        if parts:
+            self._overhead = 0
+            if len(parts) == 1:
+                read = parts.pop()
+            else:
+                read = b"".join(parts)
+                parts.clear()
             try:
                 if body.deliver(read):
                     body.stop()
             except Exception as error:  # noqa: BLE001  (the sink's: `push` raises it)
                 self._fail(error)
                 return
+        else:
+            self._overhead += len(data)
+            if self._overhead > OVERHEAD_LIMIT and not self._complete:
+                fault = httpx2.RemoteProtocolError(f"The server sent more than {OVERHEAD_LIMIT} bytes without a body.")
         if self._complete:
             self._keep_alive = self._keep_alive and not (fault or self._surplus or self._rest)
             self._release()
@@ -243,7 +289,7 @@ class Connection(asyncio.Protocol):
     # Called by the parser.
 
     def on_message_begin(self) -> None:
-        self._surplus = self._complete  # after an interim response, the final one begins
+        self._surplus = self._complete  # not after an interim response: the final one starts
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
@@ -257,20 +303,12 @@ class Connection(asyncio.Protocol):
             self._body.start(self._head, self._answered)
         self._headers = []  # for the final response after an interim one, or for trailers
 
-    def on_body(self, body: bytes) -> None:
-        if not self._complete:
-            self._parts.append(body)
-
     def on_message_complete(self) -> None:
         if self._complete:
             return
         self._complete = self._head is not None
+        self._whole = len(self._parts)
         self._keep_alive = self._parser.should_keep_alive()  # after this call the parser has forgotten it (llhttp #147)
-
-    def _join_parts(self) -> bytes:
-        read = b"".join(self._parts)
-        self._parts.clear()
-        return read
 
     def _release(self) -> None:
         """End the body, and offer the connection for another request, or close it."""

@@ -3,9 +3,9 @@
 It connects, keeps idle connections, and raises httpx2's errors. Headers, retries, redirects and proxies are handled by
 httpx2 and the SDK.
 
-The SDK needs most of the time of a short answer to build a head that is always the same. So its head is the template of
-later requests: `post` sends them without the SDK. Whatever does not succeed there, the SDK gets as the result of its own
-first attempt (`replay`), so that its retries and its errors are the same, and no request is sent twice.
+For a short answer the SDK spends most of the CPU time on a head that is always the same. So its head becomes a template,
+and `post` sends later requests without the SDK. A failed one is given to the SDK as the result of its own first attempt
+(`replay`): its retries and errors stay the same, and no request is sent twice.
 
 Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 
@@ -15,7 +15,7 @@ Invariants, each with its tests in tests/upstreams/http/test_transport.py:
 - A request is sent again only if the server closed an idle connection without an answer, once, and on a new connection
   (test_a_connection_that_was_given_up_is_replaced_at_once,
   test_a_request_is_sent_again_once_and_not_on_every_idle_connection).
-- A template is a head of the SDK's first attempt that two requests in a row had in common, except for their Content-Length
+- A head becomes the template when two first attempts of the SDK in a row had it, except for the Content-Length
   (test_a_head_that_changes_is_no_template in tests/upstreams/test_template.py).
 - A read timeout is not retried by the SDK (test_silence_is_waited_for_once in tests/upstreams/test_errors.py).
 - Certificates are checked (test_tls).
@@ -49,7 +49,7 @@ PUSHED: Final = "pushed_body"
 """The response extension that holds the Body, to be pushed."""
 
 RESERVED_FILES: Final = 32
-"""File descriptors that are used neither for clients nor, but for half of them, for upstreams: for health checks."""
+"""File descriptors that are reserved for health checks; upstreams may use half of them."""
 
 Origin = tuple[bool, str, int]
 
@@ -88,7 +88,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
         """The template for `post`, as soon as there is one."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and return its response, whose body is still to come. Raises httpx2's errors."""
+        """Send a request and return its response after the head. Raises httpx2's errors."""
         url = request.url
         secure = url.scheme == "https"
         origin = (secure, url.host, url.port or (443 if secure else 80))
@@ -106,7 +106,7 @@ class PushTransport(httpx2.AsyncBaseTransport):
                 body = Body()
                 head = await self.post(template, content, body)
         except httpx2.ReadTimeout:
-            # The SDK would retry httpx2's error twice, three times the wait for the caller; it does not retry its own.
+            # The SDK would retry httpx2's error twice, so that the caller waits three times as long, but not its own.
             raise openai.APITimeoutError(request=request) from None
         extensions = {"http_version": b"HTTP/1.1", PUSHED: body}
         return httpx2.Response(head.status, headers=head.headers, stream=body, extensions=extensions)

@@ -16,6 +16,7 @@
  * @typedef {{ id: string, title: string, at: number, model: string, system: string, temperature?: number, leaf: string | null,
  *   turns: Turn[] }} Conversation `at`: ms since 1970.
  */
+import { withoutDelimiters } from "./math.js";
 import * as storage from "./storage.js";
 
 /** Events: `list`, `opened`, and with a detail `turn` ({ conversation, turn }), `full` and `evicted` ({ conversation }). */
@@ -183,6 +184,7 @@ function blank({ model = "", system = "", temperature } = {}) {
 
 /** @param {string} question */
 function title(question) {
-  const line = question.trim().split("\n", 1)[0] || "Image";
+  const start = withoutDelimiters(question.trim().slice(0, 1000)); // of a text of megabytes it would take long
+  const line = start.trim().split("\n", 1)[0] || "Image";
   return line.length > 60 ? `${line.slice(0, 59)}…` : line;
 }

@@ -181,8 +181,8 @@ function inline(token, depth) {
       return link(token.href, `Image: ${token.text || token.href}`);
     case "checkbox":
       return node("input", { type: "checkbox", disabled: true, checked: token.checked, "aria-label": "Task" });
-    case "escape":
-      return token.text;
+    case "escape": // `\,` and `\;` are spaces of LaTeX that has no delimiters; Markdown gives neither a meaning to escape
+      return /[,;]/.test(token.text) ? token.raw : token.text;
     case "math":
       return math(token);
     case "text":

@@ -58,6 +58,17 @@ function inline(text) {
   return { type: "math", raw: within[0], text: within[1], display: false };
 }
 
+/** Return a text with its formulas as they are between their delimiters, for places that show plain text. @param {string} text */
+export function withoutDelimiters(text) {
+  let [plain, rest] = ["", text];
+  for (let at; (at = rest.search(/\$|\\[([]/)) >= 0; ) {
+    const found = inline(rest.slice(at));
+    plain += rest.slice(0, at) + (found ? found.text.trim() : rest[at]);
+    rest = rest.slice(at + (found?.raw.length ?? 1));
+  }
+  return plain + rest;
+}
+
 /** @param {RegExp[]} rules @param {string} text */
 function match(rules, text) {
   for (const rule of rules) {

@@ -7,16 +7,23 @@ import { get, make } from "./dom.js";
  * @param {string[]} names The models that the page was served with, the default first.
  */
 export function options(conversations, line, names) {
-  const model = /** @type {HTMLInputElement} */ (get("model"));
+  const model = /** @type {HTMLSelectElement} */ (get("model"));
+  const name = /** @type {HTMLInputElement} */ (get("model-name"));
   const system = /** @type {HTMLTextAreaElement} */ (get("system"));
   const temperature = /** @type {HTMLInputElement} */ (get("temperature"));
-  const offer = (/** @type {string[]} */ list) => get("models").replaceChildren(...list.map((value) => make("option", { value })));
+  const other = make("option", {}, "Another model…");
+  let offered = names;
+  const offer = () => {
+    const chosen = conversations.current.model;
+    const [first, ...rest] = new Set([names[0] ?? "", ...offered, chosen]);
+    const all = [make("option", { value: "" }, first || "Default model"), ...rest.filter(Boolean).map((value) => make("option", { value }, value))];
+    model.replaceChildren(...all, other);
+    model.value = chosen === first ? "" : chosen;
+  };
 
-  model.placeholder = names[0] ?? "Default model";
-  offer(names);
   const show = () => {
     const { current } = conversations;
-    model.value = current.model;
+    offer();
     system.value = current.system;
     temperature.value = current.temperature === undefined ? "" : String(current.temperature);
     mark();
@@ -28,19 +35,37 @@ export function options(conversations, line, names) {
   const changed = () => {
     const { current } = conversations;
     const heat = temperature.value === "" ? undefined : Number(temperature.value);
-    Object.assign(current, { model: model.value.trim(), system: system.value.trim() ? system.value : "", temperature: heat });
+    Object.assign(current, { system: system.value.trim() ? system.value : "", temperature: heat });
     mark();
     if (current.turns.length) conversations.save(current);
   };
-  for (const field of [model, system, temperature]) field.addEventListener("change", changed);
-  model.addEventListener("input", () => (conversations.current.model = model.value.trim()));
-  // A list of suggestions shows only what fits to what is there, so that a click makes room for all.
-  model.addEventListener("pointerdown", () => {
-    if (document.activeElement === model || !model.value) return;
-    model.value = "";
-    model.addEventListener("blur", () => {
-      if (!model.value) model.value = conversations.current.model; // unless it was emptied by hand
-    }, { once: true });
+  for (const field of [system, temperature]) field.addEventListener("change", changed);
+
+  const choose = (/** @type {string} */ value) => {
+    conversations.current.model = value;
+    offer();
+    changed();
+  };
+  const typing = (/** @type {boolean} */ on) => {
+    name.hidden = !on;
+    model.hidden = on;
+  };
+  model.addEventListener("change", () => {
+    if (model.selectedOptions[0] !== other) return choose(model.value);
+    typing(true);
+    name.focus();
+  });
+  name.addEventListener("blur", () => {
+    choose(name.value.trim() || conversations.current.model);
+    name.value = "";
+    typing(false);
+  });
+  name.addEventListener("keydown", (event) => {
+    if ((event.key !== "Enter" && event.key !== "Escape") || event.isComposing) return;
+    event.preventDefault(); // Enter would send the message, Escape stop the answer
+    if (event.key === "Escape") name.value = "";
+    name.blur();
+    model.focus();
   });
   conversations.addEventListener("opened", show);
 
@@ -55,7 +80,9 @@ export function options(conversations, line, names) {
     if (line.state !== "open" || asked === `key ${line.key}`) return;
     asked = `key ${line.key}`;
     const found = await line.models();
-    if (found.length) offer([...new Set([...names, ...found])]);
+    if (!found.length) return;
+    offered = [...names, ...found];
+    offer();
   });
   show();
 }
