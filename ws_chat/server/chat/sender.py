@@ -113,7 +113,7 @@ class ConnectionSender(ABC):
     def __init__(self) -> None:
         self._waiting: dict[Callable[[], None], None] = {}
         self._replies: list[Any] = []  # few; an empty deque has 624 bytes
-        self._room = asyncio.Event()  # for another reply
+        self._room: asyncio.Event | None = None  # for another reply, once one has waited
         self._closed = False
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -150,6 +150,7 @@ class ConnectionSender(ABC):
         kept, so that the reply to a ping does not hold up a cancel.
         """
         while len(self._replies) >= MAX_REPLIES and not self._closed:
+            self._room = self._room or asyncio.Event()
             self._room.clear()
             await self._room.wait()
         if not self._closed:
@@ -158,7 +159,7 @@ class ConnectionSender(ABC):
     def _call_waiting(self) -> None:
         while self._replies and self.writable:
             self.write(self._replies.pop(0))
-        if len(self._replies) < MAX_REPLIES or self._closed:
+        if self._room and (len(self._replies) < MAX_REPLIES or self._closed):
             self._room.set()
         if not self._waiting:
             return
@@ -210,7 +211,8 @@ class DirectSender(ConnectionSender):
     def _end(self, *, sent: bool) -> None:
         self._closed = True
         self.writable = False
-        self._room.set()
+        if self._room:
+            self._room.set()
         if not self.ended.done():
             self.ended.set_result(sent)
 

@@ -29,6 +29,7 @@ Invariants, with their tests:
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -42,7 +43,6 @@ from ws_chat.server.http_errors import error_response
 from ws_chat.server.uvicorn_protocols.bounds import is_bounded, pending
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from starlette.types import Receive, Send
@@ -113,6 +113,35 @@ class _Turns:
                 self.add(connection)
 
 
+class _Inbox:
+    """The events that the application has not received yet. In its place uvicorn has a Queue, of 3 KB for an idle socket."""
+
+    __slots__ = ("_events", "_waiters")
+
+    def __init__(self) -> None:
+        self._events: list[ASGIReceiveEvent] = []  # few: only while there is none, another frame is parsed
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def empty(self) -> bool:
+        return not self._events
+
+    def put_nowait(self, event: ASGIReceiveEvent) -> None:
+        self._events.append(event)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def get(self) -> ASGIReceiveEvent:
+        while not self._events:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.remove(waiter)
+        return self._events.pop(0)
+
+
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket to which text frames can be written directly."""
 
@@ -128,6 +157,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn.debug = False  # else it logs the handshake, which contains keys
+        self.queue = cast("asyncio.Queue[ASGIReceiveEvent]", _Inbox())
         self._unread = bytearray()
         self._turns: _Turns = self.app_state.setdefault("ws_chat.turns", _Turns())
 
