@@ -13,6 +13,7 @@ import msgspec
 
 from ws_chat.protocol.deltas import MERGE_SIZE, join_text
 from ws_chat.protocol.frames import Done
+from ws_chat.server.responses.kinds import REASONING, REFUSAL, TEXT, TextKind
 from ws_chat.server.responses.types import (
     ArgumentsDelta,
     ArgumentsDone,
@@ -26,19 +27,14 @@ from ws_chat.server.responses.types import (
     Item,
     ItemAdded,
     ItemDone,
-    ItemEvent,
     OutputMessage,
     OutputText,
     Part,
     PartAdded,
     PartDone,
-    ReasoningDelta,
-    ReasoningDone,
     ReasoningItem,
     ReasoningText,
     Refusal,
-    RefusalDelta,
-    RefusalDone,
     Response,
     ResponseCompleted,
     ResponseCreated,
@@ -48,7 +44,6 @@ from ws_chat.server.responses.types import (
     ResponseInProgress,
     Status,
     TextDelta,
-    TextDone,
 )
 
 if TYPE_CHECKING:
@@ -67,31 +62,11 @@ _encode: Final = msgspec.json.Encoder().encode
 _decode_text: Final = msgspec.json.Decoder(str).decode
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """A kind of text: the types that it becomes, and how a delta with nothing else begins."""
-
-    item: type[OutputMessage | ReasoningItem]
-    prefix: str
-    part: type[Part]
-    delta: type[DeltaEvent]
-    done: type[ItemEvent]
-    openings: tuple[bytes, ...]
-
-
-_REASONING: Final = _Kind(
-    *(ReasoningItem, "rs", ReasoningText, ReasoningDelta, ReasoningDone),
-    (b'{"reasoning_content":"', b'{"reasoning":"'),
-)
-_TEXT: Final = _Kind(OutputMessage, "msg", OutputText, TextDelta, TextDone, (b'{"content":"',))
-_REFUSAL: Final = _Kind(OutputMessage, "msg", Refusal, RefusalDelta, RefusalDone, (b'{"refusal":"',))
-
-
 @dataclass(slots=True)
 class _Open:
     """The open part of a message or reasoning item. The item is as it was added: without parts."""
 
-    kind: _Kind
+    kind: TextKind
     item: OutputMessage | ReasoningItem
     output_index: int
     parts: list[Part]
@@ -147,7 +122,7 @@ class Fold:
     def feed(self, delta: Mapping[str, Any]) -> list[Event]:
         """Return the events of the next delta."""
         reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-        for kind, text in ((_REASONING, reasoning), (_TEXT, delta.get("content")), (_REFUSAL, delta.get("refusal"))):
+        for kind, text in ((REASONING, reasoning), (TEXT, delta.get("content")), (REFUSAL, delta.get("refusal"))):
             if text and type(text) is str:
                 self._add_text(kind, text, delta)
         calls = delta.get("tool_calls")
@@ -233,18 +208,18 @@ class Fold:
         self._output[index] = item
         self._emit(ItemDone, output_index=index, item=item)
 
-    def _add_text(self, kind: _Kind, text: str, delta: Mapping[str, Any]) -> None:
+    def _add_text(self, kind: TextKind, text: str, delta: Mapping[str, Any]) -> None:
         opened = self._open
         if opened is None or opened.kind is not kind:
             opened = self._open_part(kind)
         opened.texts.append(text)
         more = {}
-        if kind is _TEXT:
+        if kind is TEXT:
             more["logprobs"] = logprobs = _logprobs(delta.get("logprobs"))
             opened.logprobs += logprobs
         self._emit(kind.delta, **_place(opened), delta=text, **more)
 
-    def _open_part(self, kind: _Kind) -> _Open:
+    def _open_part(self, kind: TextKind) -> _Open:
         """Open a part in the open item, or in a new one if that is of another type."""
         before = self._open
         if before and before.kind.item is kind.item:
@@ -260,10 +235,10 @@ class Fold:
 
     def _close_part(self, opened: _Open) -> None:
         kind, place, text = opened.kind, _place(opened), "".join(opened.texts)
-        if kind is _REFUSAL:
+        if kind is REFUSAL:
             part: Part = Refusal(text)
             self._emit(kind.done, **place, refusal=text)
-        elif kind is _TEXT:
+        elif kind is TEXT:
             part = OutputText(text, logprobs=opened.logprobs)
             self._emit(kind.done, **place, text=text, logprobs=opened.logprobs)
         else:
