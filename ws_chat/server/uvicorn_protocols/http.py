@@ -283,9 +283,8 @@ class DirectHTTPProtocol(HttpToolsProtocol):
         if not self._discarding:
             self._upgraded = True
             self._close_after(None)
-            if not self.url.startswith(
-                b"/"
-            ):  # absolute (RFC 9112, section 3.2.2): uvicorn would use all of it as the path
+            # In the absolute form (RFC 9112, section 3.2.2) uvicorn would use all of it as the path.
+            if not self.url.startswith(b"/"):
                 url = httptools.parse_url(self.url)
                 self.url = (url.path or b"/") + (b"?" + url.query if url.query else b"")
             super().handle_websocket_upgrade()
